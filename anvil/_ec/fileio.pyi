@@ -1,0 +1,20 @@
+from collections.abc import Sequence
+
+from anvil._ec.pool import Job
+from anvil.base.types import Buffer
+
+class WriteJob(Job):
+    """pwritev of all `buffers` at `offset`, retried until whole. check() raises OSError(errno). `sync`: fdatasync afterwards."""
+
+    def __init__(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool = False) -> None: ...
+
+class ReadJob(Job):
+    """pread into `view`; `count` = bytes read (short only at end of file). check() raises OSError(errno)."""
+
+    def __init__(self, fd: int, offset: int, view: Buffer) -> None: ...
+    count: int
+
+class SyncJob(Job):
+    """fdatasync. check() raises OSError(errno)."""
+
+    def __init__(self, fd: int) -> None: ...

@@ -1,0 +1,130 @@
+/* The C thread pool: runs jobs that never need the GIL, and tells an event loop through an eventfd when some are done.
+ *
+ * A job is a C struct embedded in a Python object that keeps its buffers alive; the pool never touches Python. Completed jobs
+ * are chained on a list; the eventfd is written only when that list goes from empty to non-empty. One lock guards both lists.
+ */
+#ifndef ANVIL_POOL_H
+#define ANVIL_POOL_H
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+typedef struct anvil_job {
+    void (*run)(struct anvil_job *job); /* called on a pool thread, without the GIL */
+    void *arg;                          /* the job's own C state */
+    void *owner;                        /* PyObject*, opaque here */
+    int status;                         /* set by run: 0, or the job's own code */
+    struct anvil_job *next;
+} anvil_job;
+
+typedef struct anvil_pool {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    anvil_job *head, *tail;           /* waiting, first in first out */
+    anvil_job *done_head, *done_tail; /* completed, not yet collected */
+    int event_fd;
+    int closing;
+    int threads;
+    pthread_t *thread;
+} anvil_pool;
+
+static void *anvil_pool_main(void *arg) {
+    anvil_pool *p = (anvil_pool *)arg;
+    pthread_mutex_lock(&p->lock);
+    for (;;) {
+        while (!p->head && !p->closing)
+            pthread_cond_wait(&p->wake, &p->lock);
+        if (!p->head)
+            break; /* closing, and everything has run */
+        anvil_job *job = p->head;
+        p->head = job->next;
+        if (!p->head)
+            p->tail = NULL;
+        pthread_mutex_unlock(&p->lock);
+        job->next = NULL;
+        job->run(job);
+        pthread_mutex_lock(&p->lock);
+        int was_empty = p->done_head == NULL;
+        if (was_empty)
+            p->done_head = job;
+        else
+            p->done_tail->next = job;
+        p->done_tail = job;
+        if (was_empty) {
+            uint64_t one = 1;
+            ssize_t n = write(p->event_fd, &one, sizeof one);
+            (void)n; /* an eventfd with EFD_NONBLOCK refuses only at 2^64-1 */
+        }
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+/* Returns 0, or an errno; on failure nothing is left running. */
+static int anvil_pool_open(anvil_pool *p, int threads) {
+    p->head = p->tail = p->done_head = p->done_tail = NULL;
+    p->closing = 0;
+    p->threads = 0;
+    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (p->event_fd < 0)
+        return -1;
+    p->thread = (pthread_t *)calloc((size_t)threads, sizeof *p->thread);
+    if (!p->thread) {
+        close(p->event_fd);
+        return -1;
+    }
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    for (int i = 0; i < threads; i++) {
+        if (pthread_create(&p->thread[i], NULL, anvil_pool_main, p) != 0)
+            break;
+        p->threads++;
+    }
+    return p->threads ? 0 : -1;
+}
+
+static void anvil_pool_submit(anvil_pool *p, anvil_job *job) {
+    job->next = NULL;
+    pthread_mutex_lock(&p->lock);
+    if (p->tail)
+        p->tail->next = job;
+    else
+        p->head = job;
+    p->tail = job;
+    pthread_cond_signal(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* Takes the whole list of completed jobs, oldest first, and clears the event. */
+static anvil_job *anvil_pool_collect(anvil_pool *p) {
+    uint64_t count;
+    pthread_mutex_lock(&p->lock);
+    ssize_t n = read(p->event_fd, &count, sizeof count);
+    (void)n;
+    anvil_job *list = p->done_head;
+    p->done_head = p->done_tail = NULL;
+    pthread_mutex_unlock(&p->lock);
+    return list;
+}
+
+/* Waits for every submitted job and ends the threads. Must be called without the GIL. Completed jobs can still be collected. */
+static void anvil_pool_stop(anvil_pool *p) {
+    pthread_mutex_lock(&p->lock);
+    p->closing = 1;
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+    for (int i = 0; i < p->threads; i++)
+        pthread_join(p->thread[i], NULL);
+}
+
+static void anvil_pool_free(anvil_pool *p) {
+    free(p->thread);
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->wake);
+    close(p->event_fd);
+}
+
+#endif

@@ -1,0 +1,216 @@
+"""The ports of the engine: what it needs from the world, as Protocols.
+
+Owns: the contracts between `engine` and its surroundings (`meta`, `shards`, `net`). Each has an in-memory implementation in
+`tests/contract`, and real and in-memory ones pass the same contract suite. Not here: any implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from anvil.base.types import Buffer
+from anvil.model.identity import App, Bucket
+from anvil.model.records import (
+    BlobId,
+    BucketId,
+    Committed,
+    CompleteCommit,
+    Condition,
+    Debt,
+    DriveId,
+    Garbage,
+    ListPage,
+    ListQuery,
+    ObjectRecord,
+    PartCommit,
+    PartRecord,
+    PutCommit,
+    SessionId,
+    UploadId,
+    UploadRecord,
+    UploadsPage,
+    UploadsQuery,
+    Usage,
+    VersionId,
+)
+from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
+
+
+class Body(Protocol):
+    """The payload of a request, pulled by the engine. No byte is copied in Python."""
+
+    length: int
+    """Exact number of payload bytes that will come (decoded length for aws-chunked)."""
+
+    async def readinto(self, view: memoryview) -> int:
+        """Fill `view` from the start. Returns its whole length, or less only at the end of the body (0 after it).
+
+        Raises IncompleteBody (client went away or sent less), RequestTimeout, and for aws-chunked SignatureMismatch,
+        InvalidRequest. After it returned short, or `length` bytes have come, `trailers` is final.
+        """
+        ...
+
+    @property
+    def trailers(self) -> dict[str, str]:
+        """Verified trailing headers of an aws-chunked body, lower-case names; empty otherwise."""
+        ...
+
+
+class Metadata(Protocol):
+    """The regional database. Every call is coalesced with its like; none may be retried blindly by the caller.
+
+    All raise DatabaseUnavailable (nothing happened) and SlowDown (queue full). Writing calls also raise OutcomeUnknown,
+    WriterFenced (session gone) and NoSuchBucket (bucket row gone); conditional ones PreconditionFailed, or NoSuchKey where
+    If-Match names an etag and the key does not exist. Cancelling a caller never cancels a batch: a write that was sent happens.
+    """
+
+    async def get_object(self, bucket_id: BucketId, key: str) -> ObjectRecord | None:
+        """The visible current object, strictly fresh."""
+        ...
+
+    async def put_object(self, commit: PutCommit) -> Committed: ...
+
+    async def replace_attributes(self, commit: PutCommit, expected: VersionId) -> Committed:
+        """Metadata-only copy onto itself: rewrite attributes and times of the row whose version is `expected`, keeping its
+        content. Raises ConditionalRequestConflict if the row changed meanwhile."""
+        ...
+
+    async def delete_object(self, session: SessionId, bucket_id: BucketId, key: str, condition: Condition) -> bool:
+        """True if something was removed. Missing keys are no error (unless If-Match: NoSuchKey)."""
+        ...
+
+    async def list_objects(self, query: ListQuery) -> ListPage: ...
+
+    # -- multipart
+    async def create_upload(self, session: SessionId, upload: UploadRecord) -> None: ...
+
+    async def get_upload(self, bucket_id: BucketId, key: str, upload_id: UploadId) -> UploadRecord | None:
+        """In progress, or completed (until its object goes): `completed` tells."""
+        ...
+
+    async def put_part(self, commit: PartCommit) -> int:
+        """Returns modified_us. Raises NoSuchUpload. Replaces a part of the same number."""
+        ...
+
+    async def list_parts(self, bucket_id: BucketId, upload_id: UploadId, after: int, limit: int) -> tuple[PartRecord, ...]:
+        """Parts with number > after, ascending, with content; for uploads in progress and for completed ones (the manifest)."""
+        ...
+
+    async def complete_upload(self, commit: CompleteCommit) -> Committed:
+        """Idempotent by upload id: repeated with the upload already completed, returns what was committed. Raises NoSuchUpload,
+        InvalidPart (a listed part is missing or has another etag). Unlisted parts go to the outbox."""
+        ...
+
+    async def abort_upload(self, session: SessionId, bucket_id: BucketId, key: str, upload_id: UploadId) -> None:
+        """Raises NoSuchUpload."""
+        ...
+
+    async def list_uploads(self, query: UploadsQuery) -> UploadsPage: ...
+
+    # -- writer session
+    async def open_session(self, node_id: bytes, worker: int) -> SessionId: ...
+    async def renew_session(self, session: SessionId) -> bool:
+        """False when it is gone: the caller must open another and drop all work of the old one."""
+        ...
+
+    async def close_session(self, session: SessionId) -> None: ...
+
+    # -- collector, repair, sweep
+    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
+        """Outbox rows older than grace_s, oldest first, whose blob no row owns."""
+        ...
+
+    async def garbage_done(self, outbox_ids: Sequence[int]) -> None: ...
+    async def debts(self, limit: int) -> Sequence[Debt]: ...
+    async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
+        """Clear those bits; the row goes when none is left."""
+        ...
+
+    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]]) -> None:
+        """Damage found by a reader or scrub: missing bits to be rebuilt (merged by OR)."""
+        ...
+
+    async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
+        """For each, whether some row (object, version, part) names that blob now."""
+        ...
+
+    async def live_sessions(self) -> frozenset[SessionId]: ...
+    async def usage(self, bucket_ids: Sequence[BucketId] | None = None) -> Sequence[Usage]: ...
+
+
+class Catalog(Protocol):
+    """The global database as a request sees it: who is who, and which buckets there are. Reads may be cached while the change log
+    was read within the last second; without that they raise DatabaseUnavailable."""
+
+    async def app(self, access_key: str) -> App | None: ...
+    async def bucket(self, name: str) -> Bucket | None:
+        """By name, whatever its tenant: the caller compares tenants and answers as if it did not exist (404) or as forbidden
+        (403, anonymous). Only ACTIVE buckets are returned."""
+        ...
+
+    async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
+        """The tenant's active buckets, by name. Strictly fresh."""
+        ...
+
+    async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:
+        """Both databases, resumable. Raises BucketAlreadyExists, BucketAlreadyOwnedByYou, TooManyBuckets."""
+        ...
+
+    async def delete_bucket(self, bucket: Bucket) -> None:
+        """Raises BucketNotEmpty, NoSuchBucket."""
+        ...
+
+
+class LargeShard(Protocol):
+    """A shard being written to a file of its own. Nothing of it is visible before `publish`."""
+
+    async def write(self, frames: Buffer) -> None:
+        """Append frames (checksum + unit). The buffer must not change until this returns. Raises StorageFull, DriveFailed."""
+        ...
+
+    async def publish(self, footer: ShardFooter) -> None:
+        """Write the footer; on return the shard is durable and can be read under its name. Raises as `write`."""
+        ...
+
+    async def abort(self) -> None:
+        """Remove what was written. Never raises."""
+        ...
+
+
+class Drive(Protocol):
+    """One place for shards: a folder on a local disk now, a remote peer's drive later."""
+
+    drive_id: DriveId
+    label: str
+
+    @property
+    def writable(self) -> bool:
+        """False once the drive is missing, failed or read-only."""
+        ...
+
+    @property
+    def readable(self) -> bool: ...
+
+    async def put(self, header: ShardHeader, frames: Buffer, footer: ShardFooter) -> None:
+        """A small shard, whole: on return it is durable (group commit) and indexed. Raises StorageFull, DriveFailed."""
+        ...
+
+    async def create(self, header: ShardHeader) -> LargeShard: ...
+
+    async def open(self, blob_id: BlobId, index: int) -> ShardPlace | None:
+        """Find a shard and check its record's own header against (blob, index). None if the drive does not have it. Raises BadRecord
+        when it has it and its header is damaged, DriveFailed when the drive cannot be read."""
+        ...
+
+    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
+        """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed."""
+        ...
+
+    async def remove(self, blob_id: BlobId, index: int) -> bool:
+        """Forget a shard (all copies of that index on this drive); space comes back by unlink or compaction. True if it had it."""
+        ...
+
+    def scan(self) -> AsyncIterator[ShardPlace]:
+        """Every shard of the drive, published and readable, in no order; damaged ones are reported by `place.damaged`."""
+        ...

@@ -1,0 +1,90 @@
+"""What a handler sees of one request: its head, its body, and a way to answer. HTTP/1.1 now, HTTP/2 streams later.
+
+Owns: the contract between `net` and everything above it. Invariant: a handler answers exactly once, with `respond` or with
+`start` + `write`* + `finish`; body bytes never pass through Python objects. Not here: sockets, parsing, S3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from anvil.base.types import Buffer
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class RequestHead(msgspec.Struct, frozen=True):
+    """The head of a request, verbatim. Header names are lower case, values stripped of outer white space, order and duplicates kept."""
+
+    method: str
+    path: bytes  # raw, as sent: never decoded, never normalized
+    query: bytes  # raw, without "?"
+    headers: tuple[tuple[bytes, bytes], ...]
+    authority: bytes  # Host or :authority; empty for HTTP/1.0 without Host
+    version: str  # "1.0", "1.1", "2"
+    peer: str  # address of the connection's other end, never a forwarded one
+    content_length: int | None  # None: no body announced, or chunked transfer coding
+    chunked: bool  # transfer-encoding: chunked
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of that lower-case name."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.headers if key == name]
+
+
+class Stream(Protocol):
+    """One request being served. Owned by one handler task; cancelled when the client goes away."""
+
+    head: RequestHead
+
+    async def readinto(self, view: memoryview) -> int:
+        """Raw body bytes straight from the socket into `view`: its whole length, or less only at the end of the body, 0 after it.
+        Sends `100 Continue` first where the client waits for it. Raises IncompleteBody, RequestTimeout."""
+        ...
+
+    async def read_all(self, limit: int) -> bytes:
+        """A small body, whole. Raises EntityTooLarge beyond `limit`."""
+        ...
+
+    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """A whole answer. Adds content-length, date, server and connection as needed. For HEAD, pass content-length yourself and no body."""
+        ...
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """Begin an answer of `length` body bytes (None: chunked, or until close for HTTP/1.0)."""
+        ...
+
+    async def write(self, data: Buffer) -> None:
+        """Body bytes. Returns when the transport can take more. `data` must not change until `flushed` or the stream ends."""
+        ...
+
+    async def flushed(self) -> None:
+        """Until everything written has left for the kernel, so that its buffers may be reused."""
+        ...
+
+    async def finish(self) -> None: ...
+
+    @property
+    def started(self) -> bool:
+        """True once a status line has been sent: an error can then only cut the connection (`abort`)."""
+        ...
+
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+    def abort(self) -> None:
+        """Cut the connection: the only honest end of an answer that failed half way."""
+        ...
+
+
+class Handler(Protocol):
+    async def __call__(self, stream: Stream) -> None: ...

@@ -1,0 +1,64 @@
+"""Builds the Cython extensions. Everything else about the package is in pyproject.toml.
+
+Each extension is one `.pyx` with its `.pyi` beside it; C sources and headers of a kernel stand next to it. Libraries are found by
+pkg-config, and a missing one is named together with the Debian package that has it. `ANVIL_STRICT=1` (CI) turns warnings into errors,
+`ANVIL_SANITIZE=1` builds with AddressSanitizer.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBIAN_PACKAGES = {"libisal": "libisal-dev", "libcrypto": "libssl-dev", "libxxhash": "libxxhash-dev"}
+
+# extension: (C sources beside the .pyx, pkg-config libraries)
+EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
+    "anvil._ec.pool": ([], []),
+}
+
+
+def pkg_config(library: str, flag: str) -> list[str]:
+    try:
+        out = subprocess.run(["pkg-config", flag, library], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        sys.exit(f"{library} was not found by pkg-config: install {DEBIAN_PACKAGES[library]} and pkg-config (make build does it with apt)")
+    return out.stdout.split()
+
+
+def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
+    folder = os.path.join(*name.split(".")[:-1])
+    compile_args = ["-O3", "-fno-strict-aliasing", "-pthread", "-Wall", "-Wextra"]
+    link_args = ["-pthread"]
+    if os.environ.get("ANVIL_STRICT") == "1":
+        compile_args.append("-Werror")
+    # What Cython itself generates is not ours to mend.
+    compile_args += ["-Wno-unused-parameter", "-Wno-unused-function", "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
+    compile_args += ["-Wno-deprecated-declarations"]
+    if os.environ.get("ANVIL_SANITIZE") == "1":
+        compile_args += ["-fsanitize=address", "-fno-omit-frame-pointer", "-g", "-O1"]
+        link_args += ["-fsanitize=address"]
+    for library in libraries:
+        compile_args += pkg_config(library, "--cflags")
+        link_args += pkg_config(library, "--libs")
+    return Extension(
+        name,
+        [name.replace(".", os.sep) + ".pyx", *(os.path.join(folder, source) for source in sources)],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+        include_dirs=["anvil/_ec"],
+        depends=[os.path.join("anvil/_ec", header) for header in os.listdir("anvil/_ec") if header.endswith((".h", ".pxd"))],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(name, *spec) for name, spec in EXTENSIONS.items()],
+        compiler_directives={"language_level": 3, "embedsignature": True},
+        nthreads=os.cpu_count() or 1,
+    )
+)
