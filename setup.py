@@ -26,7 +26,9 @@ def pkg_config(library: str, flag: str) -> list[str]:
     try:
         out = subprocess.run(["pkg-config", flag, library], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
-        sys.exit(f"{library} was not found by pkg-config: install {DEBIAN_PACKAGES[library]} and pkg-config (make build does it with apt)")
+        sys.exit(
+            f"{library} was not found by pkg-config: install {DEBIAN_PACKAGES[library]} and pkg-config (make build does it with apt)"
+        )
     return out.stdout.split()
 
 
@@ -37,7 +39,12 @@ def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
     if os.environ.get("ANVIL_STRICT") == "1":
         compile_args.append("-Werror")
     # What Cython itself generates is not ours to mend.
-    compile_args += ["-Wno-unused-parameter", "-Wno-unused-function", "-Wno-missing-field-initializers", "-Wno-cast-function-type"]
+    compile_args += [
+        "-Wno-unused-parameter",
+        "-Wno-unused-function",
+        "-Wno-missing-field-initializers",
+        "-Wno-cast-function-type",
+    ]
     compile_args += ["-Wno-deprecated-declarations"]
     if os.environ.get("ANVIL_SANITIZE") == "1":
         compile_args += ["-fsanitize=address", "-fno-omit-frame-pointer", "-g", "-O1"]

@@ -38,6 +38,8 @@ STRIPES_IN_FLIGHT: Final = 3  # per upload or download: one arriving, one in the
 BUFFER_POOL_BYTES_MAX: Final = 224 * MIB  # stripe buffers of one worker; who finds none waits, so memory stays bounded
 STRAGGLER_S: Final = 5.0  # how long a writer waits for the slowest drives once the quorum is durable
 READ_SPARE_AFTER_S: Final = 0.5  # a drive slower than this is doubled by a spare
+DAMAGE_REMEMBERED: Final = 4096  # damaged shards a worker has reported and will not report again
+MANIFEST_PARTS_CACHED: Final = 40_000  # part rows of completed uploads a worker remembers (they never change)
 INLINE_JOB_BYTES_MAX: Final = 64 * KIB  # native jobs up to this size run on the event loop's thread (about 50 us)
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------

@@ -61,3 +61,11 @@ class ObjectInfo(msgspec.Struct, frozen=True):
     part_count: int
     extents: tuple[Extent, ...] = ()  # filled by `open`, empty from `stat`
     parts: tuple[PartRecord, ...] = ()  # likewise, for multipart objects
+
+
+class CompletePart(msgspec.Struct, frozen=True):
+    """A part as CompleteMultipartUpload lists it. `etag` without quotes; `checksum` raw bytes where the client gave one."""
+
+    number: int
+    etag: str
+    checksum: bytes | None = None

@@ -34,4 +34,3 @@ class ShardPlace(msgspec.Struct, frozen=True):
     header: ShardHeader
     ref: object
     damaged: bool = False
-

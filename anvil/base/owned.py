@@ -1,0 +1,52 @@
+"""Tasks that outlive who started them, but never their owner.
+
+Owns: the set of running tasks of one subsystem. Invariant: every task is awaited or logged; none is forgotten, and `close` returns
+only when all have ended. Not here: restarting (supervisors do that).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+log = logging.getLogger("anvil.tasks")
+T = TypeVar("T")
+
+
+class OwnedTasks:
+    """A set of tasks with an owner. Bound: the owner limits what it starts (requests in flight, stripes in flight)."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in a task of its own. An exception nobody awaits is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` to its end even if the caller is cancelled: the caller then leaves, the work goes on here."""
+        return await asyncio.shield(self.start(work))
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("%s: task ended with %r", self._name, error)
+
+    async def close(self, timeout_s: float) -> None:
+        """Wait for what runs, at most `timeout_s`; then cancel the rest and wait for that."""
+        if self._tasks:
+            _, pending = await asyncio.wait(set(self._tasks), timeout=timeout_s)
+            for task in pending:
+                log.warning("%s: cancelled at shutdown: %r", self._name, task.get_coro())
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending)

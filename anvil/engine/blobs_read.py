@@ -1,0 +1,297 @@
+"""Reading blobs: any k good shards, local first, the next stripe on its way while this one is being sent.
+
+Owns: which shards of a blob are used, what happens when one is missing, slow or damaged, and read-ahead. Invariant: bytes handed out
+have passed the unit checksum and the seal; damage is reported once per blob and index, and becomes repair debt. Not here: which
+blob an object has (`engine/objects.py`), rebuilding (`tasks/repair.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+
+import msgspec
+
+from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, SealBroken
+from anvil.base.errors import BadRecord, DataLost, DriveFailed, ReadQuorumLost
+from anvil.base.limits import DAMAGE_REMEMBERED, INLINE_JOB_BYTES_MAX, READ_SPARE_AFTER_S, STRIPES_IN_FLIGHT
+from anvil.engine.context import Context
+from anvil.engine.ports import Drive
+from anvil.engine.types import Extent
+from anvil.model.identity import Bucket
+from anvil.model.records import BlobRef
+from anvil.model.shard import ShardPlace
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """Bytes lo..hi of one stripe of one extent (of the whole content where it is inline)."""
+
+    extent: Extent
+    stripe: int
+    lo: int
+    hi: int
+
+
+def plan(extents: tuple[Extent, ...], start: int, length: int) -> Iterator[_Piece]:
+    """The pieces that make up bytes start .. start+length of an object, in order."""
+    end = start + length
+    for extent in extents:
+        lo, hi = max(start, extent.start) - extent.start, min(end, extent.start + extent.size) - extent.start
+        if lo >= hi or extent.content is None:
+            continue
+        if extent.content.inline is not None:
+            yield _Piece(extent, 0, lo, hi)
+            continue
+        step = extent.content.blob.stripe_bytes
+        for stripe in range(lo // step, -(-hi // step)):
+            yield _Piece(extent, stripe, max(lo - stripe * step, 0), min(hi - stripe * step, step))
+
+
+class DamageOnce:
+    """So that a damaged blob that is read a thousand times is one event and one debt. Bounded: forgets the oldest."""
+
+    def __init__(self, remembered: int = DAMAGE_REMEMBERED) -> None:
+        self._seen: dict[tuple[bytes, int], None] = {}
+        self._remembered = remembered
+
+    def first(self, blob_id: bytes, index: int) -> bool:
+        """True the first time that shard is reported."""
+        if (blob_id, index) in self._seen:
+            return False
+        self._seen[blob_id, index] = None
+        if len(self._seen) > self._remembered:
+            del self._seen[next(iter(self._seen))]
+        return True
+
+
+class ObjectReader:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._damage = DamageOnce()
+
+    async def read(self, bucket: Bucket, extents: tuple[Extent, ...], start: int, length: int) -> AsyncIterator[memoryview]:
+        """Plaintext of that range, piece by piece. Each view stays valid as long as somebody holds it.
+
+        Raises DataLost, ReadQuorumLost (drives away), SlowDown (no buffer in time). Closing the iterator stops read-ahead.
+        """
+        blobs: dict[bytes, BlobReader] = {}
+        ahead: deque[asyncio.Task[memoryview]] = deque()
+        pieces = plan(extents, start, length)
+        try:
+            first = next(pieces, None)
+            if first is not None and (second := next(pieces, None)) is None:
+                yield await self._piece(bucket, blobs, first)  # the common case needs no tasks
+                return
+            if first is not None and second is not None:
+                for piece in (first, second):
+                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
+            while ahead:
+                for piece in pieces:
+                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
+                    if len(ahead) >= STRIPES_IN_FLIGHT:
+                        break
+                view = await ahead[0]
+                ahead.popleft()
+                yield view
+                del view
+        finally:
+            for task in ahead:
+                task.cancel()
+
+    async def _piece(self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece) -> memoryview:
+        content = piece.extent.content
+        assert content is not None  # `plan` leaves out extents without content
+        blob = content.blob
+        if content.inline is not None:
+            try:
+                return memoryview(BlobKey(bucket.key, blob.blob_id).open(0, True, content.inline))[piece.lo : piece.hi]
+            except SealBroken as error:
+                raise DataLost() from error
+        reader = blobs.get(blob.blob_id)
+        if reader is None:
+            reader = blobs[blob.blob_id] = BlobReader(self._context, bucket, blob, self._damage)
+        return (await reader.stripe(piece.stripe))[piece.lo : piece.hi]
+
+
+class BlobReader:
+    """One blob being read. Remembers where its shards are and which of them are no good."""
+
+    def __init__(self, context: Context, bucket: Bucket, blob: BlobRef, damage: DamageOnce) -> None:
+        self._context = context
+        self._damage = damage
+        self._bucket = bucket
+        self._blob = blob
+        self._geometry = blob.geometry
+        self._key = BlobKey(bucket.key, blob.blob_id)
+        self._codec = context.codecs(blob.scheme)
+        self._order = context.placement().order(blob.blob_id)
+        self._places: dict[int, tuple[Drive, ShardPlace]] = {}
+        self._bad: set[int] = set()
+        self._away = False  # some drive could not be asked: what is missing may come back
+        self._finding = asyncio.Lock()
+
+    async def stripe(self, number: int) -> memoryview:
+        """The plaintext of that stripe. Raises DataLost, ReadQuorumLost, SlowDown."""
+        geometry, width = self._geometry, self._blob.scheme.width
+        frame_len, length = geometry.frame_len(number), geometry.stripe_len(number)
+        # One region more than k, for the spare that is read when a shard is slow or bad.
+        slots = min(self._blob.scheme.k + 1, width)
+        room = await self._room(length + slots * frame_len)
+        out = room[:length]
+        frames: list[memoryview | None] = [None] * width
+        free = [room[length + slot * frame_len : length + (slot + 1) * frame_len] for slot in range(slots)]
+        while True:
+            await self._fetch(number, frames, free)
+            job = DecodeJob(self._codec, self._key, number, number == geometry.stripes - 1, length, frames, out)
+            try:
+                if length <= INLINE_JOB_BYTES_MAX:
+                    job.run()
+                else:
+                    await self._context.native.run(job)
+            except NotEnoughUnits:
+                self._found_bad(job.corrupt, frames, free)
+                continue
+            except SealBroken as error:
+                # Every unit has the checksum it was written with, yet the seal does not open: not bit rot, but a wrong key or worse.
+                raise DataLost() from error
+            if job.corrupt:
+                self._found_bad(job.corrupt, frames, free)
+            return out
+
+    async def _room(self, nbytes: int) -> memoryview:
+        if nbytes <= 2 * INLINE_JOB_BYTES_MAX:
+            return memoryview(bytearray(nbytes))
+        return await self._context.buffers.acquire(nbytes)
+
+    async def _fetch(self, number: int, frames: list[memoryview | None], free: list[memoryview]) -> None:
+        """Read frames until k are there. A shard slower than READ_SPARE_AFTER_S is doubled by a spare."""
+        k = self._blob.scheme.k
+        reading: dict[asyncio.Task[bool], int] = {}
+        try:
+            while sum(frame is not None for frame in frames) < k:
+                have = {index for index, frame in enumerate(frames) if frame is not None} | set(reading.values())
+                wanted = k - len(have)
+                for index in await self._usable(wanted, have) if wanted > 0 else ():
+                    await self._start(number, index, frames, free, reading)
+                if not reading:
+                    if sum(frame is not None for frame in frames) >= k:
+                        return
+                    raise ReadQuorumLost() if self._away else DataLost()
+                done, _ = await asyncio.wait(reading, timeout=READ_SPARE_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    index = reading.pop(task)
+                    if not task.result():
+                        self._unreadable(index)
+                if not done and free:
+                    have |= set(reading.values())
+                    for index in await self._usable(1, have):
+                        await self._start(number, index, frames, free, reading)
+        finally:
+            for task in reading:
+                task.cancel()
+
+    async def _start(
+        self,
+        number: int,
+        index: int,
+        frames: list[memoryview | None],
+        free: list[memoryview],
+        reading: dict[asyncio.Task[bool], int],
+    ) -> None:
+        """Begin to read one shard's frame; a lone one without a task."""
+        if not free:
+            free.append(await self._room(self._geometry.frame_len(number)))
+        view = free.pop()
+        if self._blob.scheme.k == 1 and not reading and len(view) <= INLINE_JOB_BYTES_MAX + 64:
+            if not await self._read_one(number, index, view, frames):
+                free.append(view)
+                self._unreadable(index)
+            return
+        reading[self._context.owned.start(self._read_one(number, index, view, frames))] = index
+
+    async def _read_one(self, number: int, index: int, view: memoryview, frames: list[memoryview | None]) -> bool:
+        drive, place = self._places[index]
+        try:
+            count = await drive.read(place, self._geometry.frame_offset(number), view)
+        except DriveFailed:
+            return False
+        if count != len(view):
+            return False
+        frames[index] = view
+        return True
+
+    def _unreadable(self, index: int) -> None:
+        """A shard that was there could not be read whole."""
+        drive, _ = self._places[index]
+        if drive.readable:
+            self._report("corrupt", index)
+        else:
+            self._away = True
+            self._places.pop(index)
+            self._bad.add(index)
+
+    async def _usable(self, count: int, exclude: set[int]) -> list[int]:
+        """Up to `count` indexes of shards that can be read, data shards first, finding them where necessary."""
+        found: list[int] = []
+        for index in range(self._blob.scheme.width):
+            if len(found) == count:
+                break
+            if index in exclude or index in self._bad:
+                continue
+            if index in self._places or await self._find(index):
+                found.append(index)
+        return found
+
+    async def _find(self, index: int) -> bool:
+        """Look for a shard: first where it belongs, then on every other drive (spares, older layouts, repairs)."""
+        async with self._finding:
+            if index in self._places:
+                return True
+            nominal = self._order[index] if index < len(self._order) else None
+            if nominal is None and index < self._blob.scheme.width:
+                self._away = True
+            damaged = False
+            away = nominal is None or not nominal.readable
+            for drive in [nominal, *self._context.placement().others([nominal])]:
+                if drive is None or not drive.readable:
+                    continue
+                try:
+                    place = await drive.open(self._blob.blob_id, index)
+                except DriveFailed:
+                    away = True
+                    continue
+                except BadRecord:
+                    damaged = True
+                    continue
+                if place is not None:
+                    self._places[index] = (drive, place)
+                    return True
+        if away and not damaged:
+            # Nothing is known to be lost: a drive that comes back brings its shards, one that is replaced is surveyed as a whole.
+            self._away = True
+            self._bad.add(index)
+        else:
+            self._report("corrupt" if damaged else "missing", index)
+        return False
+
+    def _found_bad(self, corrupt: tuple[int, ...], frames: list[memoryview | None], free: list[memoryview]) -> None:
+        for index in corrupt:
+            view = frames[index]
+            frames[index] = None
+            if view is not None:
+                free.append(view)
+            self._report("corrupt", index)
+
+    def _report(self, kind: str, index: int) -> None:
+        """Remember that a shard is of no use, count it, and make it a debt for the repair."""
+        if index in self._bad:
+            return
+        self._bad.add(index)
+        place = self._places.pop(index, None)
+        nominal = self._order[index] if index < len(self._order) else None
+        drive = place[0] if place else nominal
+        if self._damage.first(self._blob.blob_id, index):
+            self._context.events.damage(kind, drive.label if drive else "absent", self._blob.blob_id, index)
+            debt = [(self._blob.blob_id, 1 << index)]
+            self._context.owned.start(self._context.metadata.add_debt(self._bucket.bucket_id, debt))

@@ -1,0 +1,369 @@
+"""Writing one blob: bytes from a body into the row, into segments, or into shard files, and the digests of it all.
+
+Owns: the choice of form by size, the pipeline of stripes, quorum and stragglers. Invariant: when a `write` returns, at least the
+scheme's quorum of shards is durable under their names, every digest covers exactly the bytes stored, and `verify` has accepted
+them; when it raises, nothing it wrote will be referenced and what could be removed was. Nothing is visible to readers before the
+caller commits. Not here: the commit (`engine/objects.py`, `engine/multipart.py`), what a shard is on disk (`shards`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from anvil._ec.digest import DigestJob, Digests
+from anvil._ec.stripe import BlobKey, EncodeJob
+from anvil.base.errors import AnvilError, DriveFailed, IncompleteBody, StorageFull, WriteQuorumLost
+from anvil.base.limits import (
+    INLINE_BYTES_MAX,
+    INLINE_JOB_BYTES_MAX,
+    SEGMENT_SHARD_BYTES_MAX,
+    STRAGGLER_S,
+    STRIPE_BYTES,
+    STRIPES_IN_FLIGHT,
+)
+from anvil.engine.context import Context
+from anvil.engine.ports import Body, Drive, LargeShard
+from anvil.engine.types import PutSpec
+from anvil.model.identity import Bucket
+from anvil.model.records import Algorithm, BlobRef, Checksum, Content, SessionId, VersionId
+from anvil.model.scheme import Scheme, scheme_for
+from anvil.model.shard import ShardFooter, ShardHeader
+
+T = TypeVar("T")
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Whose blob it will be, as the shards themselves record it."""
+
+    key: str
+    version_id: VersionId  # for a part: the upload id
+    part_number: int = 0
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A blob that is durable but not yet visible."""
+
+    size: int
+    etag: str  # md5 hex
+    checksum: Checksum | None
+    content: Content | None
+    missing: int
+    session: SessionId
+    placed: tuple[Drive | None, ...] = ()  # drive of each shard index
+
+
+class BlobWriter:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def write(self, bucket: Bucket, owner: Owner, body: Body, spec: PutSpec) -> Written:
+        """Store `body` as a blob of `bucket`. Raises IncompleteBody and the like from the body, what `spec.verify` raises,
+        StorageFull, WriteQuorumLost, SlowDown (no stripe buffer in time), WriterFenced."""
+        size = body.length
+        digests = Digests({Algorithm.MD5, *spec.digests})
+        session = self._context.session.current
+        if size <= INLINE_BYTES_MAX:
+            return await self._write_inline(bucket, body, spec, digests, session)
+        scheme = scheme_for(size, self._context.scheme())
+        blob = BlobRef(blob_id=self._context.new_id(), size=size, scheme=scheme, stripe_bytes=STRIPE_BYTES)
+        one = _OneBlob(self._context, bucket, owner, blob, session)
+        if blob.geometry.stripes == 1 and blob.geometry.shard_bytes <= SEGMENT_SHARD_BYTES_MAX:
+            return await one.write_small(body, spec, digests)
+        return await one.write_large(body, spec, digests)
+
+    async def discard(self, written: Written) -> None:
+        """Remove the shards of a blob whose commit was certainly not made. Never raises: what stays is the sweep's."""
+        if written.content is not None and written.content.inline is None:
+            await _remove(written.placed, written.content.blob)
+
+    async def _write_inline(self, bucket: Bucket, body: Body, spec: PutSpec, digests: Digests, session: SessionId) -> Written:
+        plain = bytearray(body.length)
+        await _fill(body, memoryview(plain))
+        digests.update(plain)
+        results = _results(digests)
+        checksum = spec.verify(results)
+        content = None
+        if plain:
+            blob = BlobRef(blob_id=self._context.new_id(), size=len(plain), scheme=Scheme(1, 0))
+            content = Content(blob=blob, inline=BlobKey(bucket.key, blob.blob_id).seal(0, True, plain))
+        return Written(len(plain), results[Algorithm.MD5].hex(), checksum, content, 0, session)
+
+
+class _OneBlob:
+    """The state of one write: where each index goes, what has failed."""
+
+    def __init__(self, context: Context, bucket: Bucket, owner: Owner, blob: BlobRef, session: SessionId) -> None:
+        self._context = context
+        self._blob = blob
+        self._bucket_id = bucket.bucket_id
+        self._owner = owner
+        self._session = session
+        self._key = BlobKey(bucket.key, blob.blob_id)
+        self._codec = context.codecs(blob.scheme)
+        order = context.placement().order(blob.blob_id)
+        width = blob.scheme.width
+        self._drives: list[Drive | None] = [*order[:width], *([None] * (width - len(order)))]
+        self._spares = [drive for drive in order[width:] if drive is not None]
+        self._errors: list[AnvilError] = []
+        self._flying: deque[asyncio.Task[None]] = deque()
+
+    def _header(self, index: int) -> ShardHeader:
+        return ShardHeader(
+            blob=self._blob,
+            index=index,
+            bucket_id=self._bucket_id,
+            key=self._owner.key,
+            version_id=self._owner.version_id,
+            session=self._session,
+            part_number=self._owner.part_number,
+        )
+
+    def _footer(self, etag: str, checksum: Checksum | None, spec: PutSpec) -> ShardFooter:
+        return ShardFooter(etag=etag, modified_us=self._context.now_us(), attributes=spec.attributes, checksum=checksum)
+
+    def _next_drive(self, index: int) -> Drive | None:
+        """The drive for that index: the one it has if that can be written, else the next spare on the list, else none."""
+        drive = self._drives[index]
+        while drive is None or not drive.writable:
+            drive = self._spares.pop(0) if self._spares else None
+            if drive is None:
+                break
+        self._drives[index] = drive
+        return drive
+
+    def _failed(self, index: int, error: AnvilError) -> None:
+        self._errors.append(error)
+        self._drives[index] = None
+
+    def _require_quorum(self, durable: Sequence[bool]) -> int:
+        """The mask of missing shards. Raises when fewer than the quorum are durable."""
+        if sum(durable) < self._blob.scheme.quorum:
+            full = [error for error in self._errors if isinstance(error, StorageFull)]
+            raise full[0] if full and len(full) == len(self._errors) else WriteQuorumLost()
+        return sum(1 << index for index, good in enumerate(durable) if not good)
+
+    def _written(self, results: dict[Algorithm, bytes], checksum: Checksum | None, missing: int) -> Written:
+        if missing:
+            self._context.events.write_short(self._blob.blob_id, missing)
+        return Written(
+            size=self._blob.size,
+            etag=results[Algorithm.MD5].hex(),
+            checksum=checksum,
+            content=Content(blob=self._blob),
+            missing=missing,
+            session=self._session,
+            placed=tuple(self._drives),
+        )
+
+    # -- one stripe, whole shards into segments ------------------------------------------------------------------------
+
+    async def write_small(self, body: Body, spec: PutSpec, digests: Digests) -> Written:
+        context, size, width = self._context, self._blob.size, self._blob.scheme.width
+        frames_bytes = self._blob.geometry.shard_bytes * width
+        if size <= INLINE_JOB_BYTES_MAX:
+            # One copy lies in a buffer of at most 64 KiB: not worth the accounting of stripe buffers.
+            plain = memoryview(bytearray(size))
+            await _fill(body, plain)
+            digests.update(plain)
+            encode = EncodeJob(self._codec, self._key, 0, True, plain, size, bytearray(frames_bytes))
+            encode.run()
+        else:
+            buffer = await context.buffers.acquire(size + frames_bytes)
+            plain = buffer[:size]
+            await _fill(body, plain)
+            digesting = context.lanes.run(DigestJob(digests, plain, size))
+            encode = EncodeJob(self._codec, self._key, 0, True, plain, size, buffer[size:])
+            await asyncio.gather(digesting, context.native.run(encode))
+        results = _results(digests)
+        checksum = spec.verify(results)
+        footer = self._footer(results[Algorithm.MD5].hex(), checksum, spec)
+        # From here on nobody waits for the client: what is begun is finished, or undone, whatever becomes of the request.
+        return await context.owned.finish(self._store_small(encode, footer, results, checksum))
+
+    async def _store_small(
+        self, encode: EncodeJob, footer: ShardFooter, results: dict[Algorithm, bytes], checksum: Checksum | None
+    ) -> Written:
+        width = self._blob.scheme.width
+        if width == 1:
+            durable = [await self._put_one(0, encode, footer)]
+        else:
+            durable = await self._settle([self._put_one(index, encode, footer) for index in range(width)])
+        try:
+            missing = self._require_quorum(durable)
+        except AnvilError:
+            await _remove(self._drives, self._blob)
+            raise
+        return self._written(results, checksum, missing)
+
+    async def _put_one(self, index: int, encode: EncodeJob, footer: ShardFooter) -> bool:
+        while (drive := self._next_drive(index)) is not None:
+            try:
+                await drive.put(self._header(index), encode.frame(index), footer)
+                return True
+            except (DriveFailed, StorageFull) as error:
+                self._failed(index, error)
+        return False
+
+    async def _settle(self, works: Sequence[Awaitable[bool]]) -> list[bool]:
+        """Wait for all, but once the quorum is durable at most STRAGGLER_S longer. A straggler counts as missing; it goes on by
+        itself, and the repair finds its shard in place."""
+        tasks = [self._context.owned.start(_as_coroutine(work)) for work in works]
+        loop = asyncio.get_running_loop()
+        deadline: float | None = None
+        pending: set[asyncio.Task[bool]] = set(tasks)
+        while pending:
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                break
+            _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            good = sum(1 for task in tasks if task.done() and task.result())
+            if deadline is None and good >= self._blob.scheme.quorum:
+                deadline = loop.time() + STRAGGLER_S
+        return [task.done() and task.result() for task in tasks]
+
+    # -- many stripes, shards in files of their own --------------------------------------------------------------------
+
+    async def write_large(self, body: Body, spec: PutSpec, digests: Digests) -> Written:
+        shards = await self._create_shards()
+        try:
+            await self._stream(body, digests, shards)
+            results = _results(digests)
+            checksum = spec.verify(results)
+            footer = self._footer(results[Algorithm.MD5].hex(), checksum, spec)
+        except BaseException:
+            # Also on cancellation: the client went away, and its half-written shards go with it.
+            self._context.owned.start(self._abandon(shards))
+            raise
+        return await self._context.owned.finish(self._publish(shards, footer, results, checksum))
+
+    async def _create_shards(self) -> list[LargeShard | None]:
+        shards: list[LargeShard | None] = []
+        for index in range(self._blob.scheme.width):
+            shard = None
+            while shard is None and (drive := self._next_drive(index)) is not None:
+                try:
+                    shard = await drive.create(self._header(index))
+                except (DriveFailed, StorageFull) as error:
+                    self._failed(index, error)
+            shards.append(shard)
+        if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
+            await _abort(shards)
+            self._require_quorum([shard is not None for shard in shards])
+        return shards
+
+    async def _stream(self, body: Body, digests: Digests, shards: list[LargeShard | None]) -> None:
+        """Stripe by stripe: receive, then digest and seal+code side by side, then append to the shards in order, with at most
+        STRIPES_IN_FLIGHT stripes between socket and drives."""
+        context, geometry = self._context, self._blob.geometry
+        before: asyncio.Task[None] | None = None
+        for stripe in range(geometry.stripes):
+            length = geometry.stripe_len(stripe)
+            if len(self._flying) == STRIPES_IN_FLIGHT:
+                await self._landed()
+            plain_bytes = -(-length // 64) * 64  # so that the frames behind it are aligned too
+            buffer = await context.buffers.acquire(plain_bytes + geometry.frame_len(stripe) * self._blob.scheme.width)
+            plain = buffer[:length]
+            await _fill(body, plain)
+            last = stripe == geometry.stripes - 1
+            encode = EncodeJob(self._codec, self._key, stripe, last, plain, length, buffer[plain_bytes:])
+            digest = DigestJob(digests, plain, length)
+            before = context.owned.start(self._flush(digest, encode, shards, before))
+            self._flying.append(before)
+            del buffer, plain, encode, digest  # the task alone keeps the memory now
+        while self._flying:
+            await self._landed()
+
+    async def _landed(self) -> None:
+        """Wait for the oldest stripe in flight. It leaves the queue only when it has ended, so that `_abandon` sees it."""
+        await asyncio.wait([self._flying[0]])
+        self._flying.popleft().result()
+
+    async def _abandon(self, shards: list[LargeShard | None]) -> None:
+        """Remove half-written shards, once no native job touches them any more."""
+        if self._flying:
+            await asyncio.wait(self._flying)
+        await _abort(shards)
+
+    async def _flush(
+        self, digest: DigestJob, encode: EncodeJob, shards: list[LargeShard | None], before: asyncio.Task[None] | None
+    ) -> None:
+        digesting = asyncio.ensure_future(self._context.lanes.run(digest))
+        try:
+            await self._context.native.run(encode)
+            if before is not None:
+                await asyncio.wait([before])
+                before.result()
+            await asyncio.gather(
+                *(self._append(index, shard, shards, encode) for index, shard in enumerate(shards) if shard is not None)
+            )
+            if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
+                self._require_quorum([shard is not None for shard in shards])
+        finally:
+            await digesting
+
+    async def _append(self, index: int, shard: LargeShard, shards: list[LargeShard | None], encode: EncodeJob) -> None:
+        try:
+            await shard.write(encode.frame(index))
+        except (DriveFailed, StorageFull) as error:
+            self._failed(index, error)
+            shards[index] = None
+            await shard.abort()
+
+    async def _publish(
+        self,
+        shards: list[LargeShard | None],
+        footer: ShardFooter,
+        results: dict[Algorithm, bytes],
+        checksum: Checksum | None,
+    ) -> Written:
+        durable = await self._settle([self._publish_one(index, shard, footer) for index, shard in enumerate(shards)])
+        try:
+            missing = self._require_quorum(durable)
+        except AnvilError:
+            await _remove(self._drives, self._blob)
+            raise
+        return self._written(results, checksum, missing)
+
+    async def _publish_one(self, index: int, shard: LargeShard | None, footer: ShardFooter) -> bool:
+        if shard is None:
+            return False
+        try:
+            await shard.publish(footer)
+            return True
+        except (DriveFailed, StorageFull) as error:
+            self._failed(index, error)
+            return False
+
+
+async def _as_coroutine(work: Awaitable[T]) -> T:
+    return await work
+
+
+async def _fill(body: Body, view: memoryview) -> None:
+    if await body.readinto(view) != len(view):
+        raise IncompleteBody()
+
+
+def _results(digests: Digests) -> dict[Algorithm, bytes]:
+    return {Algorithm(name): value for name, value in digests.results().items()}
+
+
+async def _abort(shards: Sequence[LargeShard | None]) -> None:
+    for shard in shards:
+        if shard is not None:
+            await shard.abort()
+
+
+async def _remove(placed: Sequence[Drive | None], blob: BlobRef) -> None:
+    """Best effort: what cannot be removed now is an orphan for the sweep."""
+    for index, drive in enumerate(placed):
+        if drive is not None:
+            try:
+                await drive.remove(blob.blob_id, index)
+            except AnvilError:
+                continue

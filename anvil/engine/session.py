@@ -1,0 +1,64 @@
+"""This worker's writer session: the lease without which nothing may be committed.
+
+Owns: the id, and its renewal. Invariant: `current` is a session that was alive at the last renewal and whose lease, by this process's
+monotonic clock, has not run out; a write begun under a session commits under it or not at all. The database decides in the end (the
+commit locks the session row), so a stopped process that wakes up late cannot do harm, it only fails. Not here: the row itself (`meta`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from anvil.base.errors import AnvilError, Unavailable, WriterFenced
+from anvil.base.limits import SESSION_LEASE_S, SESSION_RENEW_S
+from anvil.engine.ports import Metadata
+from anvil.model.records import SessionId
+
+log = logging.getLogger("anvil.session")
+
+
+class WriterSession:
+    def __init__(self, metadata: Metadata, node_id: bytes, worker: int) -> None:
+        self._metadata = metadata
+        self._node_id = node_id
+        self._worker = worker
+        self._session: SessionId | None = None
+        self._good_until = 0.0
+
+    @property
+    def current(self) -> SessionId:
+        if self._session is None or asyncio.get_running_loop().time() >= self._good_until:
+            raise WriterFenced()
+        return self._session
+
+    async def open(self) -> SessionId:
+        """Take a session. Raises DatabaseUnavailable."""
+        asked = asyncio.get_running_loop().time()
+        self._session = await self._metadata.open_session(self._node_id, self._worker)
+        self._good_until = asked + SESSION_LEASE_S
+        return self._session
+
+    async def keep(self) -> None:
+        """Renew for ever. A lost session is replaced by a new one; what was written under the old one fails to commit."""
+        while True:
+            await asyncio.sleep(SESSION_RENEW_S if self._session is not None else 1.0)
+            asked = asyncio.get_running_loop().time()
+            try:
+                if self._session is None or not await self._metadata.renew_session(self._session):
+                    log.warning("writer session lost: opening another")
+                    self._session = None
+                    await self.open()
+                else:
+                    self._good_until = asked + SESSION_LEASE_S
+            except Unavailable as error:
+                log.warning("writer session not renewed: %s", error)
+
+    async def close(self) -> None:
+        """Give the session back, so that nobody has to wait for its lease."""
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                await self._metadata.close_session(session)
+            except AnvilError as error:
+                log.warning("writer session not closed, its lease will run out: %s", error)
