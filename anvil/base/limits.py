@@ -70,6 +70,16 @@ CATALOG_FRESH_S: Final = 1.0
 REGIONAL_CONNECTIONS_MAX: Final = 3  # per worker
 
 # -- background --------------------------------------------------------------------------------------------------------
+COLLECT_EVERY_S: Final = 5.0
+COLLECT_BATCH: Final = 500
+REPAIR_EVERY_S: Final = 5.0
+REPAIR_BATCH: Final = 64
+REPAIR_STRIPES_IN_FLIGHT: Final = 2
+SWEEP_EVERY_S: Final = 3600.0
+SCRUB_PASS_S: Final = 14 * 24 * 3600.0  # one scrub of everything takes about this long: bit rot is slow, disks are busy
+SCRUB_FASTEST_PARTITION_S: Final = 0.05
+FOLD_USAGE_EVERY_S: Final = 10.0
+TASK_BACKOFF_S_MAX: Final = 60.0
 GC_GRACE_S_DEFAULT: Final = 6 * 3600.0
 DOWNLOAD_S_MAX: Final = 4 * 3600.0  # the longest GET that is still sure to find its shards
 DRAIN_S: Final = 30.0

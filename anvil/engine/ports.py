@@ -132,7 +132,7 @@ class Metadata(Protocol):
         ...
 
     async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
-        """For each, whether some row (object, version, part) names that blob now."""
+        """For each, whether some row names that blob now: an object, a version, a part, or the outbox (whose grace is still running)."""
         ...
 
     async def live_sessions(self) -> frozenset[SessionId]: ...
@@ -207,10 +207,15 @@ class Drive(Protocol):
         """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed."""
         ...
 
+    async def footer(self, place: ShardPlace) -> ShardFooter:
+        """The footer of a shard, for repair and salvage. Raises BadRecord, DriveFailed."""
+        ...
+
     async def remove(self, blob_id: BlobId, index: int) -> bool:
         """Forget a shard (all copies of that index on this drive); space comes back by unlink or compaction. True if it had it."""
         ...
 
-    def scan(self) -> AsyncIterator[ShardPlace]:
-        """Every shard of the drive, published and readable, in no order; damaged ones are reported by `place.damaged`."""
+    def scan(self, partition: int) -> AsyncIterator[ShardPlace]:
+        """Every published shard of the blobs of one partition (`model/layout.py`), in no order. Damaged headers are left out: whoever
+        misses the shard finds it by `open`. Raises DriveFailed."""
         ...

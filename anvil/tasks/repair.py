@@ -1,0 +1,228 @@
+"""Repair: rebuild the shards a blob is missing, from ciphertext, without any key.
+
+Owns: the decision whether a shard in debt is really bad, where its successor goes, and the proof that it is there. Invariant: nothing is
+rebuilt for a blob that no row owns (deleted data never comes back); a debt is paid only when the shard in question has been read back
+as good or has been durably written; a damaged shard is removed only when its successor is ready to be published. Not here: finding
+damage (`engine/blobs_read.py`, `scrub`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from enum import StrEnum
+
+from anvil._ec.stripe import NotEnoughUnits, RebuildJob, frame_checksum
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull
+from anvil.base.limits import REPAIR_BATCH, SEGMENT_SHARD_BYTES_MAX
+from anvil.engine.context import Buffers, Codecs, Executor, Placement
+from anvil.engine.ports import Drive, LargeShard, Metadata
+from anvil.model.records import BlobRef, Debt
+from anvil.model.scheme import CHECKSUM_BYTES
+from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
+
+log = logging.getLogger("anvil.repair")
+
+
+class Result(StrEnum):
+    REPAIRED = "repaired"  # shards were rebuilt
+    HEALTHY = "healthy"  # they were in place after all (a straggler, a drive that came back)
+    GONE = "gone"  # the object was deleted meanwhile
+    WAITING = "waiting"  # too few drives to put or read shards now
+    LOST = "lost"  # fewer than k good shards exist
+
+
+class Repairer:
+    def __init__(
+        self, metadata: Metadata, placement: Placement, native: Executor, buffers: Buffers, codecs: Codecs
+    ) -> None:
+        self._metadata = metadata
+        self._placement = placement
+        self._native = native
+        self._buffers = buffers
+        self._codecs = codecs
+
+    async def run(self) -> list[Result]:
+        """One batch of debts, oldest first."""
+        return [await self.repair(debt) for debt in await self._metadata.debts(REPAIR_BATCH)]
+
+    async def repair(self, debt: Debt) -> Result:
+        """Bring one blob back to all its shards, as far as that is possible now."""
+        blob, width = debt.blob, debt.blob.scheme.width
+        [owned] = await self._metadata.owned([(debt.bucket_id, blob.blob_id)])
+        if not owned:
+            await self._metadata.debt_paid(blob.blob_id, debt.missing)
+            return Result.GONE
+        found = await self._locate(blob)
+        suspects = [index for index in range(width) if debt.missing >> index & 1]
+        bad = [index for index in suspects if not await self._sound(blob, found.get(index))]
+        healed = sum(1 << index for index in suspects if index not in bad)
+        if healed:
+            await self._metadata.debt_paid(blob.blob_id, healed)
+        if not bad:
+            return Result.HEALTHY
+        good = {index: entry for index, entry in found.items() if index not in bad}
+        if len(good) < blob.scheme.k:
+            away = any(drive is None or not drive.readable for drive in self._placement.order(blob.blob_id))
+            return Result.WAITING if away else self._lost(blob)
+        targets = self._targets(blob, bad, good)
+        if not targets:
+            return Result.WAITING
+        try:
+            await self._rebuild(blob, targets, good, found)
+        except NotEnoughUnits:
+            # One of the shards believed to be good is not: have every one of them looked at next time.
+            await self._metadata.add_debt(debt.bucket_id, [(blob.blob_id, (1 << width) - 1)])
+            return Result.WAITING
+        except (DriveFailed, StorageFull, BadRecord) as error:
+            log.warning("blob %s not repaired yet: %s", blob.blob_id.hex(), error)
+            return Result.WAITING
+        await self._metadata.debt_paid(blob.blob_id, sum(1 << index for index in targets))
+        return Result.REPAIRED
+
+    def _lost(self, blob: BlobRef) -> Result:
+        log.error("blob %s has fewer than %d good shards: its object cannot be read", blob.blob_id.hex(), blob.scheme.k)
+        return Result.LOST
+
+    async def _locate(self, blob: BlobRef) -> dict[int, tuple[Drive, ShardPlace]]:
+        found: dict[int, tuple[Drive, ShardPlace]] = {}
+        order = self._placement.order(blob.blob_id)
+        for index in range(blob.scheme.width):
+            nominal = order[index] if index < len(order) else None
+            for drive in [nominal, *self._placement.others([nominal])]:
+                if drive is None or not drive.readable:
+                    continue
+                try:
+                    place = await drive.open(blob.blob_id, index)
+                except (DriveFailed, BadRecord):
+                    continue
+                if place is not None:
+                    found[index] = (drive, place)
+                    break
+        return found
+
+    async def _sound(self, blob: BlobRef, entry: tuple[Drive, ShardPlace] | None) -> bool:
+        """Whether every frame of a shard passes its checksum, and its footer can be read."""
+        if entry is None:
+            return False
+        drive, place = entry
+        geometry = blob.geometry
+        buffer = await self._buffers.acquire(geometry.frame_len(0))
+        try:
+            for stripe in range(geometry.stripes):
+                frame = buffer[: geometry.frame_len(stripe)]
+                if await drive.read(place, geometry.frame_offset(stripe), frame) != len(frame):
+                    return False
+                stored = int.from_bytes(frame[:CHECKSUM_BYTES], "little")
+                if stored != frame_checksum(blob.blob_id, place.header.index, stripe, frame[CHECKSUM_BYTES:]):
+                    return False
+            await drive.footer(place)
+        except (DriveFailed, BadRecord):
+            return False
+        return True
+
+    def _targets(self, blob: BlobRef, bad: Iterable[int], good: dict[int, tuple[Drive, ShardPlace]]) -> dict[int, Drive]:
+        """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob."""
+        order = [drive for drive in self._placement.order(blob.blob_id)]
+        taken = {drive.drive_id for drive, _ in good.values()}
+        targets: dict[int, Drive] = {}
+        for index in bad:
+            nominal = order[index] if index < len(order) else None
+            for drive in [nominal, *order[blob.scheme.width :], *self._placement.others(order)]:
+                if drive is not None and drive.writable and drive.drive_id not in taken:
+                    targets[index] = drive
+                    taken.add(drive.drive_id)
+                    break
+        return targets
+
+    async def _rebuild(
+        self,
+        blob: BlobRef,
+        targets: dict[int, Drive],
+        good: dict[int, tuple[Drive, ShardPlace]],
+        found: dict[int, tuple[Drive, ShardPlace]],
+    ) -> None:
+        source_drive, source = next(iter(good.values()))
+        footer = await source_drive.footer(source)
+        headers = {index: _header_for(source.header, index) for index in targets}
+        if blob.geometry.stripes == 1 and blob.geometry.shard_bytes <= SEGMENT_SHARD_BYTES_MAX:
+            out = await self._stripe(blob, 0, good, list(targets))
+            for number, (index, drive) in enumerate(targets.items()):
+                await _remove_old(found.get(index), index)
+                frame_len = blob.geometry.frame_len(0)
+                await drive.put(headers[index], out[number * frame_len : (number + 1) * frame_len], footer)
+            return
+        shards: dict[int, LargeShard] = {}
+        try:
+            for index, drive in targets.items():
+                shards[index] = await drive.create(headers[index])
+            for stripe in range(blob.geometry.stripes):
+                out = await self._stripe(blob, stripe, good, list(targets))
+                frame_len = blob.geometry.frame_len(stripe)
+                for number, index in enumerate(targets):
+                    await shards[index].write(out[number * frame_len : (number + 1) * frame_len])
+            await self._publish(shards, found, footer)
+        except BaseException:
+            for shard in shards.values():
+                await shard.abort()
+            raise
+
+    async def _publish(
+        self, shards: dict[int, LargeShard], found: dict[int, tuple[Drive, ShardPlace]], footer: ShardFooter
+    ) -> None:
+        for index in list(shards):
+            await _remove_old(found.get(index), index)
+            await shards[index].publish(footer)
+            del shards[index]
+
+    async def _stripe(
+        self, blob: BlobRef, stripe: int, good: dict[int, tuple[Drive, ShardPlace]], missing: list[int]
+    ) -> memoryview:
+        """The rebuilt frames of one stripe, one after the other in the order of `missing`."""
+        geometry, k = blob.geometry, blob.scheme.k
+        frame_len = geometry.frame_len(stripe)
+        sources = sorted(good)
+        room = await self._buffers.acquire(frame_len * (len(missing) + k))
+        out = room[: frame_len * len(missing)]
+        frames: list[memoryview | None] = [None] * blob.scheme.width
+        slot = len(missing)
+        for index in sources:
+            view = room[slot * frame_len : (slot + 1) * frame_len]
+            drive, place = good[index]
+            try:
+                if await drive.read(place, geometry.frame_offset(stripe), view) != frame_len:
+                    continue
+            except DriveFailed:
+                continue
+            if int.from_bytes(view[:CHECKSUM_BYTES], "little") != frame_checksum(
+                blob.blob_id, index, stripe, view[CHECKSUM_BYTES:]
+            ):
+                continue
+            frames[index] = view
+            slot += 1
+            if slot == len(missing) + k:
+                break
+        job = RebuildJob(self._codecs(blob.scheme), blob.blob_id, stripe, geometry.unit_len(stripe), frames, missing, out)
+        await self._native.run(job)
+        return out
+
+
+def _header_for(source: ShardHeader, index: int) -> ShardHeader:
+    return ShardHeader(
+        blob=source.blob,
+        index=index,
+        bucket_id=source.bucket_id,
+        key=source.key,
+        version_id=source.version_id,
+        session=source.session,
+        part_number=source.part_number,
+    )
+
+
+async def _remove_old(entry: tuple[Drive, ShardPlace] | None, index: int) -> None:
+    if entry is not None:
+        drive, place = entry
+        try:
+            await drive.remove(place.header.blob.blob_id, index)
+        except AnvilError as error:
+            log.warning("damaged shard %d stays on %s: %s", index, drive.label, error)

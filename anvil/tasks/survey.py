@@ -1,0 +1,130 @@
+"""The survey walks all partitions and compares what drives hold with what should be there: orphans go, missing or rotten shards become
+debts.
+
+Owns: two questions put to each shard on the way, "does anybody own you?" (sweep) and "are you still what was written?" (scrub).
+Invariant: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and no row names its blob in
+that later snapshot; so a frozen or very slow writer never loses its shards, because it cannot commit any more. Not here: repair.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+
+import msgspec
+
+from anvil._ec.stripe import frame_checksum
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed
+from anvil.engine.context import Buffers, Events, Placement
+from anvil.engine.ports import Drive, Metadata
+from anvil.model.records import BlobId, BlobRef, BucketId, SessionId
+from anvil.model.scheme import CHECKSUM_BYTES
+from anvil.model.shard import ShardPlace
+
+log = logging.getLogger("anvil.survey")
+
+
+class Findings(msgspec.Struct):
+    shards: int = 0
+    orphans: int = 0
+    missing: int = 0
+    corrupt: int = 0
+
+
+class Survey:
+    """`deep` reads and checks every byte; otherwise only presence and headers are looked at."""
+
+    def __init__(self, metadata: Metadata, placement: Placement, buffers: Buffers, events: Events, hold: Callable[[], bool]) -> None:
+        self._metadata = metadata
+        self._placement = placement
+        self._buffers = buffers
+        self._events = events
+        self._hold = hold
+
+    async def partition(self, number: int, *, deep: bool) -> Findings:
+        """One partition. Raises DatabaseUnavailable (nothing was decided)."""
+        findings = Findings()
+        blobs: dict[BlobId, dict[int, tuple[Drive, ShardPlace]]] = defaultdict(dict)
+        asked: list[Drive] = []
+        for drive in self._placement.drives.values():
+            if not drive.readable:
+                continue
+            try:
+                async for place in drive.scan(number):
+                    blobs[place.header.blob.blob_id][place.header.index] = (drive, place)
+                    findings.shards += 1
+            except DriveFailed as error:
+                log.warning("survey of %s: %s", drive.label, error)
+                continue
+            asked.append(drive)
+        if not blobs:
+            return findings
+        living = await self._metadata.live_sessions()
+        settled = {blob: shards for blob, shards in blobs.items() if _session(shards) not in living}
+        names = list(settled)
+        owned = await self._metadata.owned([(_bucket(settled[blob]), blob) for blob in names])
+        for blob_id, has_owner in zip(names, owned, strict=True):
+            if not has_owner:
+                findings.orphans += await self._drop(settled[blob_id])
+            else:
+                await self._check(settled[blob_id], asked, findings, deep=deep)
+        return findings
+
+    async def _drop(self, shards: dict[int, tuple[Drive, ShardPlace]]) -> int:
+        if self._hold():
+            return 0
+        dropped = 0
+        for index, (drive, place) in shards.items():
+            try:
+                dropped += await drive.remove(place.header.blob.blob_id, index)
+            except AnvilError as error:
+                log.warning("orphan stays on %s: %s", drive.label, error)
+        return dropped
+
+    async def _check(
+        self, shards: dict[int, tuple[Drive, ShardPlace]], asked: list[Drive], findings: Findings, *, deep: bool
+    ) -> None:
+        blob, bucket_id = next(iter(shards.values()))[1].header.blob, _bucket(shards)
+        order = self._placement.order(blob.blob_id)
+        mask = 0
+        for index in range(blob.scheme.width):
+            nominal = order[index] if index < len(order) else None
+            if index not in shards:
+                # A drive that is away may hold it: only what a drive that answered should have had is missing.
+                if nominal is not None and nominal in asked:
+                    mask |= 1 << index
+                    findings.missing += 1
+                    self._events.damage("missing", nominal.label, blob.blob_id, index)
+            elif deep and not await self._sound(blob, *shards[index]):
+                mask |= 1 << index
+                findings.corrupt += 1
+                self._events.damage("corrupt", shards[index][0].label, blob.blob_id, index)
+        if mask:
+            await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)])
+
+    async def _sound(self, blob: BlobRef, drive: Drive, place: ShardPlace) -> bool:
+        geometry = blob.geometry
+        buffer = await self._buffers.acquire(geometry.frame_len(0))
+        try:
+            for stripe in range(geometry.stripes):
+                frame = buffer[: geometry.frame_len(stripe)]
+                if await drive.read(place, geometry.frame_offset(stripe), frame) != len(frame):
+                    return False
+                stored = int.from_bytes(frame[:CHECKSUM_BYTES], "little")
+                if stored != frame_checksum(blob.blob_id, place.header.index, stripe, frame[CHECKSUM_BYTES:]):
+                    return False
+            await drive.footer(place)
+        except BadRecord:
+            return False
+        except DriveFailed:
+            return True  # the drive is the trouble, not the shard
+        return True
+
+
+def _session(shards: dict[int, tuple[Drive, ShardPlace]]) -> SessionId:
+    return next(iter(shards.values()))[1].header.session
+
+
+def _bucket(shards: dict[int, tuple[Drive, ShardPlace]]) -> BucketId:
+    return next(iter(shards.values()))[1].header.bucket_id
