@@ -12,14 +12,14 @@ import logging
 from collections.abc import Iterable
 from enum import StrEnum
 
-from anvil._ec.stripe import NotEnoughUnits, RebuildJob, frame_checksum
+from anvil._ec.stripe import NotEnoughUnits, RebuildJob
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull
 from anvil.base.limits import REPAIR_BATCH, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
 from anvil.model.records import BlobRef, Debt
-from anvil.model.scheme import CHECKSUM_BYTES
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
+from anvil.tasks.verify import frame_sound, shard_sound
 
 log = logging.getLogger("anvil.repair")
 
@@ -33,9 +33,7 @@ class Result(StrEnum):
 
 
 class Repairer:
-    def __init__(
-        self, metadata: Metadata, placement: Placement, native: Executor, buffers: Buffers, codecs: Codecs
-    ) -> None:
+    def __init__(self, metadata: Metadata, placement: Placement, native: Executor, buffers: Buffers, codecs: Codecs) -> None:
         self._metadata = metadata
         self._placement = placement
         self._native = native
@@ -55,7 +53,7 @@ class Repairer:
             return Result.GONE
         found = await self._locate(blob)
         suspects = [index for index in range(width) if debt.missing >> index & 1]
-        bad = [index for index in suspects if not await self._sound(blob, found.get(index))]
+        bad = [index for index in suspects if not await self._sound(found.get(index))]
         healed = sum(1 << index for index in suspects if index not in bad)
         if healed:
             await self._metadata.debt_paid(blob.blob_id, healed)
@@ -101,25 +99,11 @@ class Repairer:
                     break
         return found
 
-    async def _sound(self, blob: BlobRef, entry: tuple[Drive, ShardPlace] | None) -> bool:
-        """Whether every frame of a shard passes its checksum, and its footer can be read."""
-        if entry is None:
-            return False
-        drive, place = entry
-        geometry = blob.geometry
-        buffer = await self._buffers.acquire(geometry.frame_len(0))
+    async def _sound(self, entry: tuple[Drive, ShardPlace] | None) -> bool:
         try:
-            for stripe in range(geometry.stripes):
-                frame = buffer[: geometry.frame_len(stripe)]
-                if await drive.read(place, geometry.frame_offset(stripe), frame) != len(frame):
-                    return False
-                stored = int.from_bytes(frame[:CHECKSUM_BYTES], "little")
-                if stored != frame_checksum(blob.blob_id, place.header.index, stripe, frame[CHECKSUM_BYTES:]):
-                    return False
-            await drive.footer(place)
-        except (DriveFailed, BadRecord):
+            return entry is not None and await shard_sound(self._buffers, *entry)
+        except DriveFailed:
             return False
-        return True
 
     def _targets(self, blob: BlobRef, bad: Iterable[int], good: dict[int, tuple[Drive, ShardPlace]]) -> dict[int, Drive]:
         """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob."""
@@ -194,9 +178,7 @@ class Repairer:
                     continue
             except DriveFailed:
                 continue
-            if int.from_bytes(view[:CHECKSUM_BYTES], "little") != frame_checksum(
-                blob.blob_id, index, stripe, view[CHECKSUM_BYTES:]
-            ):
+            if not frame_sound(blob.blob_id, index, stripe, view):
                 continue
             frames[index] = view
             slot += 1

@@ -14,13 +14,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from anvil._ec.stripe import frame_checksum
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed
+from anvil.base.errors import AnvilError, DriveFailed
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.records import BlobId, BlobRef, BucketId, SessionId
-from anvil.model.scheme import CHECKSUM_BYTES
+from anvil.model.records import BlobId, BucketId, SessionId
 from anvil.model.shard import ShardPlace
+from anvil.tasks.verify import shard_sound
 
 log = logging.getLogger("anvil.survey")
 
@@ -35,7 +34,9 @@ class Findings(msgspec.Struct):
 class Survey:
     """`deep` reads and checks every byte; otherwise only presence and headers are looked at."""
 
-    def __init__(self, metadata: Metadata, placement: Placement, buffers: Buffers, events: Events, hold: Callable[[], bool]) -> None:
+    def __init__(
+        self, metadata: Metadata, placement: Placement, buffers: Buffers, events: Events, hold: Callable[[], bool]
+    ) -> None:
         self._metadata = metadata
         self._placement = placement
         self._buffers = buffers
@@ -61,14 +62,14 @@ class Survey:
         if not blobs:
             return findings
         living = await self._metadata.live_sessions()
-        settled = {blob: shards for blob, shards in blobs.items() if _session(shards) not in living}
-        names = list(settled)
-        owned = await self._metadata.owned([(_bucket(settled[blob]), blob) for blob in names])
+        names = list(blobs)
+        owned = await self._metadata.owned([(_bucket(blobs[blob]), blob) for blob in names])
         for blob_id, has_owner in zip(names, owned, strict=True):
-            if not has_owner:
-                findings.orphans += await self._drop(settled[blob_id])
-            else:
-                await self._check(settled[blob_id], asked, findings, deep=deep)
+            shards = blobs[blob_id]
+            if has_owner:
+                await self._check(shards, asked, findings, deep=deep)
+            elif _session(shards) not in living:
+                findings.orphans += await self._drop(shards)
         return findings
 
     async def _drop(self, shards: dict[int, tuple[Drive, ShardPlace]]) -> int:
@@ -96,30 +97,18 @@ class Survey:
                     mask |= 1 << index
                     findings.missing += 1
                     self._events.damage("missing", nominal.label, blob.blob_id, index)
-            elif deep and not await self._sound(blob, *shards[index]):
+            elif deep and not await self._sound(*shards[index]):
                 mask |= 1 << index
                 findings.corrupt += 1
                 self._events.damage("corrupt", shards[index][0].label, blob.blob_id, index)
         if mask:
             await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)])
 
-    async def _sound(self, blob: BlobRef, drive: Drive, place: ShardPlace) -> bool:
-        geometry = blob.geometry
-        buffer = await self._buffers.acquire(geometry.frame_len(0))
+    async def _sound(self, drive: Drive, place: ShardPlace) -> bool:
         try:
-            for stripe in range(geometry.stripes):
-                frame = buffer[: geometry.frame_len(stripe)]
-                if await drive.read(place, geometry.frame_offset(stripe), frame) != len(frame):
-                    return False
-                stored = int.from_bytes(frame[:CHECKSUM_BYTES], "little")
-                if stored != frame_checksum(blob.blob_id, place.header.index, stripe, frame[CHECKSUM_BYTES:]):
-                    return False
-            await drive.footer(place)
-        except BadRecord:
-            return False
+            return await shard_sound(self._buffers, drive, place)
         except DriveFailed:
             return True  # the drive is the trouble, not the shard
-        return True
 
 
 def _session(shards: dict[int, tuple[Drive, ShardPlace]]) -> SessionId:
