@@ -45,7 +45,14 @@ class RebuildJob(Job):
     """Regenerate whole frames of the shards in `missing` (repair works on ciphertext). `out` = len(missing) frames."""
 
     def __init__(
-        self, codec: Codec, blob_id: bytes, stripe: int, unit: int, frames: Sequence[Buffer | None], missing: Sequence[int], out: Buffer
+        self,
+        codec: Codec,
+        blob_id: bytes,
+        stripe: int,
+        unit: int,
+        frames: Sequence[Buffer | None],
+        missing: Sequence[int],
+        out: Buffer,
     ) -> None: ...
     corrupt: tuple[int, ...]
 

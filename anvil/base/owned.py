@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 log = logging.getLogger("anvil.tasks")
@@ -32,9 +32,20 @@ class OwnedTasks:
         task.add_done_callback(self._ended)
         return task
 
-    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run `work` to its end even if the caller is cancelled: the caller then leaves, the work goes on here."""
-        return await asyncio.shield(self.start(work))
+    async def finish(self, work: Coroutine[Any, Any, T], abandoned: Callable[[T], Coroutine[Any, Any, None]] | None = None) -> T:
+        """Run `work` to its end even if the caller is cancelled: the caller then leaves, the work goes on here, and its result, which
+        nobody will take, is given to `abandoned`."""
+        task = self.start(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if abandoned is not None:
+                task.add_done_callback(lambda ended: self._abandon(ended, abandoned))
+            raise
+
+    def _abandon(self, ended: asyncio.Task[T], abandoned: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+        if not ended.cancelled() and ended.exception() is None:
+            self.start(abandoned(ended.result()))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -78,8 +78,7 @@ class BlobWriter:
 
     async def discard(self, written: Written) -> None:
         """Remove the shards of a blob whose commit was certainly not made. Never raises: what stays is the sweep's."""
-        if written.content is not None and written.content.inline is None:
-            await _remove(written.placed, written.content.blob)
+        await _discard(written)
 
     async def _write_inline(self, bucket: Bucket, body: Body, spec: PutSpec, digests: Digests, session: SessionId) -> Written:
         plain = bytearray(body.length)
@@ -183,7 +182,7 @@ class _OneBlob:
         checksum = spec.verify(results)
         footer = self._footer(results[Algorithm.MD5].hex(), checksum, spec)
         # From here on nobody waits for the client: what is begun is finished, or undone, whatever becomes of the request.
-        return await context.owned.finish(self._store_small(encode, footer, results, checksum))
+        return await context.owned.finish(self._store_small(encode, footer, results, checksum), _discard)
 
     async def _store_small(
         self, encode: EncodeJob, footer: ShardFooter, results: dict[Algorithm, bytes], checksum: Checksum | None
@@ -239,7 +238,7 @@ class _OneBlob:
             # Also on cancellation: the client went away, and its half-written shards go with it.
             self._context.owned.start(self._abandon(shards))
             raise
-        return await self._context.owned.finish(self._publish(shards, footer, results, checksum))
+        return await self._context.owned.finish(self._publish(shards, footer, results, checksum), _discard)
 
     async def _create_shards(self) -> list[LargeShard | None]:
         shards: list[LargeShard | None] = []
@@ -367,3 +366,8 @@ async def _remove(placed: Sequence[Drive | None], blob: BlobRef) -> None:
                 await drive.remove(blob.blob_id, index)
             except AnvilError:
                 continue
+
+
+async def _discard(written: Written) -> None:
+    if written.content is not None and written.content.inline is None:
+        await _remove(written.placed, written.content.blob)

@@ -107,7 +107,7 @@ class Repairer:
 
     def _targets(self, blob: BlobRef, bad: Iterable[int], good: dict[int, tuple[Drive, ShardPlace]]) -> dict[int, Drive]:
         """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob."""
-        order = [drive for drive in self._placement.order(blob.blob_id)]
+        order = self._placement.order(blob.blob_id)
         taken = {drive.drive_id for drive, _ in good.values()}
         targets: dict[int, Drive] = {}
         for index in bad:
