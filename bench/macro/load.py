@@ -1,0 +1,179 @@
+"""A small HTTP/1.1 load generator for the benchmarks: prepared requests over N keep-alive connections, on loopback, bounded in count.
+
+Owns: nothing but sockets. Requests are complete byte strings made before the clock starts (signing costs more than sending), so the
+client takes as little as possible of the two cores it shares with the server. Not here: S3, signatures, servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import uvloop
+
+
+class Outcome(msgspec.Struct):
+    """`seconds` of wall time for `count` answers; latencies in seconds, sorted; `statuses` counts answers by status code."""
+
+    seconds: float
+    count: int
+    latencies: list[float]
+    statuses: dict[int, int]
+
+    @property
+    def per_second(self) -> float:
+        return self.count / self.seconds
+
+    def percentile(self, share: float) -> float:
+        return self.latencies[min(int(len(self.latencies) * share), len(self.latencies) - 1)] if self.latencies else 0.0
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, requests: Iterator[bytes], outcome: Outcome, done: asyncio.Event) -> None:
+        self._requests = requests
+        self._outcome = outcome
+        self._done = done
+        self._head = b""
+        self._left = -1  # body bytes still to come; -1: in the head
+        self._sent_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._next()
+
+    def _next(self) -> None:
+        request = next(self._requests, None)
+        if request is None:
+            self._transport.close()
+            return
+        self._sent_at = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        while data or self._left == 0:
+            if self._left < 0:
+                self._head += data
+                end = self._head.find(b"\r\n\r\n")
+                if end < 0:
+                    return
+                head, data = self._head[:end].lower(), self._head[end + 4 :]
+                self._head = b""
+                status = int(head[9:12])
+                self._outcome.statuses[status] = self._outcome.statuses.get(status, 0) + 1
+                at = head.find(b"content-length:")
+                self._left = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            took = min(self._left, len(data))
+            self._left -= took
+            data = data[took:]
+            if self._left == 0:
+                self._left = -1
+                self._outcome.count += 1
+                self._outcome.latencies.append(time.perf_counter() - self._sent_at)
+                self._next()
+                return
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._done.set()
+
+
+def run(host: str, port: int, requests: Sequence[bytes], connections: int) -> Outcome:
+    """Send every request once, over `connections` connections with one request in flight each."""
+
+    async def main() -> Outcome:
+        outcome = Outcome(0.0, 0, [], {})
+        queue = iter(requests)
+        events = [asyncio.Event() for _ in range(connections)]
+        loop = asyncio.get_running_loop()
+        begin = time.perf_counter()
+        for done in events:
+            await loop.create_connection(lambda done=done: _Connection(queue, outcome, done), host, port)
+        for done in events:
+            await done.wait()
+        outcome.seconds = time.perf_counter() - begin
+        outcome.latencies.sort()
+        return outcome
+
+    return uvloop.run(main())
+
+
+def upload(host: str, port: int, heads: Sequence[bytes], body: memoryview, streams: int) -> Outcome:
+    """PUT `body` once for each head (head without the blank line's body), over `streams` threads with blocking sockets."""
+    outcome = Outcome(0.0, 0, [], {})
+    lock = threading.Lock()
+    queue = iter(heads)
+
+    def work() -> None:
+        with socket.create_connection((host, port)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            while True:
+                with lock:
+                    head = next(queue, None)
+                if head is None:
+                    return
+                begin = time.perf_counter()
+                sock.sendall(head)
+                sock.sendall(body)
+                answer = b""
+                while b"\r\n\r\n" not in answer:
+                    answer += sock.recv(65536)
+                with lock:
+                    status = int(answer[9:12])
+                    outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
+                    outcome.count += 1
+                    outcome.latencies.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    threads = [threading.Thread(target=work) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outcome.seconds = time.perf_counter() - begin
+    outcome.latencies.sort()
+    return outcome
+
+
+def download(host: str, port: int, request: bytes, count: int, connections: int, size: int) -> Outcome:
+    """GET `count` times over `connections` threads into one reused buffer each; `size` = body bytes expected."""
+    outcome = Outcome(0.0, 0, [], {})
+    lock = threading.Lock()
+    left = [count]
+
+    def work() -> None:
+        buffer = bytearray(1 << 20)
+        view = memoryview(buffer)
+        with socket.create_connection((host, port)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            while True:
+                with lock:
+                    if left[0] == 0:
+                        return
+                    left[0] -= 1
+                begin = time.perf_counter()
+                sock.sendall(request)
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += sock.recv(65536)
+                got = len(head) - head.index(b"\r\n\r\n") - 4
+                while got < size:
+                    got += sock.recv_into(view)
+                with lock:
+                    status = int(head[9:12])
+                    outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
+                    outcome.count += 1
+                    outcome.latencies.append(time.perf_counter() - begin)
+
+    begin = time.perf_counter()
+    threads = [threading.Thread(target=work) for _ in range(connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outcome.seconds = time.perf_counter() - begin
+    outcome.latencies.sort()
+    return outcome
