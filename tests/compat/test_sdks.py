@@ -13,7 +13,6 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 from minio import Minio
-
 from tests.support.node import AnvilNode
 
 PART = 5 << 20
