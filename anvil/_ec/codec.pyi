@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Self
 
 from anvil.base.types import Buffer
 
@@ -7,7 +8,7 @@ class NotEnoughUnits(ValueError): ...
 class Codec:
     """Reed-Solomon over GF(2^8), k data and m parity units of equal length, Cauchy matrix (ISA-L gf_gen_cauchy1_matrix)."""
 
-    def __init__(self, k: int, m: int, matrix: int = 1) -> None: ...
+    def __new__(cls, k: int, m: int, matrix: int = 1) -> Self: ...
     @property
     def k(self) -> int: ...
     @property
