@@ -19,6 +19,11 @@ DEBIAN_PACKAGES = {"libisal": "libisal-dev", "libcrypto": "libssl-dev", "libxxha
 # extension: (C sources beside the .pyx, pkg-config libraries)
 EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     "anvil._ec.pool": ([], []),
+    "anvil._ec.codec": ([], ["libisal"]),
+    "anvil._ec.stripe": (
+        ["kernels/xxh3_baseline.c", "kernels/xxh3_avx2.c", "kernels/xxh3_avx512.c"],
+        ["libisal", "libcrypto", "libxxhash"],
+    ),
 }
 
 

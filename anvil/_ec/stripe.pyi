@@ -1,16 +1,19 @@
 from collections.abc import Sequence
+from typing import Self
 
 from anvil._ec.codec import Codec
+from anvil._ec.codec import NotEnoughUnits as NotEnoughUnits
 from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 
 class SealBroken(ValueError): ...
-class NotEnoughUnits(ValueError): ...
 
 class BlobKey:
-    """AES-256-GCM key of one blob: HKDF-SHA256(ikm=bucket key (32 bytes), salt=blob id (16), info=b"anvil blob v1", length 32)."""
+    """AES-256-GCM key of one blob: HKDF-SHA256(ikm=bucket key (32 bytes), salt=blob id (16), info=b"anvil blob v1")."""
 
-    def __init__(self, bucket_key: bytes, blob_id: bytes) -> None: ...
+    def __new__(cls, bucket_key: bytes, blob_id: bytes) -> Self: ...
+    @property
+    def blob_id(self) -> bytes: ...
     def seal(self, stripe: int, last: bool, plain: Buffer) -> bytes:
         """Ciphertext + 16-byte tag. Nonce = stripe as 12-byte big-endian; AAD = blob id + stripe u32 LE + last flag u8."""
     def open(self, stripe: int, last: bool, sealed: Buffer) -> bytes:
@@ -21,31 +24,45 @@ class EncodeJob(Job):
 
     `out` holds k+m frames, shard after shard: frame i at i*(8+unit), = checksum (8 bytes LE) + unit.
     Checksum of a unit = XXH3_64(unit, seed = XXH3_64(blob id + shard index u32 LE + stripe u32 LE)).
-    `plain` may be longer than `length`. unit = anvil.model.scheme.unit_len(k, length).
+    `plain` may be longer than `length`, `out` longer than the frames; they must not overlap.
+    unit = anvil.model.scheme.unit_len(k, length).
     """
 
-    def __init__(self, codec: Codec, key: BlobKey, stripe: int, last: bool, plain: Buffer, length: int, out: Buffer) -> None: ...
-    frame_len: int
+    def __new__(cls, codec: Codec, key: BlobKey, stripe: int, last: bool, plain: Buffer, length: int, out: Buffer) -> Self: ...
+    @property
+    def frame_len(self) -> int: ...
     def frame(self, index: int) -> memoryview:
         """Shard `index`'s frame inside `out`."""
 
 class DecodeJob(Job):
     """Verify frames, reconstruct data units if some are missing or bad, open the seal into `out[:length]`.
 
-    `frames`: k+m entries, None = not read (only k needed). After running: `corrupt` = indexes whose checksum failed.
-    check() raises NotEnoughUnits (fewer than k good frames: fetch others and make a new job) or SealBroken.
+    `frames`: k+m entries of the exact frame length, None = not read (only k needed). They are verified in order of index until k
+    are good. After running: `corrupt` = indexes whose checksum failed. check() raises NotEnoughUnits (fewer than k good frames:
+    fetch others and make a new job) or SealBroken; `out` then holds nothing of the stripe.
     """
 
-    def __init__(
-        self, codec: Codec, key: BlobKey, stripe: int, last: bool, length: int, frames: Sequence[Buffer | None], out: Buffer
-    ) -> None: ...
-    corrupt: tuple[int, ...]
+    def __new__(
+        cls,
+        codec: Codec,
+        key: BlobKey,
+        stripe: int,
+        last: bool,
+        length: int,
+        frames: Sequence[Buffer | None],
+        out: Buffer,
+    ) -> Self: ...
+    @property
+    def corrupt(self) -> tuple[int, ...]: ...
 
 class RebuildJob(Job):
-    """Regenerate whole frames of the shards in `missing` (repair works on ciphertext). `out` = len(missing) frames."""
+    """Regenerate whole frames of the shards in `missing` (repair works on ciphertext). `out` = len(missing) frames in order.
 
-    def __init__(
-        self,
+    Frames of shards in `missing` are not looked at. More than m missing: NotEnoughUnits at once.
+    """
+
+    def __new__(
+        cls,
         codec: Codec,
         blob_id: bytes,
         stripe: int,
@@ -53,7 +70,13 @@ class RebuildJob(Job):
         frames: Sequence[Buffer | None],
         missing: Sequence[int],
         out: Buffer,
-    ) -> None: ...
-    corrupt: tuple[int, ...]
+    ) -> Self: ...
+    @property
+    def corrupt(self) -> tuple[int, ...]: ...
 
 def frame_checksum(blob_id: bytes, index: int, stripe: int, unit: Buffer) -> int: ...
+def checksum_kernels() -> list[str]:
+    """The XXH3 kernels this processor can run, slowest first; the last one is in use unless another was forced."""
+
+def use_checksum_kernel(name: str) -> None:
+    """Force a kernel, for tests and measurements. Raises ValueError if it cannot run here. Not while jobs run."""
