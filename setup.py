@@ -24,6 +24,10 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
         ["kernels/xxh3_baseline.c", "kernels/xxh3_avx2.c", "kernels/xxh3_avx512.c"],
         ["libisal", "libcrypto", "libxxhash"],
     ),
+    "anvil._ec.digest": (
+        [f"kernels/{name}.c" for name in ("digests", "lanes", "md5", "md5_avx2", "md5_avx512", "crc64")],
+        ["libisal", "libcrypto"],
+    ),
 }
 
 
@@ -63,7 +67,12 @@ def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
         extra_compile_args=compile_args,
         extra_link_args=link_args,
         include_dirs=["anvil/_ec"],
-        depends=[os.path.join("anvil/_ec", header) for header in os.listdir("anvil/_ec") if header.endswith((".h", ".pxd"))],
+        depends=[
+            os.path.join(place, header)
+            for place in ("anvil/_ec", "anvil/_ec/kernels")
+            for header in os.listdir(place)
+            if header.endswith((".h", ".pxd"))
+        ],
     )
 
 

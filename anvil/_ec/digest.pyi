@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from anvil._ec.pool import Job
 from anvil.base.types import Buffer
@@ -8,17 +8,21 @@ class Digests:
 
     def __init__(self, algorithms: Iterable[str]) -> None: ...
     def update(self, data: Buffer) -> None:
-        """Inline, GIL released for anything above a few KiB."""
+        """Inline, GIL released for anything above a few KiB. Raises RuntimeError while a job is in flight."""
     def results(self) -> dict[str, bytes]:
-        """Raw digest bytes (CRCs big-endian) of everything updated so far; does not end the stream. Raises RuntimeError while a job is in flight."""
+        """Raw digest bytes (CRCs big-endian) of everything updated so far; does not end the stream. Raises RuntimeError while
+        a job is in flight, that is until it has been collected."""
 
 class DigestLanes:
-    """Shared multi-buffer MD5: one C thread (or more) takes what is queued, one block-aligned run of up to 16 (AVX-512) or 8 (AVX2)
-    distinct streams at a time, scalar for a lone one. Other digests of the same job run on that thread too. Jobs of one stream
-    finish in the order submitted, and several of one stream may be queued. Completion works like Pool: fileno/collect."""
+    """Shared multi-buffer MD5: one C thread (or more) takes what is queued, one block-aligned run of up to 16 (AVX-512) or
+    8 (AVX2) distinct streams at a time, scalar for a lone one. Other digests of the same job run on that thread too. Jobs of
+    one stream finish in the order submitted, and several of one stream may be queued. Completion works like Pool:
+    fileno/collect."""
 
-    lanes: int
-    in_flight: int
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def in_flight(self) -> int: ...
     def __init__(self, threads: int = 1) -> None: ...
     def fileno(self) -> int: ...
     def submit(self, job: DigestJob) -> None: ...
@@ -28,6 +32,8 @@ class DigestLanes:
 class DigestJob(Job):
     """Update `digests` with data[:length] (on DigestLanes.submit; `run()` does it inline). Keeps the buffer alive."""
 
+    @property
+    def digests(self) -> Digests: ...
     def __init__(self, digests: Digests, data: Buffer, length: int) -> None: ...
 
 def crc32(data: Buffer, value: int = 0) -> int: ...
@@ -37,3 +43,14 @@ def crc_combine(algorithm: str, first: int, second: int, second_len: int) -> int
     """CRC of the concatenation (full-object checksums of multipart uploads)."""
 
 def md5_kernel() -> str: ...
+def md5_kernels() -> tuple[str, ...]: ...
+def set_md5_kernel(name: str) -> None:
+    """For tests: what DigestLanes made from now on use: avx512, avx2 or scalar. Raises ValueError where there is none such."""
+
+def crc64_kernel() -> str: ...
+def crc64_kernels() -> tuple[str, ...]: ...
+def set_crc64_kernel(name: str) -> None:
+    """For tests: vpclmul, pclmul or table."""
+
+def md5_advance(kernel: str, states: Sequence[Sequence[int]], data: Sequence[Buffer]) -> list[tuple[int, int, int, int]]:
+    """For tests and benchmarks: raw MD5 states after equally many whole blocks each, by exactly that kernel."""
