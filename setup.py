@@ -19,6 +19,7 @@ DEBIAN_PACKAGES = {"libisal": "libisal-dev", "libcrypto": "libssl-dev", "libxxha
 # extension: (C sources beside the .pyx, pkg-config libraries)
 EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     "anvil._ec.pool": ([], []),
+    "anvil.auth.sigv4": ([], ["libcrypto"]),
 }
 
 
