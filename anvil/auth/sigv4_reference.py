@@ -1,14 +1,15 @@
 """AWS Signature Version 4 as S3 uses it, written to be read; `sigv4.pyx` does the same in C and is what runs.
 
 Owns: the rules of canonicalization, with their reasons. Source: Amazon S3 API Reference, "Signature Calculations for the
-Authorization Header" and "Authenticating Requests: Using Query Parameters". Invariant: for any request R and any text P that somebody
-signed, R is accepted for P only if R decodes to what P says, so a signature never serves another request than the one signed.
+Authorization Header" and "Authenticating Requests: Using Query Parameters". Invariant: a request is accepted for a text that
+somebody signed only if both decode to the same path and the same parameters (in any order, so nobody above may give meaning to
+the order of equal parameters); a signature never serves another request than the one signed.
 
 Two forms of path and query exist, because clients differ in what they sign when what they send is not canonically encoded:
 
 - canonical (default): decode, then encode once, parameters sorted. What every SDK signs, whatever it sends. No dot segments are
-  removed and no slashes merged, since `..` and `//` are legal in keys. `%2F` in a path stays `%2F`: an encoded slash is never taken
-  for a separator. A `+` in a query is a space, as forms and the clients in Go and Java have it; a `+` in a path is itself.
+  removed and no slashes merged, since `..` and `//` are legal in keys. `%2F` in a path stays `%2F`: an encoded slash is never
+  taken for a separator. A `+` in a query is a space, as forms and the clients in Go and Java have it; in a path it is itself.
 - VERBATIM: as sent, parameters only sorted. What botocore's bare signer signs. It cannot be turned into another request: the
   signed text is the sent text.
 """
