@@ -1,4 +1,4 @@
-"""Who asks: header and query credentials, times, scopes, payload modes, hosts behind proxies."""
+"""Who asks: header and query credentials, times, scopes, payload modes. Hosts are in `test_hosts.py`."""
 
 from __future__ import annotations
 
@@ -410,59 +410,6 @@ def test_presigned_with_the_payload_hash_as_a_parameter() -> None:
                 "PUT", f"{ENDPOINT}/b/k?X-Amz-Content-Sha256=UNSIGNED-PAYLOAD", headers={"x-amz-content-sha256": EMPTY_SHA256}
             )
         )
-
-
-# -- hosts ------------------------------------------------------------------------------------------------------------
-
-
-def test_http2_signs_the_authority() -> None:
-    head = signed()
-    assert head.header(b"host") is not None
-    assert run(changed(head, version="2", headers={"host": None})).principal.app is APP
-
-
-def test_a_proxy_that_rewrites_host() -> None:
-    """nginx's `$host` loses the port; others send the upstream's name."""
-    head = signed(url="https://s3.example.com:8443/b/k")
-    for authority in (b"s3.example.com", b"10.0.0.7:50051"):
-        rewritten = changed(head, authority=authority)
-        with pytest.raises(SignatureMismatch):
-            run(rewritten)
-        assert run(rewritten, public_endpoints=["s3.example.com:8443"]).principal.app is APP
-        assert run(rewritten, public_endpoints=["other.example", "https://s3.example.com:8443/"]).principal.app is APP
-
-
-def test_a_proxy_that_loses_the_port_of_a_virtual_host() -> None:
-    head = signed(url="https://photos.s3.example.com:8443/k")
-    assert run(changed(head, authority=b"photos.s3.example.com"), public_endpoints=["s3.example.com:8443"]).principal.app is APP
-    with pytest.raises(SignatureMismatch):
-        run(changed(head, authority=b"docs.s3.example.com"), public_endpoints=["s3.example.com:8443"])
-
-
-def test_a_signature_never_moves_between_buckets_through_the_host() -> None:
-    """Signed path-style at the plain endpoint, sent to a virtual host: it would name `photos/k` in another bucket."""
-    options = {"public_endpoints": ["s3.example.com"], "trusted_proxies": ["203.0.113.0/24"]}
-    path_style = signed(url="https://s3.example.com/photos/k")
-    with pytest.raises(SignatureMismatch):
-        run(changed(path_style, authority=b"docs.s3.example.com"), **options)
-    virtual = signed(url="https://docs.s3.example.com/photos/k")
-    for forwarded in ({}, {"x-forwarded-host": "docs.s3.example.com"}):
-        with pytest.raises(SignatureMismatch):
-            run(changed(virtual, authority=b"10.0.0.7:50051", headers=forwarded), **options)
-        with pytest.raises(SignatureMismatch):
-            run(changed(virtual, authority=b"s3.example.com", headers=forwarded), **options)
-
-
-@pytest.mark.parametrize("peer", ["10.1.2.3:999", "10.1.2.3", "::ffff:10.1.2.3", "[::ffff:10.1.2.3]:999"])
-def test_x_forwarded_host_from_a_trusted_proxy(peer: str) -> None:
-    head = signed(url="https://s3.example.com/b/k")
-    for value in ("s3.example.com", "evil.example, s3.example.com"):
-        behind = changed(head, authority=b"10.0.0.7:50051", peer=peer, headers={"x-forwarded-host": value})
-        assert run(behind, trusted_proxies=["10.1.0.0/16"]).principal.app is APP
-        with pytest.raises(SignatureMismatch):
-            run(behind)
-        with pytest.raises(SignatureMismatch):
-            run(behind, trusted_proxies=["192.0.2.1"])
 
 
 def test_expect_taken_away_by_a_proxy() -> None:
