@@ -59,6 +59,11 @@ CONNECTIONS_MAX: Final = 4096  # per worker
 CONNECTIONS_PER_ADDRESS_MAX: Final = 1024
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per worker; more are answered 503 SlowDown
 
+# -- authentication ----------------------------------------------------------------------------------------------------
+SIGNING_KEYS_MAX: Final = 4096  # cached per worker, about 300 bytes each; a missing one costs four HMACs (5 us)
+POLICY_SETS_MAX: Final = 4096  # compiled rights cached per worker, one per app in use
+PUBLIC_ENDPOINTS_MAX: Final = 16  # each is one more signature tried before a request is refused
+
 # -- metadata ----------------------------------------------------------------------------------------------------------
 BATCH_ROWS_MAX: Final = 256
 BATCH_QUEUE_ROWS_MAX: Final = 8192  # waiting rows of one coalescer; beyond it callers get SlowDown

@@ -1,0 +1,261 @@
+"""What a request says about who sends it: the credentials in its head, parsed and bounded, not yet believed.
+
+Owns: the Authorization header, the X-Amz-* query parameters, request times, `x-amz-content-sha256`. Invariant: what comes out
+is well formed, given once, and says which of the two places it came from. Not here: whether any of it is true
+(`authenticate.py`). Messages are S3's own, which clients match on. Source: Amazon S3 API Reference, "Authenticating Requests
+(AWS Signature Version 4)".
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from datetime import UTC, datetime
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from anvil.auth.sigv4 import signed_headers_valid
+from anvil.auth.types import Payload
+from anvil.base.errors import (
+    AccessDenied,
+    AuthorizationHeaderMalformed,
+    AuthorizationQueryError,
+    InvalidArgument,
+    InvalidRequest,
+    NotSupported,
+)
+from anvil.base.limits import PRESIGNED_S_MAX
+from anvil.net.stream import RequestHead
+
+ALGORITHM = b"AWS4-HMAC-SHA256"
+_ECDSA = b"AWS4-ECDSA-P256-SHA256"
+_ONCE = frozenset(
+    (
+        b"authorization",
+        b"host",
+        b"date",
+        b"x-amz-date",
+        b"x-amz-content-sha256",
+        b"x-amz-security-token",
+        b"x-amz-decoded-content-length",
+    )
+)
+_QUERY_V4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature")
+_QUERY_IS_V4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature")
+_QUERY_IS_V2 = ("AWSAccessKeyId", "Signature")
+_QUERY_KNOWN = frozenset((*_QUERY_V4, *_QUERY_IS_V2, "X-Amz-Security-Token", "X-Amz-Content-Sha256"))
+_PAYLOADS = {payload.value.encode(): payload for payload in Payload if payload is not Payload.SHA256}
+_HTTP_DATE = re.compile(rb"[A-Z][a-z]{2}, (\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) (?:GMT|UTC|[+-]0000)")
+_MONTHS = {month: at for at, month in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code != 10}
+
+_V2 = "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+_NO_DATE = "AWS authentication requires a valid Date or x-amz-date header"
+_MISSING_QUERY = (
+    "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, "
+    "X-Amz-SignedHeaders, and X-Amz-Expires parameters."
+)
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Credentials as claimed. `expires_s` is set for presigned requests, and only for them."""
+
+    access_key: str
+    date: bytes  # of the scope: 20130524
+    region: str
+    service: bytes
+    scope: bytes
+    signed_headers: bytes
+    signature: bytes
+    amz_date: bytes  # 20130524T000000Z
+    time_s: int
+    expires_s: int | None = None
+
+    @property
+    def presigned(self) -> bool:
+        return self.expires_s is not None
+
+
+def single_headers(head: RequestHead) -> dict[bytes, bytes]:
+    """The headers that authentication reads. Raises InvalidRequest if one of them comes twice: proxies and libraries disagree on
+    which counts."""
+    found: dict[bytes, bytes] = {}
+    for name, value in head.headers:
+        if name in _ONCE:
+            if name in found:
+                raise InvalidRequest(f"The header {name.decode()} may be sent only once.")
+            found[name] = value
+    return found
+
+
+def query_credentials(query: bytes) -> dict[str, list[bytes]] | None:
+    """The decoded query parameters that authentication reads, by name, if there are credentials among them; else None."""
+    if b"X-Amz-" not in query and b"Signature" not in query and b"AWSAccessKeyId" not in query:
+        return None
+    found: dict[str, list[bytes]] = {}
+    for text in query.split(b"&"):
+        name, _, value = text.partition(b"=")
+        decoded = unquote_to_bytes(name).decode("latin-1")
+        if decoded in _QUERY_KNOWN:
+            found.setdefault(decoded, []).append(unquote_to_bytes(value.replace(b"+", b" ")))
+    return found if any(name in found for name in (*_QUERY_IS_V4, *_QUERY_IS_V2)) else None
+
+
+def amz_seconds(text: bytes) -> int | None:
+    """Unix seconds of an ISO 8601 basic time (20130524T000000Z), None if it is none."""
+    if len(text) != 16 or text[8:9] != b"T" or text[15:] != b"Z" or not (text[:8] + text[9:15]).isdigit():
+        return None
+    try:
+        when = datetime(
+            int(text[:4]), int(text[4:6]), int(text[6:8]), int(text[9:11]), int(text[11:13]), int(text[13:15]), tzinfo=UTC
+        )
+    except ValueError:
+        return None
+    return int(when.timestamp())
+
+
+def amz_date(seconds: int) -> bytes:
+    """The other way round."""
+    return iso(seconds).replace("-", "").replace(":", "").encode()
+
+
+def iso(seconds: int) -> str:
+    """Unix seconds as 2013-05-24T00:00:00Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:19] + "Z"
+
+
+def printable(text: bytes) -> str:
+    """Bytes of a request as text that fits into XML and a log."""
+    return text.decode("ascii", "backslashreplace").translate(_CONTROLS)
+
+
+def _http_seconds(text: bytes) -> int | None:
+    """Unix seconds of an HTTP date (RFC 9110 section 5.6.7, the preferred form; zones of offset zero)."""
+    match = _HTTP_DATE.fullmatch(text)
+    if match is None or match[2] not in _MONTHS:
+        return None
+    try:
+        when = datetime(int(match[3]), _MONTHS[match[2]], int(match[1]), int(match[4]), int(match[5]), int(match[6]), tzinfo=UTC)
+    except ValueError:
+        return None
+    return int(when.timestamp())
+
+
+def _scope(
+    credential: bytes, error: type[AuthorizationHeaderMalformed] | type[AuthorizationQueryError]
+) -> tuple[str, bytes, str, bytes]:
+    """Access key, date, region and service of `AK/20130524/us-east-1/s3/aws4_request`. Access keys may contain slashes."""
+    parts = credential.rsplit(b"/", 4)
+    if (
+        not credential.isascii()
+        or not credential.decode().isprintable()
+        or len(parts) != 5
+        or not parts[0]
+        or parts[4] != b"aws4_request"
+    ):
+        raise error('The Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".')
+    return parts[0].decode(), parts[1], parts[2].decode(), parts[3]
+
+
+def header_claim(headers: dict[bytes, bytes]) -> Claim:
+    """The claim in the Authorization header. Raises InvalidRequest (signature version 2), NotSupported (ECDSA), InvalidArgument
+    (another scheme), AuthorizationHeaderMalformed, AccessDenied (no usable date)."""
+    authorization = headers[b"authorization"]
+    scheme, _, rest = authorization.partition(b" ")
+    if scheme != ALGORITHM:
+        if scheme == b"AWS":
+            raise InvalidRequest(_V2)
+        if scheme == _ECDSA:
+            raise NotSupported("Signature Version 4A (ECDSA) is not supported. Please use AWS4-HMAC-SHA256.")
+        raise InvalidArgument("Unsupported Authorization Type", ArgumentName="Authorization")
+    fields: dict[bytes, bytes] = {}
+    for part in rest.split(b","):
+        name, _, value = part.strip().partition(b"=")
+        if name in fields or name not in (b"Credential", b"SignedHeaders", b"Signature"):
+            raise AuthorizationHeaderMalformed(
+                "The authorization header is malformed; it must name Credential, SignedHeaders and Signature, each once."
+            )
+        fields[name] = value
+    if len(fields) != 3:
+        raise AuthorizationHeaderMalformed(
+            "The authorization header is malformed; it must name Credential, SignedHeaders and Signature, each once."
+        )
+    access_key, date, region, service = _scope(fields[b"Credential"], AuthorizationHeaderMalformed)
+    signed = fields[b"SignedHeaders"]
+    if not signed_headers_valid(signed):
+        raise AuthorizationHeaderMalformed("The authorization header is malformed; SignedHeaders must be lower case and sorted.")
+    when, time_s = _header_time(headers)
+    scope = fields[b"Credential"][len(access_key) + 1 :]
+    return Claim(access_key, date, region, service, scope, signed, fields[b"Signature"], when, time_s)
+
+
+def _header_time(headers: dict[bytes, bytes]) -> tuple[bytes, int]:
+    """The request's time as signed and in seconds: x-amz-date, else Date."""
+    text = headers.get(b"x-amz-date", headers.get(b"date", b""))
+    seconds = amz_seconds(text)
+    if seconds is not None:
+        return text, seconds
+    seconds = None if b"x-amz-date" in headers else _http_seconds(text)
+    if seconds is None:
+        raise AccessDenied(_NO_DATE)
+    return amz_date(seconds), seconds
+
+
+def query_claim(params: dict[str, list[bytes]]) -> Claim:
+    """The claim of a presigned request. Raises InvalidRequest (signature version 2), NotSupported (ECDSA) and
+    AuthorizationQueryError."""
+    if not any(name in params for name in _QUERY_IS_V4):
+        raise InvalidRequest(_V2)
+    if params.get("X-Amz-Algorithm") == [_ECDSA]:
+        raise NotSupported("Signature Version 4A (ECDSA) is not supported. Please use AWS4-HMAC-SHA256.")
+    if any(len(params.get(name, ())) != 1 for name in _QUERY_V4) or any(name in params for name in _QUERY_IS_V2):
+        raise AuthorizationQueryError(_MISSING_QUERY)
+    algorithm, credential, when, expires, signed, signature = (params[name][0] for name in _QUERY_V4)
+    if algorithm != ALGORITHM:
+        raise AuthorizationQueryError('X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"')
+    access_key, date, region, service = _scope(credential, AuthorizationQueryError)
+    time_s = amz_seconds(when)
+    if time_s is None:
+        raise AuthorizationQueryError("X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
+    if not signed_headers_valid(signed):
+        raise AuthorizationQueryError("X-Amz-SignedHeaders must be lower case and sorted.")
+    expires_s = _expires(expires)
+    return Claim(access_key, date, region, service, credential[len(access_key) + 1 :], signed, signature, when, time_s, expires_s)
+
+
+def _expires(text: bytes) -> int:
+    if text.startswith(b"-") and text[1:].isdigit():
+        raise AuthorizationQueryError("X-Amz-Expires must be non-negative")
+    if not text.isdigit():
+        raise AuthorizationQueryError("X-Amz-Expires should be a number")
+    # The length first: Python refuses to convert thousands of digits.
+    if len(text) > 6 or not 0 < int(text) <= PRESIGNED_S_MAX:
+        raise AuthorizationQueryError(f"X-Amz-Expires must be from 1 to {PRESIGNED_S_MAX} seconds (a week)")
+    return int(text)
+
+
+def parse_payload(text: bytes | None) -> tuple[Payload, bytes | None]:
+    """What `x-amz-content-sha256` says; without one the payload is unsigned. Raises InvalidArgument and NotSupported (ECDSA
+    chunks)."""
+    if text is None:
+        return Payload.UNSIGNED, None
+    payload = _PAYLOADS.get(text)
+    if payload is not None:
+        return payload, None
+    if text.startswith(b"STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"):
+        raise NotSupported("Signature Version 4A (ECDSA) is not supported. Please use AWS4-HMAC-SHA256.")
+    if text.startswith(b"STREAMING-"):
+        raise NotSupported("This kind of streaming payload is not supported.")
+    if len(text) == 64:
+        try:
+            return Payload.SHA256, binascii.unhexlify(text)
+        except binascii.Error:
+            pass
+    raise InvalidArgument(
+        "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER "
+        "or a valid sha256 value.",
+        ArgumentName="x-amz-content-sha256",
+        ArgumentValue=printable(text),
+    )
