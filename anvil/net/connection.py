@@ -9,7 +9,6 @@ it. Not here: what an answer looks like (`http1_stream`), parsing (`wire`), caps
 from __future__ import annotations
 
 import asyncio
-import enum
 from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout
@@ -18,6 +17,7 @@ from anvil.base.types import Buffer
 from anvil.net.http1_stream import HttpStream
 from anvil.net.inbound import Inbound
 from anvil.net.port import Port, address_key
+from anvil.net.progress import Progress
 from anvil.wire.http1 import Head, Preface, Refusal, head_end, parse_head, response_head, sniff
 
 _ALLOW: Final = ((b"allow", b"GET, HEAD, PUT, POST, DELETE, OPTIONS"),)
@@ -29,45 +29,21 @@ _GRPC_ANSWER: Final = (
 _SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 
 
-class _Phase(enum.IntEnum):
-    HEAD = 0  # waiting for a request head
-    BUSY = 1  # a handler runs
-    DRAIN = 2  # answered; the rest of the body is dropped
-    CLOSING = 3  # the last answer is on its way; input is dropped
-    LOST = 4
+# What a connection is doing. Plain numbers: this is compared several times per request, and members of an Enum are slow.
+_HEAD: Final = 0  # waiting for a request head
+_BUSY: Final = 1  # a handler runs
+_DRAIN: Final = 2  # answered; the rest of the body is dropped
+_CLOSING: Final = 3  # the last answer is on its way; input is dropped
+_LOST: Final = 4
 
 
 class Connection(asyncio.BufferedProtocol):
     """The protocol of one accepted socket."""
 
-    __slots__ = (
-        "_address",
-        "_counted",
-        "_dropped",
-        "_eof",
-        "_first",
-        "_mark",
-        "_peer",
-        "_pending",
-        "_phase",
-        "_port",
-        "_read_paused",
-        "_refused",
-        "_scanned",
-        "_since_s",
-        "_slow_s",
-        "_sniffed",
-        "_stream",
-        "_task",
-        "_transport",
-        "_writable",
-        "write_paused",
-    )
-
     def __init__(self, port: Port) -> None:
         self._port = port
         self._transport: asyncio.Transport
-        self._phase = _Phase.HEAD
+        self._phase: int = _HEAD
         self._peer = self._address = ""
         self._refused: str | None = None  # why the connection was not admitted
         self._pending = b""  # received, not yet consumed
@@ -82,8 +58,9 @@ class Connection(asyncio.BufferedProtocol):
         self.write_paused = False
         self._writable: asyncio.Future[None] | None = None
         self._since_s = port.now_s  # when the phase began, on the coarse clock
-        self._mark = 0  # bytes moved at the last time progress was good enough
-        self._slow_s = 0.0  # how long it has not been since
+        self._read_progress = Progress()
+        self._write_progress = Progress()
+        self._sent = 0  # bytes handed to the transport so far
         self._dropped = 0  # bytes thrown away while closing
 
     # -- called by the loop
@@ -110,11 +87,11 @@ class Connection(asyncio.BufferedProtocol):
         port = self._port
         port.stats.bytes_in += nbytes
         phase = self._phase
-        if phase is _Phase.HEAD:
+        if phase == _HEAD:
             data = bytes(port.scratch[:nbytes])
             self._pending = self._pending + data if self._pending else data
             self._advance()
-        elif phase is _Phase.BUSY:
+        elif phase == _BUSY:
             assert self._stream is not None
             body = self._stream.body
             if body is not None and body.target is not None:
@@ -122,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._take_ahead(body, port.scratch[:nbytes])
             self.regulate()
-        elif phase is _Phase.DRAIN:
+        elif phase == _DRAIN:
             self._pending = bytes(port.scratch[:nbytes])
             self._drain_body()
             self._advance()
@@ -134,15 +111,15 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         self._eof = True
         self._since_s = self._port.now_s
-        if self._phase is _Phase.BUSY and self._stream is not None:
+        if self._phase == _BUSY and self._stream is not None:
             body = self._stream.body
-            if body is not None and not body.complete:
+            if body is not None and body.waiter is not None:
                 body.fail(IncompleteBody())
             return True  # the client may only have shut its sending side: the answer still goes out
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._phase = _Phase.LOST
+        self._phase = _LOST
         stream, task = self._stream, self._task
         self._port.forget(self, self._address, self._refused)
         self._pending = b""
@@ -183,6 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             raise ConnectionResetError("the client is gone")
         self._port.stats.bytes_out += len(data)
+        self._sent += len(data)
         self._transport.write(data)
 
     def send_chunk(self, data: Buffer) -> None:
@@ -190,12 +168,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             raise ConnectionResetError("the client is gone")
         self._port.stats.bytes_out += len(data)
+        self._sent += len(data)
         self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
 
     async def writable(self) -> None:
         """Until the transport takes more. Raises ConnectionResetError."""
         while self.write_paused:
-            if self._phase is _Phase.LOST:
+            if self._phase == _LOST:
                 raise ConnectionResetError("the client is gone")
             if self._writable is None or self._writable.done():
                 self._writable = self._port.loop.create_future()
@@ -215,7 +194,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def feed(self, body: Inbound, view: memoryview) -> None:
         """Begin filling `view` with what came early."""
-        used = body.begin(view, memoryview(self._pending))
+        try:
+            used = body.begin(view, memoryview(self._pending))
+        except InvalidRequest as error:
+            body.fail(error)
+            raise
         if used:
             self._pending = self._pending[used:]
 
@@ -227,7 +210,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def regulate(self) -> None:
         """Read from the socket exactly while there is a place for the bytes (while a handler runs)."""
-        if self._phase is not _Phase.BUSY:
+        if self._phase != _BUSY:
             return
         stream = self._stream
         assert stream is not None
@@ -247,7 +230,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def drain(self) -> None:
         """Take no new request: close if idle."""
-        if self._phase is _Phase.HEAD and not self._pending:
+        if self._phase == _HEAD and not self._pending:
             self._close()
 
     def cut(self) -> asyncio.Task[None] | None:
@@ -261,23 +244,24 @@ class Connection(asyncio.BufferedProtocol):
         """Enforce the time-outs. Called by the one timer of the worker."""
         limits = self._port.limits
         waited_s = now_s - self._since_s
-        if self._phase is _Phase.HEAD:
+        if self._phase in (_HEAD, _CLOSING) and self._transport.get_write_buffer_size():
+            self._since_s = now_s  # the clock of these phases starts when the last answer has left
+            self._sweep_write(elapsed_s)
+        elif self._phase != _CLOSING and self._transport.is_closing():
+            return  # cut, and not yet told so
+        elif self._phase == _HEAD:
             if self._pending or self._first:
                 if waited_s > limits.header_s:
                     self._expire_head()
             elif waited_s > limits.idle_s:
                 self._time_out("idle")
-        elif self._phase is _Phase.BUSY:
+        elif self._phase == _BUSY:
             self._sweep_busy(waited_s, elapsed_s)
-        elif self._phase is _Phase.DRAIN:
+        elif self._phase == _DRAIN:
             if waited_s > limits.body_stall_s:
                 self._time_out("drain")
-        elif self._phase is _Phase.CLOSING:
-            if self._transport.get_write_buffer_size():
-                self._since_s = now_s
-                self._sweep_write(elapsed_s)
-            elif waited_s > limits.linger_s:
-                self._time_out("linger")
+        elif waited_s > limits.linger_s:
+            self._time_out("linger")
 
     # -- time
 
@@ -298,7 +282,8 @@ class Connection(asyncio.BufferedProtocol):
         assert stream is not None
         body = stream.body
         if body is not None and body.waiter is not None:
-            if self._is_slow(body.received, elapsed_s, limits.body_stall_s) and not body.waiter.done():
+            slow = self._read_progress.is_slow(body.received, elapsed_s, limits.body_bytes_per_s, limits.body_stall_s)
+            if slow and not body.waiter.done():
                 self._port.stats.timeouts["body"] += 1
                 body.fail(RequestTimeout())
         elif self.write_paused:
@@ -308,24 +293,16 @@ class Connection(asyncio.BufferedProtocol):
             self.cut()
 
     def _sweep_write(self, elapsed_s: float) -> None:
-        sent = self._stream.sent_bytes if self._stream is not None else 0
-        if self._is_slow(sent - self._transport.get_write_buffer_size(), elapsed_s, self._port.limits.write_stall_s):
+        limits = self._port.limits
+        left = self._sent - self._transport.get_write_buffer_size()
+        if self._write_progress.is_slow(left, elapsed_s, limits.body_bytes_per_s, limits.write_stall_s):
             self._time_out("write")
-
-    def _is_slow(self, moved: int, elapsed_s: float, window_s: float) -> bool:
-        """Whether fewer bytes than the minimum rate allows were moved in a window of waiting."""
-        if moved - self._mark >= self._port.limits.body_bytes_per_s * window_s:
-            self._mark = moved
-            self._slow_s = 0.0
-            return False
-        self._slow_s += elapsed_s
-        return self._slow_s > window_s
 
     # -- requests
 
     def _advance(self) -> None:
         """Serve what has been received. A loop, not a recursion: a client may pipeline thousands of refused requests."""
-        while self._phase is _Phase.HEAD and not self.write_paused:
+        while self._phase == _HEAD and not self.write_paused:
             if not self._pending:
                 if self._eof or (self._port.draining and not self._first):
                     self._close()
@@ -350,6 +327,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._scanned = len(data)
                 if self._eof:
                     self._close()
+                self._resume_reading()
                 return False
             head = parse_head(data[:end])
         except Refusal as refusal:
@@ -374,17 +352,16 @@ class Connection(asyncio.BufferedProtocol):
         port = self._port
         stats = port.stats
         self._first = False
-        self._mark = 0
-        self._slow_s = 0.0
+        self._read_progress.reset()
         self._stream = stream = HttpStream(self, head, self._peer, port.loop)
-        self._phase = _Phase.BUSY
+        self._phase = _BUSY
         stats.requests += 1
         if self._refused is not None or stats.requests_in_flight >= port.limits.requests_in_flight:
             stats.refusals[_SLOW_DOWN.code] += 1
             headers, text = port.render_refusal(_SLOW_DOWN)
             stream.answer(503, headers, text)
             self._end(stream)
-        elif (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
+        elif head.method == "POST" and (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
             stats.refusals["GrpcOverHttp1"] += 1
             stream.answer(200, _GRPC_ANSWER)
             self._end(stream)
@@ -400,7 +377,7 @@ class Connection(asyncio.BufferedProtocol):
         """The handler's task."""
         port = self._port
         try:
-            if self._phase is _Phase.LOST:
+            if self._phase == _LOST:
                 return
             stream.running = True
             await port.handler(stream)
@@ -421,6 +398,8 @@ class Connection(asyncio.BufferedProtocol):
             return  # the client went away, which is no failure of ours
         self._port.stats.failures += 1
         self._port.on_error(error, stream.head)
+        if stream.finished:
+            return
         if stream.started:
             self.abort()
         elif not self._transport.is_closing():
@@ -430,7 +409,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _end(self, stream: HttpStream) -> None:
         """The handler is done with this request."""
-        if self._phase is _Phase.LOST:
+        if self._phase == _LOST:
             self._stream = None
             return
         if not stream.finished:
@@ -438,10 +417,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         body = stream.body
         unread = body is not None and not body.complete
-        if not stream.keep_alive:
+        if not stream.keep_alive or (body is not None and body.error is not None):
             self._close(linger=unread or bool(self._pending))
         elif unread:
-            self._phase = _Phase.DRAIN
+            self._phase = _DRAIN
             self._since_s = self._port.now_s
             self._drain_body()
         else:
@@ -449,7 +428,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _next(self) -> None:
         self._stream = None
-        self._phase = _Phase.HEAD
+        self._phase = _HEAD
         self._since_s = self._port.now_s
         if self._read_paused and not self._pending:
             self._resume_reading()
@@ -494,10 +473,8 @@ class Connection(asyncio.BufferedProtocol):
     def _close(self, *, linger: bool = False) -> None:
         """Close once everything written has left. `linger`: the client may still be sending; closing at once would make the
         kernel reset the connection and the answer could be lost, so shut our side and drop input for a while."""
-        self._phase = _Phase.CLOSING
+        self._phase = _CLOSING
         self._since_s = self._port.now_s
-        self._mark = 0
-        self._slow_s = 0.0
         self._pending = b""
         if linger and not self._eof and self._transport.can_write_eof():
             self._transport.write_eof()

@@ -139,12 +139,10 @@ class HttpStream:
             head = self._begin(status, headers, None if _find_length(headers) else length, framed=True)
             body = b""
         elif bodyless(status):
-            if body:
+            if body or _find_length(headers):
                 raise ValueError(f"an answer of status {status} has no body")
             head = self._begin(status, headers, None, framed=True)
         else:
-            if _find_length(headers):
-                raise ValueError("content-length is added by the stream")
             head = self._begin(status, headers, length, framed=True)
         self.finished = True
         if len(body) <= JOIN_BYTES_MAX:

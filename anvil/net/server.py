@@ -1,7 +1,8 @@
 """Listening: opens the sockets of one worker and ends its connections in good order.
 
-Owns: listening sockets and the order of shutting down. Invariant: after `close` returns, no connection of this server is left, and
-no handler task that heeds its cancellation. Not here: what happens on a connection (`connection`), caps and time-outs (`port`).
+Owns: listening sockets and the order of shutting down. Invariant: after `close` returns, no connection of this server is left,
+and no handler task that heeds its cancellation. Not here: what happens on a connection (`connection`), caps and time-outs
+(`port`).
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ class Server:
             listener.close()
         for connection in tuple(port.connections):
             connection.drain()
-        if await port.wait_empty(deadline_s):
-            return 0
-        left = len(port.connections)
+        left = 0 if await port.wait_empty(deadline_s) else len(port.connections)
         await self.close()
         return left
 

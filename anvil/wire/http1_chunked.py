@@ -1,8 +1,8 @@
 """The chunked transfer coding of request bodies (RFC 9112, 7.1), sans I/O and strict.
 
-Owns: where chunks begin and end. Invariant: any split of the same bytes gives the same payload or the same error; nothing but CR LF
-ends a line, so no other parser on the way can see other chunks. Payload is moved by slice assignment between buffers, or received
-by the caller straight into its destination (`data_left`, `skip`). Not here: aws-chunked, which is a content coding.
+Owns: where chunks begin and end. Invariant: any split of the same bytes gives the same payload or the same error; nothing but
+CR LF ends a line, so no other parser on the way can see other chunks. Payload is moved by slice assignment between buffers, or
+received by the caller straight into its destination (`data_left`, `skip`). Not here: aws-chunked, which is a content coding.
 """
 
 from __future__ import annotations
