@@ -57,6 +57,15 @@ DRAIN_BODY_BYTES_MAX: Final = 4 * MIB  # read and dropped after an early error, 
 WRITE_HIGH_WATER_BYTES: Final = 1 * MIB
 CONNECTIONS_MAX: Final = 4096  # per worker
 CONNECTIONS_PER_ADDRESS_MAX: Final = 1024
+REFUSED_CONNECTIONS_MAX: Final = 256  # beyond the caps, this many are kept until they were told 503; more are cut at once
+READ_BYTES: Final = 64 * KIB  # one read with no better place for the bytes; also how far a small body is read ahead
+DECODE_BYTES: Final = 128 * KIB  # one step of aws-chunked decoding on the event loop: under 0.1 ms even with SHA-256
+JOIN_BYTES_MAX: Final = 64 * KIB  # an answer up to this is joined with its head into one write
+WRITE_STALL_S: Final = 60.0  # a client that reads its answer slower than the minimum rate for this long is cut: it holds stripes
+LINGER_S: Final = 5.0  # how long a closing connection still listens, so that its last answer is not lost to a reset
+HALF_CLOSE_S: Final = 2.0  # a client that shut its sending side and is still unanswered after this is taken for gone
+SWEEP_S: Final = 1.0  # granularity of all connection time-outs
+ACCEPT_BACKLOG: Final = 1024
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per worker; more are answered 503 SlowDown
 
 # -- authentication ----------------------------------------------------------------------------------------------------
@@ -97,5 +106,7 @@ assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BY
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
+assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S

@@ -17,7 +17,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class RequestHead(msgspec.Struct, frozen=True):
-    """The head of a request, verbatim. Header names are lower case, values stripped of outer white space, order and duplicates kept."""
+    """The head of a request, verbatim. Header names are lower case, values stripped of white space, order and duplicates kept."""
 
     method: str
     path: bytes  # raw, as sent: never decoded, never normalized
@@ -55,7 +55,8 @@ class Stream(Protocol):
         ...
 
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
-        """A whole answer. Adds content-length, date, server and connection as needed. For HEAD, pass content-length yourself and no body."""
+        """A whole answer. Adds content-length, date, server and connection as needed. For HEAD, pass content-length yourself and
+        no body."""
         ...
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:

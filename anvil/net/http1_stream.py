@@ -1,0 +1,254 @@
+"""One HTTP/1.1 request and its answer: implements `Stream`.
+
+Owns: the state of one exchange: body read so far, answer written so far, whether the connection may live on. Invariant: the
+answer's framing always matches what was announced, or the connection is cut; an answer that leaves much of the body unread
+announces `connection: close`. Not here: sockets, pausing, time-outs (`connection`), parsing (`wire.http1`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from anvil.base.errors import EntityTooLarge, IncompleteBody
+from anvil.base.limits import JOIN_BYTES_MAX, KIB
+from anvil.base.types import Buffer
+from anvil.net.inbound import Inbound
+from anvil.net.stream import Headers, RequestHead
+from anvil.wire.http1 import CONTINUE, Head, bodyless, response_head
+
+if TYPE_CHECKING:
+    from anvil.net.connection import Connection
+
+_CLOSE: Final = b"connection: close\r\n"
+_KEEP: Final = b"connection: keep-alive\r\n"
+_NOTHING: Final = memoryview(b"")
+
+
+class HttpStream:
+    """Made by the connection for each request head; see `Stream` for what handlers may call."""
+
+    __slots__ = (
+        "_announced",
+        "_chunked",
+        "_connection",
+        "_expects_continue",
+        "_lent",
+        "_written",
+        "body",
+        "finished",
+        "head",
+        "keep_alive",
+        "running",
+        "sent_bytes",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, head: Head, peer: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.head = RequestHead(
+            head.method,
+            head.path,
+            head.query,
+            tuple(head.headers),
+            head.authority,
+            head.version,
+            peer,
+            head.content_length,
+            head.chunked,
+        )
+        self._connection: Final = connection
+        self.body: Final = Inbound(head.content_length, loop) if head.chunked or head.content_length else None
+        self._expects_continue = head.expects_continue and self.body is not None
+        self.keep_alive = head.keep_alive
+        self.running = False  # the handler's first line has been reached
+        self.started = False
+        self.finished = False
+        self.sent_bytes = 0  # of the answer, head included
+        self._announced: int | None = 0  # body bytes the answer's head promised
+        self._written = 0
+        self._chunked = False
+        self._lent = False  # a buffer that its owner may change was written
+
+    # -- request body
+
+    @property
+    def received_bytes(self) -> int:
+        """Payload bytes of the request body so far."""
+        return self.body.received if self.body is not None else 0
+
+    async def readinto(self, view: memoryview) -> int:
+        """See `Stream.readinto`."""
+        body = self.body
+        if body is None or len(view) == 0:
+            return 0
+        if body.waiter is not None:
+            raise RuntimeError("a stream has one reader")
+        if body.error is not None:
+            raise body.error
+        if body.complete:
+            return 0
+        connection = self._connection
+        try:
+            connection.feed(body, view)
+            if body.done:
+                return body.filled
+            if self._expects_continue:
+                self._expects_continue = False
+                if not self.started and not body.received:
+                    connection.send(CONTINUE)
+            connection.want_body()
+            return await body.wait()
+        finally:
+            body.end()
+            connection.regulate()
+
+    async def read_all(self, limit: int) -> bytes:
+        """See `Stream.read_all`."""
+        body = self.body
+        if body is None:
+            return b""
+        if body.bounded:
+            if body.left > limit:
+                raise EntityTooLarge()
+            buffer = bytearray(body.left)
+            return bytes(memoryview(buffer)[: await self.readinto(memoryview(buffer))])
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            piece = bytearray(min(64 * KIB, limit + 1 - total))
+            count = await self.readinto(memoryview(piece))
+            total += count
+            if total > limit:
+                raise EntityTooLarge()
+            parts.append(bytes(memoryview(piece)[:count]))
+            if count < len(piece):
+                return b"".join(parts)
+
+    # -- answer
+
+    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
+        self.answer(status, headers, body)
+        if self._connection.write_paused:
+            await self._connection.writable()
+
+    def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """`respond` without waiting for the transport."""
+        length = len(body)
+        if self.head.method == "HEAD" or status == 304:
+            head = self._begin(status, headers, None if _find_length(headers) else length, framed=True)
+            body = b""
+        elif bodyless(status):
+            if body or _find_length(headers):
+                raise ValueError(f"an answer of status {status} has no body")
+            head = self._begin(status, headers, None, framed=True)
+        else:
+            head = self._begin(status, headers, length, framed=True)
+        self.finished = True
+        if len(body) <= JOIN_BYTES_MAX:
+            self._send(head + body if body else head)
+        else:
+            self._send(head)
+            self._send(body)
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """See `Stream.start`."""
+        silent = self.head.method == "HEAD" or bodyless(status)
+        if _find_length(headers):
+            raise ValueError("content-length is added by the stream")
+        if length is None and self.head.version == "1.0":
+            self.keep_alive = False  # the end of the connection is the end of the body
+            head = self._begin(status, headers, None, framed=True)
+        else:
+            head = self._begin(status, headers, length, framed=bodyless(status))
+            self._chunked = length is None and not silent
+        self._announced = 0 if silent else length
+        self._send(head)
+
+    async def write(self, data: Buffer) -> None:
+        """See `Stream.write`. For HEAD the bytes are dropped. Raises RuntimeError beyond the announced length,
+        ConnectionResetError."""
+        count = len(data)
+        if not self.started or self.finished:
+            raise RuntimeError("write outside of start and finish")
+        if count == 0:
+            return
+        if self._announced is not None and self._written + count > self._announced:
+            if self.head.method == "HEAD":
+                return
+            raise RuntimeError(f"the answer is longer than the {self._announced} bytes announced")
+        self._written += count
+        if type(data) is not bytes:
+            self._lent = True
+        if self._chunked:
+            self._connection.send_chunk(data)
+            self.sent_bytes += count
+        else:
+            self._send(data)
+        if self._connection.write_paused:
+            await self._connection.writable()
+
+    async def flushed(self) -> None:
+        """See `Stream.flushed`."""
+        await self._connection.flushed()
+        self._lent = False
+
+    async def finish(self) -> None:
+        """End the answer. Returns when lent buffers may be reused. Raises RuntimeError if it is shorter than announced."""
+        if not self.started or self.finished:
+            raise RuntimeError("finish without start, or twice")
+        if self._announced is not None and self._written != self._announced:
+            raise RuntimeError(f"the answer has {self._written} bytes where {self._announced} were announced")
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+        self.finished = True
+        if self._lent:
+            await self._connection.flushed()
+
+    def abort(self) -> None:
+        """See `Stream.abort`."""
+        self._connection.abort()
+
+    # -- inside
+
+    def _send(self, data: Buffer) -> None:
+        self.sent_bytes += len(data)
+        self._connection.send(data)
+
+    def _begin(self, status: int, headers: Headers, length: int | None, *, framed: bool) -> bytes:
+        """The head of the answer; `framed`: without transfer-encoding even if `length` is None."""
+        if self.started:
+            raise RuntimeError("a request is answered once")
+        if length is not None:
+            framing = b"content-length: %d\r\n" % length
+        else:
+            framing = b"" if framed else b"transfer-encoding: chunked\r\n"
+        if not self._may_keep():
+            self.keep_alive = False
+            framing += _CLOSE
+        elif self.head.version == "1.0":
+            framing += _KEEP
+        head = response_head(status, headers, self._connection.common_lines(), framing)
+        self.started = True
+        return head
+
+    def _may_keep(self) -> bool:
+        """Whether the next request of this connection can be found once this answer is out. A client that still waits for
+        `100 Continue` may or may not send the body after a final answer (RFC 9110, 10.1.1)."""
+        if not self.keep_alive or self._connection.closing:
+            return False
+        body = self.body
+        if body is None or body.complete:
+            return True
+        if self._expects_continue or body.error is not None or not body.bounded:
+            return False
+        return body.left <= self._connection.drain_body_bytes
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if self.body is not None:
+            self.body.fail(IncompleteBody("The client closed the connection before the body was complete."))
+
+
+def _find_length(headers: Headers) -> bool:
+    return any(name == b"content-length" or name.lower() == b"content-length" for name, _ in headers)

@@ -1,0 +1,95 @@
+"""Listening: opens the sockets of one worker and ends its connections in good order.
+
+Owns: listening sockets and the order of shutting down. Invariant: after `close` returns, no connection of this server is left,
+and no handler task that heeds its cancellation. Not here: what happens on a connection (`connection`), caps and time-outs
+(`port`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import Final
+
+from anvil.base.limits import ACCEPT_BACKLOG, DRAIN_S
+from anvil.net.connection import Connection
+from anvil.net.port import NetLimits, NetStats, OnError, Port, RenderRefusal, log_error, plain_refusal
+from anvil.net.stream import Handler
+
+_CANCEL_S: Final = 10.0  # for handlers to clean up after they were cancelled
+
+
+class Server:
+    """A running listener; made by `serve`."""
+
+    def __init__(self, port: Port, listeners: Sequence[asyncio.Server]) -> None:
+        self._port: Final = port
+        self._listeners: Final = list(listeners)
+
+    @property
+    def stats(self) -> NetStats:
+        return self._port.stats
+
+    @property
+    def connections_open(self) -> int:
+        return len(self._port.connections)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens, with real port numbers."""
+        return [socket.getsockname()[:2] for listener in self._listeners for socket in listener.sockets]
+
+    async def drain(self, deadline_s: float = DRAIN_S) -> int:
+        """Stop accepting, close idle connections, announce `connection: close` on answers, and wait for requests in flight.
+        Returns how many connections were still open at the deadline; they are cut and their handlers cancelled by then."""
+        port = self._port
+        port.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in tuple(port.connections):
+            connection.drain()
+        left = 0 if await port.wait_empty(deadline_s) else len(port.connections)
+        await self.close()
+        return left
+
+    async def close(self) -> None:
+        """Stop at once: cut every connection, cancel the handlers and wait for them to return (bounded; some shield a commit)."""
+        port = self._port
+        port.draining = True
+        for listener in self._listeners:
+            listener.close()
+        for connection in tuple(port.connections):
+            connection.cut()
+        await port.wait_empty(_CANCEL_S)
+        port.stop_sweep()
+
+
+async def serve(
+    handler: Handler,
+    addresses: Sequence[tuple[str, int]],
+    *,
+    limits: NetLimits | None = None,
+    reuse_port: bool = False,
+    backlog: int = ACCEPT_BACKLOG,
+    tls: ssl.SSLContext | None = None,
+    on_error: OnError = log_error,
+    render_refusal: RenderRefusal = plain_refusal,
+) -> Server:
+    """Listen on `addresses` (host, port; IPv4 or IPv6; port 0 picks one) and call `handler` for each request. Raises OSError if
+    an address cannot be had, in which case nothing is left listening."""
+    port = Port(handler, limits=limits, on_error=on_error, render_refusal=render_refusal)
+    listeners: list[asyncio.Server] = []
+    try:
+        for host, number in addresses:
+            listeners.append(
+                await port.loop.create_server(
+                    lambda: Connection(port), host, number, reuse_port=reuse_port, backlog=backlog, ssl=tls
+                )
+            )
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        port.stop_sweep()
+        raise
+    return Server(port, listeners)

@@ -1,0 +1,160 @@
+"""Measures the HTTP/1.1 port alone, beside a bare uvloop + httptools server, and prints one JSON line per figure.
+
+Owns: the handler that answers from memory and the load: wrk for small answers, one raw socket for large bodies. Server and
+client share the machine. Usage: PYTHONPATH=. python bench/macro/http_port.py [--seconds 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvloop
+
+from anvil.base.limits import KIB, MIB
+from anvil.net.server import serve
+from anvil.net.stream import Stream
+
+SMALL = b"x" * (4 * KIB)
+HEADERS = (
+    (b"etag", b'"d41d8cd98f00b204e9800998ecf8427e"'),
+    (b"content-type", b"binary/octet-stream"),
+    (b"last-modified", b"Mon, 23 Nov 2026 18:00:00 GMT"),
+    (b"accept-ranges", b"bytes"),
+    (b"x-amz-request-id", b"0123456789ABCDEF"),
+)
+PUT_BYTES = 64 * MIB
+GET_BYTES = 10 * MIB
+
+
+async def answer(stream: Stream) -> None:
+    """PUT: receive into one reused stripe. GET /big: ten stripes from memory. Otherwise 4 KiB."""
+    if stream.head.method == "PUT":
+        while await stream.readinto(STRIPE) == len(STRIPE):
+            pass
+        await stream.respond(200, HEADERS)
+    elif stream.head.path == b"/big":
+        stream.start(200, HEADERS, GET_BYTES)
+        for _ in range(GET_BYTES // len(STRIPE)):
+            await stream.write(STRIPE)
+        await stream.finish()
+    else:
+        await stream.respond(200, HEADERS, SMALL)
+
+
+STRIPE = memoryview(bytearray(MIB))
+
+
+async def run_server(port: int) -> None:
+    await serve(answer, [("127.0.0.1", port)])
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(*command: str) -> Iterator[int]:
+    """A server in a process of its own; yields its port."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, *command, str(port)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def wrk(port: int, connections: int, seconds: float) -> float:
+    """Requests per second for a head as an SDK sends it."""
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:.0f}s",
+        "-H",
+        "User-Agent: bench",
+        "-H",
+        "Accept-Encoding: identity",
+    ]
+    command += ["-H", "X-Amz-Date: 20261123T180000Z", "-H", "X-Amz-Content-SHA256: UNSIGNED-PAYLOAD"]
+    scope = "AKIA/20261123/us-east-1/s3/aws4_request"
+    command += ["-H", f"Authorization: AWS4-HMAC-SHA256 Credential={scope}, Signature={'a' * 64}"]
+    out = subprocess.run([*command, f"http://127.0.0.1:{port}/bucket/key"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"Requests/sec:\s+([\d.]+)", out)
+    assert match and "Non-2xx" not in out and "Socket errors" not in out, out
+    return float(match[1])
+
+
+def put(port: int, seconds: float) -> float:
+    """Bytes per second of one client sending 64 MiB bodies, one after the other."""
+    piece = bytes(MIB)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        sent, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            client.sendall(b"PUT /bucket/key HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % PUT_BYTES)
+            for _ in range(PUT_BYTES // MIB):
+                client.sendall(piece)
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+            sent += PUT_BYTES
+        return sent / (time.perf_counter() - begin)
+
+
+def get(port: int, seconds: float) -> float:
+    """Bytes per second of one client fetching 10 MiB bodies, one after the other."""
+    buffer = memoryview(bytearray(MIB))
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        received, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            client.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += client.recv(4096)
+            left = GET_BYTES - (len(head) - head.index(b"\r\n\r\n") - 4)
+            while left:
+                left -= client.recv_into(buffer, min(left, MIB))
+            received += GET_BYTES
+        return received / (time.perf_counter() - begin)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--serve", type=int)
+    options = parser.parse_args()
+    if options.serve is not None:
+        uvloop.run(run_server(options.serve))
+        return
+    here = Path(__file__)
+    with running(str(here.with_name("bare_server.py"))) as bare, running(str(here), "--serve") as port:
+        if shutil.which("wrk"):
+            for connections in (16, 64):
+                # Side by side and in turns, so that a busy neighbour slows both.
+                rates = [(wrk(bare, connections, options.seconds), wrk(port, connections, options.seconds)) for _ in range(2)]
+                theirs, ours = max(rate[0] for rate in rates), max(rate[1] for rate in rates)
+                line = {"figure": "get_4k_per_s", "connections": connections, "bare": round(theirs), "anvil": round(ours)}
+                print(json.dumps(line | {"ratio": round(ours / theirs, 3)}), flush=True)
+        else:
+            print(json.dumps({"figure": "get_4k_per_s", "skipped": "wrk is not installed"}))
+        print(json.dumps({"figure": "put_64m_gb_per_s", "anvil": round(put(port, options.seconds) / 1e9, 2)}), flush=True)
+        print(json.dumps({"figure": "get_10m_gb_per_s", "anvil": round(get(port, options.seconds) / 1e9, 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
