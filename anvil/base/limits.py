@@ -102,6 +102,26 @@ READY_CHECK_TIMEOUT_S: Final = 1.0
 READY_STALE_S: Final = 10.0
 WORKER_RESTART_BACKOFF_S_MAX: Final = 10.0
 
+# -- node --------------------------------------------------------------------------------------------------------------
+DRIVES_MAX: Final = 64  # per node; each has its own segments and threads
+SECRET_CHARS_MIN: Final = 32
+WORKER_HEALTHY_S: Final = 30.0  # a child that lived this long starts its backoff from the beginning again
+START_S_MAX: Final = 60.0  # how long a child may take until it says that it serves
+STOP_MARGIN_S: Final = 5.0  # beyond the drain time, before a child that does not stop is killed
+EMBEDDED_CHECK_S: Final = 0.5  # how often the supervisor looks after the embedded PostgreSQL
+CHANNEL_FRAME_BYTES_MAX: Final = 16 * MIB  # one message between processes; the largest is a metrics snapshot
+CHANNEL_PENDING_MAX: Final = 8192  # calls of one process waiting for an answer; beyond it SlowDown
+CHANNEL_CALL_S: Final = 15.0  # longer than DATABASE_WAIT_S, so that the other side's own error arrives
+CHANNEL_RECONNECT_S: Final = 0.2
+CATALOG_PUSH_S: Final = 0.25  # how often the background process tells the workers that it has read the change log
+CATALOG_WAIT_S: Final = 5.0  # how long a request waits for a fresh catalog before 503
+CATALOG_ROWS_MAX: Final = 20_000  # cached rows of one kind in one worker
+INVALIDATE_ACK_S: Final = 0.5  # how long creating or deleting a bucket waits for the other workers to forget its row
+HEARTBEAT_S: Final = 0.5  # how often a worker reports itself, and how often its loop's lag is sampled
+LOOP_LAG_S_MAX: Final = 1.0  # a loop that was late by more than this is not responsive
+METRICS_SERIES_MAX: Final = 2000  # label sets of one metric; more share one named `_other`
+METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
+
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
@@ -110,3 +130,6 @@ assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest
 assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
+assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
+assert CHANNEL_CALL_S > DATABASE_WAIT_S
+assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S

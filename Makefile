@@ -1,0 +1,66 @@
+# Everything a newcomer or CI does. Each step leaves a stamp in .venv and is skipped when what it depends on has not changed.
+#   make run ARGS="--data-dir /tmp/a"   make test ARGS="tests/unit -k config"   make bench ARGS=...
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
+
+.PHONY: run test build lint bench clean lock dev
+.DEFAULT_GOAL := build
+
+run: build
+	@exec $(BIN)/anvil server $(ARGS)
+
+build: $(VENV)/built
+
+test: dev
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub $$($(BIN)/python tools/extensions.py)
+	$(BIN)/python -m pytest tests/tidy
+
+bench: dev
+	@exec $(BIN)/python -m bench $(ARGS)
+
+dev: build $(VENV)/dev
+
+$(VENV)/python: tools/system-packages.sh
+	@tools/system-packages.sh $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/deps: $(VENV)/python pyproject.toml requirements.lock tools/requirements.py
+	@$(BIN)/python tools/requirements.py > $(VENV)/requirements.txt
+	@echo "Installing the Python packages into $(VENV)"
+	@$(BIN)/pip --disable-pip-version-check install -q -c requirements.lock -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/dev: $(VENV)/deps
+	@$(BIN)/python tools/requirements.py dev > $(VENV)/requirements.txt
+	@echo "Installing the Python packages for tests into $(VENV)"
+	@$(BIN)/pip --disable-pip-version-check install -q -c requirements.lock -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/built: $(VENV)/deps $(SOURCES)
+	@echo "Compiling the extensions"
+	@$(BIN)/pip --disable-pip-version-check install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+# Renews requirements.lock: the newest versions that pyproject.toml allows, in a fresh environment. Review the difference, run the tests.
+lock: $(VENV)/python
+	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	@$(BIN)/python tools/requirements.py dev > $(VENV)/requirements.txt
+	@$(VENV)-lock/bin/pip --disable-pip-version-check install -q -r $(VENV)/requirements.txt
+	@{ echo "# Exact versions for CI and for make; renewed by make lock."; $(VENV)-lock/bin/pip freeze --all | grep -v '^pip=='; } > requirements.lock
+	@rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) $(VENV)-lock build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	find anvil \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
+	find anvil -name '*.pyx' | sed 's/\.pyx$$/.c/' | xargs -r rm -f

@@ -1,0 +1,86 @@
+"""Ids are unique also across a fork; log lines carry facts and no secrets."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from anvil.base import ids, log
+from anvil.base.clock import SYSTEM_CLOCK
+
+
+def test_ids_have_the_documented_form() -> None:
+    assert len({ids.random_id() for _ in range(2000)}) == 2000
+    assert all(len(ids.random_id()) == 16 for _ in range(600))
+    assert re.fullmatch("[0-9A-F]{16}", ids.request_id())
+    assert re.fullmatch("AK[A-Z2-7]{18}", ids.access_key())
+    assert re.fullmatch("[0-9A-Za-z]{40}", ids.secret_key())
+    assert 1 <= ids.bucket_id() < 2**63
+
+
+def test_a_forked_child_draws_other_ids() -> None:
+    ids.random_id()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"".join(ids.random_id() for _ in range(100)))
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        theirs = pipe.read()
+    os.waitpid(child, 0)
+    assert not {ids.random_id() for _ in range(300)} & {theirs[i : i + 16] for i in range(0, len(theirs), 16)}
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(log.JsonFormatter("worker-1"))
+    logger = logging.getLogger("anvil.test")
+    logger.addHandler(handler)
+    logger.setLevel("DEBUG")
+    logger.propagate = False
+    yield stream
+    logger.removeHandler(handler)
+
+
+def test_a_line_is_json_with_facts_and_the_request_id(lines: io.StringIO) -> None:
+    token = log.REQUEST_ID.set("0123456789ABCDEF")
+    logging.getLogger("anvil.test").warning("drive %s is slow", "d1", extra={"ms": 12.5})
+    log.REQUEST_ID.reset(token)
+    line = json.loads(lines.getvalue())
+    assert line["message"] == "drive d1 is slow"
+    assert (line["level"], line["process"], line["ms"], line["request_id"]) == ("warning", "worker-1", 12.5, "0123456789ABCDEF")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+
+
+def test_secrets_do_not_reach_a_line(lines: io.StringIO) -> None:
+    log.protect("topsecretvalue")
+    logger = logging.getLogger("anvil.test")
+    logger.error("key topsecretvalue", extra={"detail": "topsecretvalue", "header": "Bearer abc.def-ghi"})
+    logger.error("cannot reach postgresql://anvil:hunter2@db/x")
+    logger.error("GET /b/k?X-Amz-Signature=0badcafe&X-Amz-Date=1")
+    shown = lines.getvalue()
+    for secret in ("topsecretvalue", "hunter2", "0badcafe", "abc.def"):
+        assert secret not in shown
+    assert "X-Amz-Date=1" in shown
+
+
+def test_a_hostile_value_cannot_forge_a_line_or_fill_the_disk(lines: io.StringIO) -> None:
+    logging.getLogger("anvil.test").error("key %s", "a\n{}\r" + "x" * 100_000)
+    assert lines.getvalue().count("\n") == 1
+    assert len(lines.getvalue()) < 10_000
+    record = logging.makeLogRecord({"msg": "a\nb", "levelname": "INFO"})
+    assert "\n" not in log.TextFormatter("p").format(record)
+
+
+def test_clocks() -> None:
+    assert SYSTEM_CLOCK.now_us() > 1_700_000_000_000_000
+    assert SYSTEM_CLOCK.monotonic() <= SYSTEM_CLOCK.monotonic()
