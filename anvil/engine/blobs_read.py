@@ -162,7 +162,7 @@ class BlobReader:
     async def _room(self, nbytes: int) -> memoryview:
         if nbytes <= 2 * INLINE_JOB_BYTES_MAX:
             return memoryview(bytearray(nbytes))
-        return await self._context.buffers.acquire(nbytes)
+        return memoryview(await self._context.buffers.acquire(nbytes))
 
     async def _fetch(self, number: int, frames: list[memoryview | None], free: list[memoryview]) -> None:
         """Read frames until k are there. A shard slower than READ_SPARE_AFTER_S is doubled by a spare."""

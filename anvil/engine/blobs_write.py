@@ -172,7 +172,7 @@ class _OneBlob:
             encode = EncodeJob(self._codec, self._key, 0, True, plain, size, bytearray(frames_bytes))
             encode.run()
         else:
-            buffer = await context.buffers.acquire(size + frames_bytes)
+            buffer = memoryview(await context.buffers.acquire(size + frames_bytes))
             plain = buffer[:size]
             await _fill(body, plain)
             digesting = context.lanes.run(DigestJob(digests, plain, size))
@@ -265,7 +265,7 @@ class _OneBlob:
             if len(self._flying) == STRIPES_IN_FLIGHT:
                 await self._landed()
             plain_bytes = -(-length // 64) * 64  # so that the frames behind it are aligned too
-            buffer = await context.buffers.acquire(plain_bytes + geometry.frame_len(stripe) * self._blob.scheme.width)
+            buffer = memoryview(await context.buffers.acquire(plain_bytes + geometry.frame_len(stripe) * self._blob.scheme.width))
             plain = buffer[:length]
             await _fill(body, plain)
             last = stripe == geometry.stripes - 1

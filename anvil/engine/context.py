@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from anvil._ec.buffers import StripeBuffer
 from anvil._ec.codec import Codec
 from anvil._ec.pool import Job
 from anvil.base.owned import OwnedTasks
@@ -29,7 +30,9 @@ class Executor(Protocol):
 class Buffers(Protocol):
     """Accounted memory for stripes (`anvil/ec/buffers.py`). The memory returns when its last view is gone."""
 
-    async def acquire(self, nbytes: int) -> memoryview: ...
+    async def acquire(self, nbytes: int) -> StripeBuffer:
+        """Raises SlowDown when none comes free in time."""
+        ...
 
 
 class Codecs(Protocol):

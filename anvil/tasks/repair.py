@@ -166,7 +166,7 @@ class Repairer:
         geometry, k = blob.geometry, blob.scheme.k
         frame_len = geometry.frame_len(stripe)
         sources = sorted(good)
-        room = await self._buffers.acquire(frame_len * (len(missing) + k))
+        room = memoryview(await self._buffers.acquire(frame_len * (len(missing) + k)))
         out = room[: frame_len * len(missing)]
         frames: list[memoryview | None] = [None] * blob.scheme.width
         slot = len(missing)

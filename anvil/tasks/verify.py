@@ -21,7 +21,7 @@ async def shard_sound(buffers: Buffers, drive: Drive, place: ShardPlace) -> bool
     """Whether every frame passes its checksum and the footer can be read. Raises DriveFailed, SlowDown (no buffer in time)."""
     blob, index = place.header.blob, place.header.index
     geometry = blob.geometry
-    buffer = await buffers.acquire(geometry.frame_len(0))
+    buffer = memoryview(await buffers.acquire(geometry.frame_len(0)))
     for stripe in range(geometry.stripes):
         frame = buffer[: geometry.frame_len(stripe)]
         if await drive.read(place, geometry.frame_offset(stripe), frame) != len(frame):
