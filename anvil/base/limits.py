@@ -38,6 +38,9 @@ STRIPES_IN_FLIGHT: Final = 3  # per upload or download: one arriving, one in the
 BUFFER_POOL_BYTES_MAX: Final = 224 * MIB  # stripe buffers of one worker; who finds none waits, so memory stays bounded
 STRAGGLER_S: Final = 5.0  # how long a writer waits for the slowest drives once the quorum is durable
 READ_SPARE_AFTER_S: Final = 0.5  # a drive slower than this is doubled by a spare
+BUFFER_WAIT_S: Final = 10.0  # how long a request waits for stripe buffers before it is told to slow down
+BUFFER_WAITERS_MAX: Final = 2048  # requests waiting for them in one worker; two per request in flight
+NATIVE_JOBS_MAX: Final = 8192  # jobs of one thread pool in flight; their buffers are bounded by the buffer pool
 INLINE_JOB_BYTES_MAX: Final = 64 * KIB  # native jobs up to this size run on the event loop's thread (about 50 us)
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
