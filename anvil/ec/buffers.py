@@ -28,7 +28,7 @@ class _Waiter:
 
 
 class Buffers:
-    """An async face of `BufferPool`, for one event loop. A buffer comes back when it and its views are dropped; there is no release."""
+    """An async face of `BufferPool`, for one event loop. A buffer comes back when it and its views are dropped."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, bytes_max: int = BUFFER_POOL_BYTES_MAX, wait_s: float = BUFFER_WAIT_S
