@@ -20,6 +20,8 @@ DEBIAN_PACKAGES = {"libisal": "libisal-dev", "libcrypto": "libssl-dev", "libxxha
 EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     "anvil._ec.pool": ([], []),
     "anvil._ec.codec": ([], ["libisal"]),
+    "anvil._ec.fileio": ([], []),
+    "anvil._ec.buffers": ([], []),
     "anvil._ec.stripe": (
         ["kernels/xxh3_baseline.c", "kernels/xxh3_avx2.c", "kernels/xxh3_avx512.c"],
         ["libisal", "libcrypto", "libxxhash"],

@@ -42,7 +42,7 @@ cdef extern from *:
 
 cdef Py_ssize_t UNIT_BYTES_MAX = 1 << 30  # ISA-L counts bytes in an int; a stripe is 1 MiB
 cdef unsigned char NOTHING = 0  # stands for a unit of no bytes, whose buffer may be at NULL
-cdef Py_ssize_t INLINE_BYTES = 8 * 1024  # below this, giving up the GIL and taking it back costs more than the work
+cdef Py_ssize_t INLINE_BYTES = 32 * 1024  # below this (1 us), giving up the GIL and taking it back costs too much beside the work
 
 
 class NotEnoughUnits(ValueError):

@@ -1,20 +1,25 @@
 from collections.abc import Sequence
+from typing import Self
 
 from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 
 class WriteJob(Job):
-    """pwritev of all `buffers` at `offset`, retried until whole. check() raises OSError(errno). `sync`: fdatasync afterwards."""
+    """pwritev of all `buffers` at `offset`, retried until whole. check() raises OSError(errno). `sync`: fdatasync afterwards.
 
-    def __init__(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool = False) -> None: ...
+    The caller keeps `fd` open until the job has been collected (true of all three).
+    """
+
+    def __new__(cls, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool = False) -> Self: ...
 
 class ReadJob(Job):
     """pread into `view`; `count` = bytes read (short only at end of file). check() raises OSError(errno)."""
 
-    def __init__(self, fd: int, offset: int, view: Buffer) -> None: ...
-    count: int
+    def __new__(cls, fd: int, offset: int, view: Buffer) -> Self: ...
+    @property
+    def count(self) -> int: ...
 
 class SyncJob(Job):
     """fdatasync. check() raises OSError(errno)."""
 
-    def __init__(self, fd: int) -> None: ...
+    def __new__(cls, fd: int) -> Self: ...

@@ -322,6 +322,12 @@ class DataLost(Corrupt):
     default = "Stored data is damaged beyond repair."
 
 
+class KernelFault(Corrupt):
+    """A native kernel gave a wrong answer in the self-test: this process must not store anything."""
+
+    default = "A native kernel gave a wrong answer in the self-test."
+
+
 class BadRecord(Corrupt):
     """A record on disk is not what its place says it should be."""
 

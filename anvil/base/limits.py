@@ -40,6 +40,9 @@ STRAGGLER_S: Final = 5.0  # how long a writer waits for the slowest drives once 
 READ_SPARE_AFTER_S: Final = 0.5  # a drive slower than this is doubled by a spare
 DAMAGE_REMEMBERED: Final = 4096  # damaged shards a worker has reported and will not report again
 MANIFEST_PARTS_CACHED: Final = 40_000  # part rows of completed uploads a worker remembers (they never change)
+BUFFER_WAIT_S: Final = 10.0  # how long a request waits for stripe buffers before it is told to slow down
+BUFFER_WAITERS_MAX: Final = 2048  # requests waiting for them in one worker; two per request in flight
+NATIVE_JOBS_MAX: Final = 8192  # jobs of one thread pool in flight; their buffers are bounded by the buffer pool
 INLINE_JOB_BYTES_MAX: Final = 64 * KIB  # native jobs up to this size run on the event loop's thread (about 50 us)
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------

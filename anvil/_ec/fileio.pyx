@@ -1,0 +1,205 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Positioned file I/O as jobs of the native thread pool: a slow drive blocks a C thread, never the event loop.
+
+Owns: repeating interrupted and short calls until all is done or the kernel says why not. Invariant: buffers stay pinned while
+the job object lives. The descriptor does not: its owner keeps it open until the job has been collected (`JobRunner.run_to_end`
+waits for that even when its caller is cancelled). Not here: files, names, what a failure means for a drive (`anvil/shards`).
+"""
+
+import os
+
+from libc.errno cimport EINTR, EIO, errno
+from libc.stdint cimport int64_t
+from libc.stdlib cimport calloc, free
+from posix.types cimport off_t
+
+from anvil._ec.pins cimport Pins, pins_add, pins_close, pins_open
+from anvil._ec.pool cimport Job, anvil_job
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t pwritev(int fd, const iovec *iov, int count, off_t offset)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void *buf, size_t count, off_t offset)
+    int fdatasync(int fd)
+
+cdef enum:
+    NOT_RUN = -1
+    BATCH = 64  # buffers handed to one pwritev, well under IOV_MAX
+
+
+ctypedef struct write_state:
+    int fd
+    bint sync
+    off_t offset
+    Py_ssize_t count
+    iovec *piece
+
+
+ctypedef struct read_state:
+    int fd
+    off_t offset
+    char *to
+    Py_ssize_t room
+    Py_ssize_t count
+
+
+cdef int write_all(const write_state *state) noexcept nogil:
+    """0 or an errno. The pieces are left as they are; `at` and `skip` say how far writing has come."""
+    cdef iovec batch[64]
+    cdef Py_ssize_t at = 0, n, i
+    cdef size_t skip = 0
+    cdef off_t offset = state.offset
+    while True:
+        while at < state.count and skip == state.piece[at].iov_len:
+            at += 1
+            skip = 0
+        if at == state.count:
+            return 0
+        n = state.count - at if state.count - at < BATCH else BATCH
+        for i in range(n):
+            batch[i] = state.piece[at + i]
+        batch[0].iov_base = <char *> batch[0].iov_base + skip
+        batch[0].iov_len -= skip
+        n = pwritev(state.fd, batch, <int> n, offset)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        if n == 0:
+            return EIO  # nothing written and no reason given: never seen on a disk, and no loop may wait for it
+        offset += n
+        skip += <size_t> n
+        while at < state.count and skip >= state.piece[at].iov_len:
+            skip -= state.piece[at].iov_len
+            at += 1
+
+
+cdef void write_run(anvil_job *job) noexcept nogil:
+    cdef const write_state *state = <const write_state *> job.arg
+    cdef int status = write_all(state)
+    if status == 0 and state.sync and fdatasync(state.fd) != 0:
+        status = errno
+    job.status = status
+
+
+cdef void read_run(anvil_job *job) noexcept nogil:
+    cdef read_state *state = <read_state *> job.arg
+    cdef ssize_t n
+    state.count = 0
+    while state.count < state.room:
+        n = pread(state.fd, state.to + state.count, <size_t> (state.room - state.count), state.offset + state.count)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            job.status = errno
+            return
+        if n == 0:
+            break
+        state.count += n
+    job.status = 0
+
+
+cdef void sync_run(anvil_job *job) noexcept nogil:
+    # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
+    job.status = 0 if fdatasync(<int> <int64_t> job.arg) == 0 else errno
+
+
+cdef int finished(int status) except -1:
+    if status == NOT_RUN:
+        raise RuntimeError("the job has not run yet")
+    if status != 0:
+        raise OSError(status, os.strerror(status))
+    return 0
+
+
+cdef int descriptor(object fd) except -1:
+    if not 0 <= fd <= 0x7FFFFFFF:
+        raise ValueError(f"{fd} is no file descriptor")
+    return <int> fd
+
+
+cdef off_t position(object offset) except -1:
+    if not 0 <= offset <= 0x7FFFFFFFFFFFFFFF:
+        raise ValueError(f"file offset {offset} is out of range")
+    return <off_t> <int64_t> offset
+
+
+cdef class WriteJob(Job):
+    """Write all `buffers` one after another at `offset`, and `fdatasync` afterwards if `sync`.
+
+    `check` raises OSError with the errno of the call that failed; what was written before it stays written.
+    """
+
+    cdef write_state state
+    cdef Pins pins
+
+    def __cinit__(self, fd, offset, buffers, bint sync=False):
+        cdef Py_buffer *view
+        cdef Py_ssize_t count = len(buffers), i
+        self.state.fd = descriptor(fd)
+        self.state.offset = position(offset)
+        self.state.sync = sync
+        pins_open(&self.pins, count)
+        self.state.piece = <iovec *> calloc(<size_t> (count if count > 0 else 1), sizeof(iovec))
+        if self.state.piece == NULL:
+            raise MemoryError
+        for i in range(count):
+            view = pins_add(&self.pins, buffers[i], False)
+            self.state.piece[i].iov_base = view.buf
+            self.state.piece[i].iov_len = <size_t> view.len
+        self.state.count = count
+        self.job.arg = &self.state
+        self.job.run = write_run
+        self.job.status = NOT_RUN
+
+    def __dealloc__(self):
+        free(self.state.piece)
+        pins_close(&self.pins)
+
+    def check(self):
+        finished(self.job.status)
+
+
+cdef class ReadJob(Job):
+    """Fill `view` from `offset`. `count`: bytes read, short only at the end of the file. `check` raises OSError."""
+
+    cdef read_state state
+    cdef Pins pins
+
+    def __cinit__(self, fd, offset, view):
+        cdef Py_buffer *target
+        self.state.fd = descriptor(fd)
+        self.state.offset = position(offset)
+        pins_open(&self.pins, 1)
+        target = pins_add(&self.pins, view, True)
+        self.state.to = <char *> target.buf
+        self.state.room = target.len
+        self.job.arg = &self.state
+        self.job.run = read_run
+        self.job.status = NOT_RUN
+
+    def __dealloc__(self):
+        pins_close(&self.pins)
+
+    @property
+    def count(self):
+        return self.state.count
+
+    def check(self):
+        finished(self.job.status)
+
+
+cdef class SyncJob(Job):
+    """`fdatasync`. `check` raises OSError; a failed one must not be repeated, since the pages it was for may be gone."""
+
+    def __cinit__(self, fd):
+        self.job.arg = <void *> <int64_t> descriptor(fd)
+        self.job.run = sync_run
+        self.job.status = NOT_RUN
+
+    def check(self):
+        finished(self.job.status)

@@ -1,0 +1,117 @@
+"""Native jobs awaited from asyncio: the event loop's side of a pool of C threads.
+
+Owns: which future waits for which job, and the bound on jobs in flight. Invariant: a job that was submitted runs to its end and
+is collected, whatever became of who waited for it; its buffers stay pinned until then. Not here: the threads
+(`anvil/_ec/pool.pyx`, `anvil/_ec/digest.pyx`), the jobs.
+
+When to use what: a job of up to INLINE_JOB_BYTES_MAX runs inline (`run_small`), since a trip to a thread and back costs more than
+that much work; a longer one goes to a thread (`run`). Jobs on a file descriptor use `run_to_end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, Protocol, TypeVar
+
+from anvil._ec.pool import Job, Pool
+from anvil.base.errors import ShuttingDown, SlowDown
+from anvil.base.limits import NATIVE_JOBS_MAX
+
+J = TypeVar("J", bound=Job)
+J_contra = TypeVar("J_contra", bound=Job, contravariant=True)
+
+
+class JobQueue(Protocol[J_contra]):
+    """What runs jobs on C threads: `Pool`, `DigestLanes`."""
+
+    def fileno(self) -> int: ...
+    def submit(self, job: J_contra) -> None: ...
+    def collect(self) -> list[Job]: ...
+    def close(self) -> list[Job]: ...
+
+
+class JobRunner(Generic[J]):
+    """Runs jobs on a queue's threads and wakes who awaits them. Belongs to one event loop; closing it closes the queue."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, queue: JobQueue[J], jobs_max: int = NATIVE_JOBS_MAX) -> None:
+        self._loop = loop
+        self._queue = queue
+        self._jobs_max = jobs_max
+        self._waiting: dict[Job, asyncio.Future[None]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closing = False
+        loop.add_reader(queue.fileno(), self._collect)
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs submitted and not collected yet, those of cancelled waiters included."""
+        return len(self._waiting)
+
+    async def run(self, job: J) -> None:
+        """Run the job on a thread, then raise what its `check` raises. Cancelling leaves the job to finish by itself.
+
+        Raises SlowDown (too many jobs in flight), ShuttingDown (closed).
+        """
+        await self._submit(job)
+
+    async def run_to_end(self, job: J) -> None:
+        """As `run`, but a cancellation is delivered only when the job has ended: for jobs that use something their caller is
+        going to take away, such as a file descriptor."""
+        future = self._submit(job)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            future.exception()  # the job failed or not: whoever asked is gone, and says so
+            raise cancelled
+        future.result()
+
+    @staticmethod
+    def run_small(job: Job) -> None:
+        """Run the job here and now (the GIL released). For jobs of up to INLINE_JOB_BYTES_MAX."""
+        job.run()
+
+    async def close(self) -> None:
+        """Refuse new jobs, wait for all in flight, end the threads. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        await self._idle.wait()
+        self._loop.remove_reader(self._queue.fileno())
+        self._queue.close()
+
+    def _submit(self, job: J) -> asyncio.Future[None]:
+        if self._closing:
+            raise ShuttingDown
+        if len(self._waiting) >= self._jobs_max:
+            raise SlowDown
+        self._queue.submit(job)
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiting[job] = future
+        self._idle.clear()
+        return future
+
+    def _collect(self) -> None:
+        for job in self._queue.collect():
+            future = self._waiting.pop(job)
+            if future.done():
+                continue  # cancelled: nobody is left to be told how it went
+            try:
+                job.check()
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+        if not self._waiting:
+            self._idle.set()
+
+
+class NativeExecutor(JobRunner[Job]):
+    """A pool of `threads` C threads and the runner on it. With one thread, jobs finish in the order submitted."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, threads: int) -> None:
+        super().__init__(loop, Pool(threads))
