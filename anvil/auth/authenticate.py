@@ -205,7 +205,7 @@ class Authenticator:
             AWSAccessKeyId=claim.access_key,
             SignatureProvided=printable(claim.signature),
             StringToSign=printable(string_to_sign(claim.amz_date, claim.scope, canonical)),
-            **({} if b"-customer-key:" in canonical else {"CanonicalRequest": printable(canonical)}),
+            **({} if b"-customer-key" in canonical.lower() else {"CanonicalRequest": printable(canonical)}),
         )
 
 

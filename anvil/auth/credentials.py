@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -42,11 +42,14 @@ _ONCE = frozenset(
     )
 )
 _QUERY_V4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders", "X-Amz-Signature")
-_QUERY_IS_V4 = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature")
-_QUERY_IS_V2 = ("AWSAccessKeyId", "Signature")
+_QUERY_V4_SET = frozenset(_QUERY_V4)
+_QUERY_IS_V4 = frozenset(("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"))
+_QUERY_IS_V2 = frozenset(("AWSAccessKeyId", "Signature"))
+_QUERY_CREDENTIALS = _QUERY_IS_V4 | _QUERY_IS_V2
 _QUERY_KNOWN = frozenset((*_QUERY_V4, *_QUERY_IS_V2, "X-Amz-Security-Token", "X-Amz-Content-Sha256"))
 _PAYLOADS = {payload.value.encode(): payload for payload in Payload if payload is not Payload.SHA256}
 _HTTP_DATE = re.compile(rb"[A-Z][a-z]{2}, (\d{1,2}) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) (?:GMT|UTC|[+-]0000)")
+_EPOCH_DAYS = date(1970, 1, 1).toordinal()
 _MONTHS = {month: at for at, month in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
 
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code != 10}
@@ -90,6 +93,13 @@ def single_headers(head: RequestHead) -> dict[bytes, bytes]:
     return found
 
 
+def _decoded(text: bytes) -> bytes:
+    """A name or value of a query, as the canonical query reads it: `+` is a space."""
+    if b"+" in text:
+        text = text.replace(b"+", b" ")
+    return unquote_to_bytes(text) if b"%" in text else text
+
+
 def query_credentials(query: bytes) -> dict[str, list[bytes]] | None:
     """The decoded query parameters that authentication reads, by name, if there are credentials among them; else None."""
     if b"X-Amz-" not in query and b"Signature" not in query and b"AWSAccessKeyId" not in query:
@@ -97,23 +107,28 @@ def query_credentials(query: bytes) -> dict[str, list[bytes]] | None:
     found: dict[str, list[bytes]] = {}
     for text in query.split(b"&"):
         name, _, value = text.partition(b"=")
-        decoded = unquote_to_bytes(name).decode("latin-1")
+        decoded = _decoded(name).decode("latin-1")
         if decoded in _QUERY_KNOWN:
-            found.setdefault(decoded, []).append(unquote_to_bytes(value.replace(b"+", b" ")))
-    return found if any(name in found for name in (*_QUERY_IS_V4, *_QUERY_IS_V2)) else None
+            found.setdefault(decoded, []).append(_decoded(value))
+    return None if _QUERY_CREDENTIALS.isdisjoint(found) else found
 
 
 def amz_seconds(text: bytes) -> int | None:
     """Unix seconds of an ISO 8601 basic time (20130524T000000Z), None if it is none."""
     if len(text) != 16 or text[8:9] != b"T" or text[15:] != b"Z" or not (text[:8] + text[9:15]).isdigit():
         return None
+    return _seconds(int(text[:4]), int(text[4:6]), int(text[6:8]), int(text[9:11]), int(text[11:13]), int(text[13:15]))
+
+
+def _seconds(year: int, month: int, day: int, hour: int, minute: int, second: int) -> int | None:
+    """Unix seconds of a time in UTC, None if there is no such time. (`datetime.timestamp` takes five times as long.)"""
+    if hour > 23 or minute > 59 or second > 59:
+        return None
     try:
-        when = datetime(
-            int(text[:4]), int(text[4:6]), int(text[6:8]), int(text[9:11]), int(text[11:13]), int(text[13:15]), tzinfo=UTC
-        )
+        days = date(year, month, day).toordinal() - _EPOCH_DAYS
     except ValueError:
         return None
-    return int(when.timestamp())
+    return days * 86400 + hour * 3600 + minute * 60 + second
 
 
 def amz_date(seconds: int) -> bytes:
@@ -136,11 +151,7 @@ def _http_seconds(text: bytes) -> int | None:
     match = _HTTP_DATE.fullmatch(text)
     if match is None or match[2] not in _MONTHS:
         return None
-    try:
-        when = datetime(int(match[3]), _MONTHS[match[2]], int(match[1]), int(match[4]), int(match[5]), int(match[6]), tzinfo=UTC)
-    except ValueError:
-        return None
-    return int(when.timestamp())
+    return _seconds(int(match[3]), _MONTHS[match[2]], int(match[1]), int(match[4]), int(match[5]), int(match[6]))
 
 
 def _scope(
@@ -206,13 +217,14 @@ def _header_time(headers: dict[bytes, bytes]) -> tuple[bytes, int]:
 def query_claim(params: dict[str, list[bytes]]) -> Claim:
     """The claim of a presigned request. Raises InvalidRequest (signature version 2), NotSupported (ECDSA) and
     AuthorizationQueryError."""
-    if not any(name in params for name in _QUERY_IS_V4):
+    if _QUERY_IS_V4.isdisjoint(params):
         raise InvalidRequest(_V2)
     if params.get("X-Amz-Algorithm") == [_ECDSA]:
         raise NotSupported("Signature Version 4A (ECDSA) is not supported. Please use AWS4-HMAC-SHA256.")
-    if any(len(params.get(name, ())) != 1 for name in _QUERY_V4) or any(name in params for name in _QUERY_IS_V2):
+    once = [value for name in _QUERY_V4 for value in params.get(name, ())]
+    if len(once) != len(_QUERY_V4) or not params.keys() >= _QUERY_V4_SET or not _QUERY_IS_V2.isdisjoint(params):
         raise AuthorizationQueryError(_MISSING_QUERY)
-    algorithm, credential, when, expires, signed, signature = (params[name][0] for name in _QUERY_V4)
+    algorithm, credential, when, expires, signed, signature = once
     if algorithm != ALGORITHM:
         raise AuthorizationQueryError('X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"')
     access_key, date, region, service = _scope(credential, AuthorizationQueryError)

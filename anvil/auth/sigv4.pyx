@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, autotestdict=False
 """AWS Signature Version 4 as S3 uses it: the canonical request, the string to sign, the signature (hot path).
 
 Owns: canonicalization, written into one C buffer without intermediate Python objects, and the HMACs through OpenSSL. Invariant: equal,

@@ -461,3 +461,12 @@ def test_nothing_prints_a_secret() -> None:
     text = repr((target, done.value.value, done.value.value.principal))
     assert SECRET not in text
     assert repr(key) not in text
+
+
+def test_a_refusal_never_echoes_a_customer_key() -> None:
+    """SSE-C keys travel in a signed header, or in a parameter where an SDK moved it there."""
+    name = "x-amz-server-side-encryption-customer-key"
+    for head in (signed(headers={name: "S0VZ"}, secret="wrong"), presigned(url=f"{ENDPOINT}/b/k?{name}=S0VZ", secret="wrong")):
+        with pytest.raises(SignatureMismatch) as refused:
+            run(head)
+        assert "S0VZ" not in repr(refused.value.fields)
