@@ -15,6 +15,6 @@ class ReadJob(Job):
     count: int
 
 class SyncJob(Job):
-    """fdatasync. check() raises OSError(errno)."""
+    """fdatasync, or fsync if `full` (directories: fdatasync need not write a new entry). check() raises OSError(errno)."""
 
-    def __init__(self, fd: int) -> None: ...
+    def __init__(self, fd: int, full: bool = False) -> None: ...
