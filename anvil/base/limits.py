@@ -45,6 +45,24 @@ BUFFER_WAITERS_MAX: Final = 2048  # requests waiting for them in one worker; two
 NATIVE_JOBS_MAX: Final = 8192  # jobs of one thread pool in flight; their buffers are bounded by the buffer pool
 INLINE_JOB_BYTES_MAX: Final = 64 * KIB  # native jobs up to this size run on the event loop's thread (about 50 us)
 
+# -- local disk --------------------------------------------------------------------------------------------------------
+SEGMENT_FIRST_BYTES: Final = 4 * MIB  # a writer's first segment, quadrupled up to SEGMENT_BYTES: quick to fill with zeros
+SEGMENT_ZERO_BYTES: Final = 4 * MIB  # zeros written and flushed at a time, so that commits get in between
+APPEND_BATCH_RECORDS: Final = 256  # three buffers each stay under IOV_MAX (1,024)
+APPEND_BATCH_BYTES: Final = 4 * MIB  # bounds the latency that one commit adds to the next
+APPEND_QUEUE_RECORDS: Final = 4096  # appends waiting on one drive; beyond it callers get SlowDown
+COMPACT_BATCH_BYTES: Final = 1 * MIB  # records a compaction holds in memory and hands over at a time
+RECORD_HEADER_BYTES_MAX: Final = 1216  # fixed part, longest key, checksum, aligned (shards/format.py)
+FOOTER_BYTES_MAX: Final = 64 * KIB  # attributes are bounded by HEADER_BYTES_MAX; what is longer is not a footer
+OPEN_READ_BYTES: Final = 80 * KIB  # a record up to this is read whole when it is opened: one pread per small GET
+DRIVE_FLOOR_BYTES: Final = 256 * MIB  # free space that writes leave untouched, so that recovery and the index can work
+DRIVE_PROBE_S: Final = 2.0  # how often a drive looks whether its folder is there and how full it is
+DRIVE_FILES_OPEN_MAX: Final = 256  # cached descriptors per drive and process
+INDEX_MAP_BYTES: Final = 256 * GIB  # address space of one drive's index (a sparse file): about 2 * 10^9 small shards
+INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recovery and compaction, so that commits get in between
+COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
+SCAN_WINDOW_BYTES: Final = 1 * MIB
+
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
 HEADER_FIELDS_MAX: Final = 100
@@ -126,6 +144,9 @@ METRICS_SERIES_MAX: Final = 2000  # label sets of one metric; more share one nam
 METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
+assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
+assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
+assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, "a copied object is read with one pread"
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60

@@ -1,0 +1,296 @@
+"""Large shards: a file of its own for each.
+
+Owns: the paths of large shards, their temporary files, and the one function that publishes them. Invariant: a file under its
+final name is a whole record, durable, and never changes. Not here: small shards (segments.py), reading (drive.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from anvil.base.errors import BadRecord
+from anvil.base.limits import FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
+from anvil.base.types import Buffer
+from anvil.model.records import BlobId, SessionId
+from anvil.model.shard import ShardFooter, ShardHeader
+from anvil.shards.format import Record, decode_footer, decode_header, encode_footer, encode_header, header_length
+from anvil.shards.io import Io, storage_error
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[str], None]
+"""Told before each step of a publish; tests raise from it to stop a publish half-way."""
+
+
+def blob_path(blobs: Path, blob_id: BlobId, index: int) -> Path:
+    """`ab/cd/<32 hex digits>.<index>`: made of hex digits only, so nothing a client sends can name another place."""
+    name = blob_id.hex()
+    return blobs / name[:2] / name[2:4] / f"{name}.{index}"
+
+
+def parse_blob_name(name: str) -> tuple[BlobId, int] | None:
+    stem, _, index = name.partition(".")
+    if len(stem) != 32 or not index.isdecimal() or int(index) > 255:
+        return None
+    try:
+        return bytes.fromhex(stem), int(index)
+    except ValueError:
+        return None
+
+
+def outer_folders(blobs: Path) -> list[Path]:
+    """`blobs/ab` for each that is there: at most 256. Blocking. Raises OSError."""
+    return [entry for entry in sorted(blobs.iterdir()) if len(entry.name) == 2]
+
+
+def blobs_in(outer: Path) -> list[tuple[BlobId, int]]:
+    """The large shards in one of `outer_folders`. Blocking. Raises OSError."""
+    names = (parse_blob_name(entry.name) for inner in sorted(outer.iterdir()) for entry in sorted(inner.iterdir()))
+    return [name for name in names if name is not None]
+
+
+def inspect(fd: int, blob_id: BlobId, index: int) -> tuple[Record, ShardFooter]:
+    """Header and footer of a large shard's file. Blocking. Raises BadRecord, OSError."""
+    record = decode_header(os.pread(fd, RECORD_HEADER_BYTES_MAX, 0))
+    check_identity(record, blob_id, index, 0, 0)
+    return record, decode_footer(blob_id, index, os.pread(fd, FOOTER_BYTES_MAX + 1, record.footer_offset))
+
+
+def check_identity(record: Record, blob_id: BlobId, index: int, segment: int, offset: int) -> None:
+    """A record must say that it is what its place says it is: misdirected writes are found here. Raises BadRecord."""
+    header = record.header
+    if (header.blob.blob_id, header.index, record.segment, record.offset) != (blob_id, index, segment, offset):
+        raise BadRecord("record belongs to another place")
+
+
+class FolderSync:
+    """fsync of folders, coalesced: whoever asks while one is running shares the next one. One per drive."""
+
+    def __init__(self, io: Io) -> None:
+        self._io = io
+        self._running: dict[Path, asyncio.Task[None]] = {}
+        self._waiting: dict[Path, asyncio.Task[None]] = {}
+
+    async def sync(self, folder: Path) -> None:
+        """On return everything that was entered into `folder` before the call is durable. Raises OSError."""
+        task = self._waiting.get(folder)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._turn(folder, self._running.get(folder)))
+            task.add_done_callback(_look)
+            self._waiting[folder] = task
+        await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Wait for what is under way."""
+        while tasks := [*self._running.values(), *self._waiting.values()]:
+            await asyncio.wait(tasks)
+
+    async def _turn(self, folder: Path, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._running[folder] = self._waiting.pop(folder)
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                await self._io.sync(fd, full=True)
+            finally:
+                os.close(fd)
+        finally:
+            del self._running[folder]
+
+
+def _look(task: asyncio.Task[None]) -> None:
+    """Those who wait raise it; this is for the case that all of them were cancelled."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("folder could not be flushed: %s", error)
+
+
+class LargeShards:
+    """The large shards of one drive, as a writer sees them."""
+
+    def __init__(
+        self,
+        blobs: Path,
+        tmp: Path,
+        io: Io,
+        session: SessionId,
+        label: str,
+        *,
+        clock_us: Callable[[], int],
+        failed: Callable[[OSError], None],
+        guard: Callable[[], None],
+        step: Step = lambda name: None,
+    ) -> None:
+        self.blobs = blobs
+        self.tmp = tmp
+        self.io = io
+        self.session = session
+        self.label = label
+        self.clock_us = clock_us
+        self.failed = failed
+        self.guard = guard
+        self.step = step
+        self.folders = FolderSync(io)
+        self._known: set[Path] = set()  # folders known to exist durably; at most 65,792
+        self._number = 0
+
+    def create(self, header: ShardHeader) -> LargeShardFile:
+        """Reserve space and start. Raises OSError."""
+        self.guard()
+        self._number += 1
+        path = self.tmp / f"{self.session.hex()}-{os.getpid()}-{self._number}.part"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells the collector of leftovers that somebody writes it
+            os.posix_fallocate(fd, 0, header_length(header.key) + header.blob.geometry.shard_bytes)
+        except BaseException:
+            os.close(fd)
+            path.unlink(missing_ok=True)
+            raise
+        return LargeShardFile(self, header, path, fd)
+
+    async def make_folder(self, folder: Path) -> None:
+        """Make `blobs/ab/cd` durable, each level in its parent."""
+        if folder in self._known:
+            return
+        for level in (folder.parent, folder):
+            if level not in self._known:
+                level.mkdir(mode=0o700, exist_ok=True)
+                # Also when it was there already: its maker may have died before it was flushed.
+                await self.folders.sync(level.parent)
+                self._known.add(level)
+
+
+class LargeShardFile:
+    """The `LargeShard` port over one file."""
+
+    def __init__(self, owner: LargeShards, header: ShardHeader, path: Path, fd: int) -> None:
+        self._owner = owner
+        self._header = header
+        self._path = path
+        self._fd = fd
+        self._head = encode_header(header, footer_bytes=0, segment=0, offset=0, written_us=owner.clock_us())
+        self._offset = 0
+        self._start = len(self._head)
+        self._end = self._start + header.blob.geometry.shard_bytes
+        self._busy = False
+        self._open = True
+
+    async def write(self, frames: Buffer) -> None:
+        """Append frames in order; one call at a time. Raises StorageFull, DriveFailed."""
+        length = memoryview(frames).nbytes
+        if max(self._offset, self._start) + length > self._end:
+            raise ValueError("more frames than the shard's geometry has")
+        await self._alone(self._append(frames, length))
+
+    async def publish(self, footer: ShardFooter) -> None:
+        """Durable and readable under its name on return. Raises StorageFull, DriveFailed; then nothing is visible."""
+        if self._offset != self._end:
+            raise ValueError(f"shard is not complete: {max(0, self._offset - self._start)} of {self._end - self._start} bytes")
+        await self._alone(self._publish(footer))
+
+    async def abort(self) -> None:
+        """Remove what was written; after publish nothing. Never raises."""
+        if self._open:
+            self._close()
+
+    async def _alone(self, work: Awaitable[None]) -> None:
+        if self._busy or not self._open:
+            if asyncio.iscoroutine(work):
+                work.close()
+            raise RuntimeError("a large shard takes one call at a time, and none after its end")
+        self._busy = True
+        try:
+            await work
+        except OSError as error:
+            self._owner.failed(error)
+            self._close()
+            raise storage_error(error, self._owner.label) from error
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            self._busy = False
+
+    async def _append(self, frames: Buffer, length: int) -> None:
+        first = self._offset == 0
+        await self._owner.io.write(self._fd, self._offset, [self._head, frames] if first else [frames], sync=False)
+        self._offset += length + (self._start if first else 0)
+
+    async def _publish(self, footer: ShardFooter) -> None:
+        """The one place where a large shard becomes visible. What a crash leaves behind, step by step:
+
+        1. Before: header and frames are in the temporary file, durable or not. A crash leaves a temporary file that nothing
+           reads; recovery removes it once its session is gone and its lock is free. Nobody was told anything.
+        2. `flush`: the footer is written, then fdatasync: header, payload, footer and the file's length are durable. If it fails,
+           it is not repeated (the kernel may have dropped the pages): the file is removed and the drive turns read-only. A crash
+           leaves what 1. leaves, though perhaps whole.
+        3. `folder`: `blobs/ab/cd` exists durably. A crash leaves an empty folder.
+        4. `link`: the name appears, atomically, and only now, so under the name there is never anything but the whole record.
+           A link does not overwrite. If the name is taken, the same shard was published before (a blob id is never reused, and
+           its bytes are sealed once): a sound record stays and ours is dropped; a damaged one gives way by rename, atomically.
+           A crash before step 5 may lose the name or keep it: nobody was told, and either is right. If it is kept, the shard
+           is whole (step 2 came before) and the owner's row decides, as for every shard whose writer died.
+        5. `enter`: fsync of the folder: the name is durable. If it fails, the name is taken back as far as possible.
+        6. `tidy`: the temporary name goes. A crash leaves a second name for the same file, removed as in 1.
+        """
+        owner, blob_id, index = self._owner, self._header.blob.blob_id, self._header.index
+        foot = encode_footer(blob_id, index, footer)
+        owner.guard()
+        owner.step("flush")
+        await owner.io.write(self._fd, self._end, [foot], sync=True)
+        final = blob_path(owner.blobs, blob_id, index)
+        owner.step("folder")
+        await owner.make_folder(final.parent)
+        owner.step("link")
+        ours = self._link(final)
+        owner.step("enter")
+        try:
+            await owner.folders.sync(final.parent)
+            owner.guard()
+        except OSError:
+            if ours:
+                final.unlink(missing_ok=True)
+            raise
+        owner.step("tidy")
+        self._close()
+
+    def _link(self, final: Path) -> bool:
+        """Give the file its final name. False if a sound record has it already."""
+        try:
+            os.link(self._path, final)
+        except FileExistsError:
+            blob_id, index = self._header.blob.blob_id, self._header.index
+            try:
+                fd = os.open(final, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    inspect(fd, blob_id, index)
+                finally:
+                    os.close(fd)
+            except BadRecord:
+                log.warning("damaged record of blob %s, shard %d is replaced", blob_id.hex(), index)
+                self._path.rename(final)
+                return True
+            return False
+        return True
+
+    def _close(self) -> None:
+        """Drop the temporary name and the descriptor; the final name, if given, is not touched."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("temporary file could not be removed: %s", error)
+        os.close(self._fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            os.close(self._fd)  # dropped without publish or abort: the file is collected as a leftover
+            self._open = False

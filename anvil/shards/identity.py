@@ -1,0 +1,168 @@
+"""Who a drive's folder is, who uses it, and whether it was left cleanly.
+
+Owns: `drive.json` (identity), `running.json` (there while the drive is in use, with the kernel's boot id) and the lock on the
+folder itself: shared by every process that uses the drive, exclusive while the first one recovers it. Invariant: a folder without
+`drive.json` is never taken for a known drive, and never initialised unasked. Not here: what recovery does.
+
+    drive/  drive.json  running.json  index/  segments/  blobs/ab/cd/  tmp/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from anvil.base.errors import DriveFailed, InvalidSetting
+from anvil.model.records import DriveId
+from anvil.shards.format import FORMAT_VERSION
+
+IDENTITY = "drive.json"
+RUNNING = "running.json"
+FOLDERS = ("index", "segments", "blobs", "tmp")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_IGNORED = frozenset({"lost+found", f"{IDENTITY}.new"})
+
+
+class Identity(msgspec.Struct, frozen=True):
+    drive_id: str  # 32 hex digits
+    format: int
+    created_us: int
+
+
+class Running(msgspec.Struct, frozen=True):
+    boot_id: str
+
+
+def boot_id() -> str:
+    """Changes whenever the page cache was lost (random(4): one value per boot)."""
+    return _BOOT_ID.read_text().strip()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Durable and whole, or not there. Blocking. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    new.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class FolderLock:
+    """An advisory lock on the drive's folder, held as long as this object is open; the kernel drops it when the process dies."""
+
+    def __init__(self, folder: Path) -> None:
+        self.fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def alone(self) -> bool:
+        """Try to hold it exclusively."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def share(self) -> None:
+        """Hold it together with others; waits for one who recovers the drive."""
+        fcntl.flock(self.fd, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def identity_place(folder: Path) -> tuple[int, int] | None:
+    """Device and inode of the identity file: another one means another mount, another copy, or none. About 2 us."""
+    try:
+        stat = (folder / IDENTITY).stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def read_identity(folder: Path, label: str) -> Identity | None:
+    """None if the folder or its identity is not there. Raises DriveFailed for one that cannot be read or is too new."""
+    try:
+        data = (folder / IDENTITY).read_bytes()
+        identity = msgspec.json.decode(data, type=Identity)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DriveFailed(f"{IDENTITY} of drive {label} cannot be read", drive=label) from error
+    if identity.format > FORMAT_VERSION or len(identity.drive_id) != 32:
+        raise DriveFailed(f"drive {label} was written by a newer version", drive=label)
+    return identity
+
+
+def ensure_identity(folder: Path, label: str, expected: DriveId | None, create: bool, now_us: int) -> Identity:
+    """The identity of the folder, which is initialised only if asked to (`create`), not expected to be a known drive, and empty.
+    Blocking. Raises DriveFailed (missing, or another drive), InvalidSetting (will not be initialised)."""
+    identity = read_identity(folder, label)
+    if identity is None:
+        if expected is not None:
+            raise DriveFailed(f"drive {label} is missing: its folder holds no {IDENTITY} (not mounted?)", drive=label)
+        if not create:
+            raise InvalidSetting(f"{label} is not a drive yet")
+        identity = _initialise(folder, label, now_us)
+    if expected is not None and bytes.fromhex(identity.drive_id) != expected:
+        raise DriveFailed(f"folder {label} holds another drive than expected", drive=label)
+    return identity
+
+
+def _initialise(folder: Path, label: str, now_us: int) -> Identity:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = FolderLock(folder)
+    try:
+        if not lock.alone():
+            lock.share()  # another process initialises it, or uses it already
+        found = read_identity(folder, label)
+        if found is not None:
+            return found
+        strange = sorted({entry.name for entry in folder.iterdir()} - _IGNORED - set(FOLDERS))
+        # Folders left by an initialisation that died are empty; shards without an identity are somebody's data.
+        strange += [name for name in FOLDERS if (folder / name).is_dir() and any((folder / name).iterdir())]
+        if strange:
+            raise InvalidSetting(f"drive folder {label} is not empty ({strange[0]}): name an empty folder")
+        for name in FOLDERS:
+            (folder / name).mkdir(mode=0o700, exist_ok=True)
+        identity = Identity(drive_id=os.urandom(16).hex(), format=FORMAT_VERSION, created_us=now_us)
+        write_atomically(folder / IDENTITY, msgspec.json.encode(identity))
+        sync_folder(folder.parent)
+        return identity
+    finally:
+        lock.close()
+
+
+def read_running(folder: Path) -> Running | None:
+    """The marker of a drive in use (or left uncleanly). Unreadable counts as another boot: the safe side."""
+    try:
+        return msgspec.json.decode((folder / RUNNING).read_bytes(), type=Running)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError:
+        return Running(boot_id="")
+
+
+def mark_running(folder: Path) -> None:
+    write_atomically(folder / RUNNING, msgspec.json.encode(Running(boot_id())))
+
+
+def mark_clean(folder: Path) -> None:
+    (folder / RUNNING).unlink(missing_ok=True)
+    sync_folder(folder)

@@ -1,0 +1,123 @@
+"""The seam between this package and the native IO jobs: protocols, waiting that survives cancellation, classing of OS errors.
+
+Owns: how a job is awaited. Invariant: `Io.run` returns, or raises, only when the job no longer touches its file or its buffers,
+whatever became of the caller. Not here: the jobs themselves (`anvil/_ec/fileio.pyi`) and the executor (`anvil/ec/executor.py`);
+tests put fault injection into this seam.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Sequence
+from typing import Protocol, TypeVar
+
+from anvil.base.errors import AnvilError, DriveFailed, StorageFull
+from anvil.base.types import Buffer
+
+T = TypeVar("T")
+
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Job(Protocol):
+    """One native call, as `anvil._ec.pool.Job`."""
+
+    def run(self) -> None: ...
+    def check(self) -> None: ...
+
+
+class CountingJob(Job, Protocol):
+    """A read: `count` is the number of bytes read, once it has run."""
+
+    @property
+    def count(self) -> int: ...
+
+
+class Executor(Protocol):
+    """Runs jobs: `run` on a C thread, `run_small` here and now. Both raise what the job's `check` raises."""
+
+    async def run(self, job: Job) -> object: ...
+    def run_small(self, job: Job) -> object: ...
+
+
+class IoJobs(Protocol):
+    """Makes IO jobs. All raise OSError from `check`."""
+
+    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> Job:
+        """pwritev of all buffers (at most 1,024 of them), then fdatasync if `sync`."""
+        ...
+
+    def read(self, fd: int, offset: int, view: Buffer) -> CountingJob:
+        """pread until `view` is full or the file ends."""
+        ...
+
+    def sync(self, fd: int, full: bool) -> Job:
+        """fdatasync; with `full` fsync, which directories need (fdatasync need not write a new entry: on ext4 it does not
+        commit the transaction of a directory whose size stayed the same)."""
+        ...
+
+    def read_now(self, fd: int, offset: int, view: memoryview) -> int:
+        """Read without waiting for a disk: bytes read, or -1 when (some of) them are not in memory or this is not supported."""
+        ...
+
+
+def preadv_nowait(fd: int, offset: int, view: memoryview) -> int:
+    """`IoJobs.read_now` by preadv2(RWF_NOWAIT): the page cache answers inline in about 2 us, a disk never stalls the loop."""
+    try:
+        count = os.preadv(fd, [view], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            return -1
+        raise
+    # A short count is the end of the file or the end of what is cached: only a waiting read can tell.
+    return count if count == len(view) else -1
+
+
+class Io:
+    """An executor and a job factory together: what every file of this package uses to touch a disk."""
+
+    def __init__(self, executor: Executor, jobs: IoJobs) -> None:
+        self.executor = executor
+        self.jobs = jobs
+
+    async def write(self, fd: int, offset: int, buffers: Sequence[Buffer], *, sync: bool) -> None:
+        await settle(self.executor.run(self.jobs.write(fd, offset, buffers, sync)))
+
+    async def sync(self, fd: int, *, full: bool = False) -> None:
+        await settle(self.executor.run(self.jobs.sync(fd, full)))
+
+    async def read(self, fd: int, offset: int, view: memoryview) -> int:
+        """Bytes read into `view`, short only at the end of the file. Inline if the bytes are in memory, else on a C thread."""
+        if not len(view):
+            return 0
+        count = self.jobs.read_now(fd, offset, view)
+        if count >= 0:
+            return count
+        job = self.jobs.read(fd, offset, view)
+        await settle(self.executor.run(job))
+        return job.count
+
+
+async def settle(work: Awaitable[T]) -> T:
+    """Await `work` to its end even if the caller is cancelled meanwhile; the cancellation is raised after it."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        if not task.cancelled():
+            task.exception()  # looked at: whoever wanted the result has gone
+        raise asyncio.CancelledError
+    return task.result()
+
+
+def storage_error(error: OSError, label: str) -> AnvilError:
+    """The domain error for an OS error on the drive `label`: StorageFull where space or quota ran out, else DriveFailed."""
+    if error.errno in FULL_ERRNOS:
+        return StorageFull(drive=label)
+    return DriveFailed(drive=label, reason=os.strerror(error.errno) if error.errno else "input/output error")

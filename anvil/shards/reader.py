@@ -1,0 +1,159 @@
+"""Reading shards: from (blob, index) to a checked header, to payload bytes, to the footer.
+
+Owns: `ShardPlace.ref`. Invariant: nothing is returned as a shard unless its own header says that it is this one, at this place. A
+small record is read whole when it is opened, with one pread, and then served from memory. Not here: the drive's state, and the
+classing of errors: everything here raises OSError and BadRecord.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from anvil.base.errors import BadRecord
+from anvil.base.limits import FOOTER_BYTES_MAX, OPEN_READ_BYTES, RECORD_HEADER_BYTES_MAX
+from anvil.model.records import BlobId, BlobRef
+from anvil.model.scheme import Scheme
+from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
+from anvil.shards.files import blob_path, check_identity
+from anvil.shards.format import decode_footer, decode_header
+from anvil.shards.index import Place
+from anvil.shards.store import Store
+
+_MOVES_MAX = 3  # how often a record may be moved by compaction under one read
+
+
+class SegmentRef(NamedTuple):
+    """`ShardPlace.ref` of a small shard. `data` is the whole record if it was read when the shard was opened."""
+
+    place: Place
+    data: memoryview | None
+
+
+class FileRef(NamedTuple):
+    """`ShardPlace.ref` of a large shard."""
+
+    path: Path
+    header_bytes: int
+
+
+def unknown_header(blob_id: BlobId, index: int) -> ShardHeader:
+    """Stands for a header that cannot be read: only blob id and index mean something; bucket 0 does not exist."""
+    blob = BlobRef(blob_id, 0, Scheme(1, 0))
+    return ShardHeader(blob, index, bucket_id=0, key="", version_id=bytes(16), session=bytes(16))
+
+
+async def find(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:
+    """The shard, its header checked; None if the drive does not have it."""
+    if len(blob_id) != 16 or not 0 <= index <= 255:
+        raise ValueError("no possible shard")
+    for _ in range(_MOVES_MAX):
+        place = store.index.get(blob_id, index)
+        if place is None:
+            return await _find_file(store, blob_id, index)
+        try:
+            return await _open_record(store, blob_id, index, place)
+        except FileNotFoundError:
+            continue  # the segment went while we looked: the index names another one now
+    raise BadRecord("the segment of a shard is missing")
+
+
+async def _open_record(store: Store, blob_id: BlobId, index: int, place: Place) -> ShardPlace:
+    whole = place.length <= OPEN_READ_BYTES
+    data = memoryview(bytearray(place.length if whole else place.header_bytes))
+    with store.files.lease(store.segment_path(place.segment)) as fd:
+        count = await store.io.read(fd, place.offset, data)
+    record = decode_header(data[:count])
+    check_identity(record, blob_id, index, place.segment, place.offset)
+    # A record cut short is served from the file, which says where it ends.
+    return ShardPlace(record.header, SegmentRef(place, data if whole and count == len(data) else None))
+
+
+async def _find_file(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:
+    path = blob_path(store.folder.blobs, blob_id, index)
+    data = memoryview(bytearray(RECORD_HEADER_BYTES_MAX))
+    try:
+        with store.files.lease(path) as fd:
+            count = await store.io.read(fd, 0, data)
+    except FileNotFoundError:
+        return None
+    record = decode_header(data[:count])
+    check_identity(record, blob_id, index, 0, 0)
+    return ShardPlace(record.header, FileRef(path, record.header_bytes))
+
+
+async def read(store: Store, place: ShardPlace, offset: int, view: memoryview) -> int:
+    """Payload bytes from `offset` into `view`; returns how many. 0 for a shard that is gone."""
+    blob = place.header.blob
+    wanted = max(0, min(len(view), blob.geometry.shard_bytes - offset))
+    if offset < 0 or not wanted:
+        return 0
+    ref = place.ref
+    if isinstance(ref, FileRef):
+        return await _read_at(store, ref.path, ref.header_bytes + offset, view[:wanted])
+    if not isinstance(ref, SegmentRef):
+        raise TypeError("the place is of another drive")
+    if ref.data is not None:
+        start = ref.place.header_bytes + offset
+        view[:wanted] = ref.data[start : start + wanted]
+        return wanted
+    at: Place | None = ref.place
+    for _ in range(_MOVES_MAX):
+        if at is None:
+            return 0
+        path = store.segment_path(at.segment)
+        count = await _read_at(store, path, at.offset + at.header_bytes + offset, view[:wanted], missing=-1)
+        if count >= 0:
+            return count
+        at = store.index.get(blob.blob_id, place.header.index)  # compaction moved it
+    return 0
+
+
+async def _read_at(store: Store, path: Path, offset: int, view: memoryview, missing: int = 0) -> int:
+    try:
+        with store.files.lease(path) as fd:
+            return await store.io.read(fd, offset, view)
+    except FileNotFoundError:
+        return missing
+
+
+async def verify(store: Store, place: ShardPlace) -> ShardFooter:
+    """The footer of a shard, read from its place: a record with a sound header and footer is whole but for its payload's content.
+    Raises BadRecord if it is cut short, damaged or gone."""
+    header, ref = place.header, place.ref
+    payload = header.blob.geometry.shard_bytes
+    if isinstance(ref, SegmentRef):
+        path, offset = store.segment_path(ref.place.segment), ref.place.offset + ref.place.header_bytes + payload
+        data = memoryview(bytearray(ref.place.footer_bytes))
+    elif isinstance(ref, FileRef):
+        path, offset = ref.path, ref.header_bytes + payload
+        data = memoryview(bytearray(FOOTER_BYTES_MAX + 1))
+    else:
+        raise TypeError("the place is of another drive")
+    count = await _read_at(store, path, offset, data)
+    return decode_footer(header.blob.blob_id, header.index, data[:count])
+
+
+async def examine(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:
+    """As `find`, but a damaged shard is returned as such, and the footer is looked at."""
+    try:
+        place = await find(store, blob_id, index)
+    except BadRecord:
+        return unreadable(store, blob_id, index)
+    if place is None:
+        return None
+    try:
+        await verify(store, place)
+    except BadRecord:
+        # It may have been moved or removed since: only what is still there is damaged.
+        again = await find(store, blob_id, index)
+        if again is None or again.ref != place.ref:
+            return again
+        return ShardPlace(place.header, place.ref, damaged=True)
+    return place
+
+
+def unreadable(store: Store, blob_id: BlobId, index: int) -> ShardPlace:
+    """A shard that is there, but whose header is not readable."""
+    path = blob_path(store.folder.blobs, blob_id, index)
+    return ShardPlace(unknown_header(blob_id, index), FileRef(path, 0), damaged=True)

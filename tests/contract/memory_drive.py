@@ -1,0 +1,184 @@
+"""`MemoryDrive`: the engine's `Drive` port in memory, with hooks to make it fail.
+
+Passes the same contract suite as `LocalDrive` (test_drive.py). Hooks, all settable at any time: `faults.put`, `faults.create`,
+`faults.write`, `faults.publish`, `faults.open`, `faults.read`, `faults.remove` hold an exception to raise (every time, until set
+back to None); `faults.delay` is awaited before every operation; `away` makes the drive neither readable nor writable; `flip` and
+`truncate` damage a stored shard, `lose` drops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+from anvil.base.errors import BadRecord, DriveFailed
+from anvil.base.types import Buffer
+from anvil.model.records import BlobId, BlobRef
+from anvil.model.scheme import Scheme
+from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
+
+
+@dataclass
+class DriveFaults:
+    """What goes wrong, by operation. `delay` is called with the operation's name and awaited."""
+
+    put: Exception | None = None
+    create: Exception | None = None
+    write: Exception | None = None
+    publish: Exception | None = None
+    open: Exception | None = None
+    read: Exception | None = None
+    remove: Exception | None = None
+    delay: Callable[[str], Awaitable[None]] | None = None
+    calls: list[str] = field(default_factory=list)
+
+    async def meet(self, operation: str) -> None:
+        self.calls.append(operation)
+        if self.delay is not None:
+            await self.delay(operation)
+        error: Exception | None = getattr(self, operation)
+        if error is not None:
+            raise error
+
+
+@dataclass
+class StoredShard:
+    header: ShardHeader
+    payload: bytearray
+    footer: ShardFooter | None
+    header_damaged: bool = False
+
+    @property
+    def damaged(self) -> bool:
+        return self.header_damaged or self.footer is None or len(self.payload) < self.header.blob.geometry.shard_bytes
+
+
+class MemoryDrive:
+    """A drive whose shards are in `shards`, keyed (blob id, index)."""
+
+    def __init__(self, drive_id: bytes, label: str = "memory") -> None:
+        self.drive_id = drive_id
+        self.label = label
+        self.shards: dict[tuple[BlobId, int], StoredShard] = {}
+        self.faults = DriveFaults()
+        self.away = False
+        self.read_only = False
+
+    @property
+    def writable(self) -> bool:
+        return not self.away and not self.read_only
+
+    @property
+    def readable(self) -> bool:
+        return not self.away
+
+    async def _meet(self, operation: str, writes: bool = False) -> None:
+        if self.away or (writes and self.read_only):
+            raise DriveFailed(drive=self.label)
+        await self.faults.meet(operation)
+        if self.away:
+            raise DriveFailed(drive=self.label)
+
+    async def put(self, header: ShardHeader, frames: Buffer, footer: ShardFooter) -> None:
+        if len(frames) != header.blob.geometry.shard_bytes:
+            raise ValueError("not the frames of this shard")
+        await self._meet("put", writes=True)
+        self.shards[header.blob.blob_id, header.index] = StoredShard(header, bytearray(frames), footer)
+
+    async def create(self, header: ShardHeader) -> MemoryLargeShard:
+        await self._meet("create", writes=True)
+        return MemoryLargeShard(self, header)
+
+    async def open(self, blob_id: BlobId, index: int) -> ShardPlace | None:
+        await self._meet("open")
+        shard = self.shards.get((blob_id, index))
+        if shard is None:
+            return None
+        if shard.header_damaged:
+            raise BadRecord("record header fails its checksum")
+        return ShardPlace(shard.header, shard)
+
+    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
+        await self._meet("read")
+        assert isinstance(place.ref, StoredShard)
+        piece = bytes(place.ref.payload[offset : offset + len(view)])
+        view[: len(piece)] = piece
+        return len(piece)
+
+    async def verify(self, place: ShardPlace) -> ShardFooter:
+        await self._meet("open")
+        assert isinstance(place.ref, StoredShard)
+        if place.ref.damaged or place.ref.footer is None:
+            raise BadRecord("record footer is missing")
+        return place.ref.footer
+
+    async def remove(self, blob_id: BlobId, index: int) -> bool:
+        await self._meet("remove")
+        return self.shards.pop((blob_id, index), None) is not None
+
+    async def scan(self) -> AsyncIterator[ShardPlace]:
+        for (blob_id, index), shard in list(self.shards.items()):
+            if (blob_id, index) not in self.shards:
+                continue
+            header = shard.header
+            if shard.header_damaged:
+                blob = BlobRef(blob_id, 0, Scheme(1, 0))
+                header = ShardHeader(blob, index, bucket_id=0, key="", version_id=bytes(16), session=bytes(16))
+            yield ShardPlace(header, shard, damaged=shard.damaged)
+
+    # -- damage
+
+    def flip(self, blob_id: BlobId, index: int, offset: int) -> None:
+        """Change one payload byte."""
+        self.shards[blob_id, index].payload[offset] ^= 0xFF
+
+    def truncate(self, blob_id: BlobId, index: int, length: int) -> None:
+        shard = self.shards[blob_id, index]
+        del shard.payload[length:]
+        shard.footer = None
+
+    def damage_header(self, blob_id: BlobId, index: int) -> None:
+        self.shards[blob_id, index].header_damaged = True
+
+    def lose(self, blob_id: BlobId, index: int) -> None:
+        del self.shards[blob_id, index]
+
+
+class MemoryLargeShard:
+    def __init__(self, drive: MemoryDrive, header: ShardHeader) -> None:
+        self._drive = drive
+        self._header = header
+        self._payload = bytearray()
+        self._over = False
+
+    async def write(self, frames: Buffer) -> None:
+        self._still_open()
+        if len(self._payload) + len(frames) > self._header.blob.geometry.shard_bytes:
+            raise ValueError("more frames than the shard's geometry has")
+        await self._meet("write")
+        self._payload += frames
+
+    async def publish(self, footer: ShardFooter) -> None:
+        self._still_open()
+        if len(self._payload) != self._header.blob.geometry.shard_bytes:
+            raise ValueError("shard is not complete")
+        await self._meet("publish")
+        self._over = True
+        key = (self._header.blob.blob_id, self._header.index)
+        held = self._drive.shards.get(key)
+        if held is None or held.damaged:
+            self._drive.shards[key] = StoredShard(self._header, self._payload, footer)
+
+    async def abort(self) -> None:
+        self._over = True
+
+    async def _meet(self, operation: str) -> None:
+        try:
+            await self._drive._meet(operation, writes=True)
+        except BaseException:
+            self._over = True
+            raise
+
+    def _still_open(self) -> None:
+        if self._over:
+            raise RuntimeError("a large shard takes no call after its end")

@@ -1,0 +1,138 @@
+"""A plain executor and plain IO jobs with fault injection: what the disk tests run on, without the native pool.
+
+`Faults` says what goes wrong: an errno for the n-th next write or flush, or an event that jobs wait for. `ThreadExecutor` runs
+jobs on Python threads, which the product never does (they starve beside a busy loop), but which behave the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from anvil.base.types import Buffer
+from anvil.shards.io import preadv_nowait
+
+
+class PlainJob:
+    """Runs `work` once; keeps its error for `check`."""
+
+    def __init__(self, work: Callable[[], int]) -> None:
+        self._work = work
+        self._error: OSError | None = None
+        self.count = 0
+
+    def run(self) -> None:
+        self.execute()
+        self.check()
+
+    def execute(self) -> None:
+        try:
+            self.count = self._work()
+        except OSError as error:
+            self._error = error
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+class ThreadExecutor:
+    """The executor's surface over a thread pool."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self.ran = 0
+
+    async def run(self, job: PlainJob) -> None:
+        self.ran += 1
+        await asyncio.get_running_loop().run_in_executor(self._pool, job.execute)
+        job.check()
+
+    def run_small(self, job: PlainJob) -> None:
+        job.run()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True)
+
+
+class Faults:
+    """What is to go wrong. `write_errnos`, `sync_errnos`, `read_errnos`: one entry is taken per operation, 0 = goes well."""
+
+    def __init__(self) -> None:
+        self.write_errnos: list[int] = []
+        self.sync_errnos: list[int] = []
+        self.read_errnos: list[int] = []
+        self.write_prefix: int | None = None  # a failing write leaves that many of its bytes in the file
+        self.gate: threading.Event | None = None  # writes that flush wait for it
+        self.at_gate = threading.Event()  # set when one waits there
+        self.syncs = 0
+        self.writes = 0
+
+    @staticmethod
+    def take(errnos: list[int]) -> None:
+        number = errnos.pop(0) if errnos else 0
+        if number:
+            raise OSError(number, os.strerror(number))
+
+
+class FaultyJobs:
+    """`IoJobs` that fail as `faults` says."""
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+
+    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> PlainJob:
+        return PlainJob(lambda: self._write(fd, offset, buffers, sync))
+
+    def _write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> int:
+        faults = self.faults
+        faults.writes += 1
+        if sync and faults.gate is not None:
+            faults.at_gate.set()
+            assert faults.gate.wait(20), "gate was never opened"
+        data = b"".join(buffers)
+        try:
+            faults.take(faults.write_errnos)
+        except OSError:
+            if faults.write_prefix is not None:
+                os.pwrite(fd, data[: faults.write_prefix], offset)
+            raise
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], offset + done)
+        if sync:
+            self._sync(fd, False)
+        return done
+
+    def sync(self, fd: int, full: bool) -> PlainJob:
+        return PlainJob(lambda: self._sync(fd, full))
+
+    def _sync(self, fd: int, full: bool) -> int:
+        self.faults.syncs += 1
+        self.faults.take(self.faults.sync_errnos)
+        if full:
+            os.fsync(fd)
+        else:
+            os.fdatasync(fd)
+        return 0
+
+    def read(self, fd: int, offset: int, view: Buffer) -> PlainJob:
+        return PlainJob(lambda: self._read(fd, offset, memoryview(view)))
+
+    def _read(self, fd: int, offset: int, view: memoryview) -> int:
+        self.faults.take(self.faults.read_errnos)
+        done = 0
+        while done < len(view):
+            count = os.preadv(fd, [view[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def read_now(self, fd: int, offset: int, view: memoryview) -> int:
+        if self.faults.read_errnos:
+            return -1
+        return preadv_nowait(fd, offset, view)

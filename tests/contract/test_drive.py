@@ -1,0 +1,251 @@
+"""What every `Drive` does, whatever it is made of. Run on LocalDrive and on MemoryDrive."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anvil.base.limits import MIB, SEGMENT_SHARD_BYTES_MAX
+from anvil.engine.ports import Drive, LargeShard
+from anvil.model.scheme import Scheme
+from anvil.model.shard import ShardHeader
+from anvil.shards.drive import DriveSettings, LocalDrive
+from tests.contract.memory_drive import MemoryDrive
+from tests.contract.plain_io import FaultyJobs, ThreadExecutor
+from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
+
+
+@asynccontextmanager
+async def local(path: Path) -> AsyncIterator[Drive]:
+    executor = ThreadExecutor()
+    settings = DriveSettings(floor_bytes=MIB)
+    drive = await LocalDrive.attach(
+        path / "drive", expected=None, create=True, executor=executor, jobs=FaultyJobs(), session=SESSION, settings=settings
+    )
+    try:
+        yield drive
+    finally:
+        await drive.close()
+        executor.close()
+
+
+@asynccontextmanager
+async def memory(path: Path) -> AsyncIterator[Drive]:
+    yield MemoryDrive(b"d" * 16)
+
+
+Check = Callable[[Drive], Awaitable[None]]
+
+
+@pytest.fixture(params=[local, memory], ids=["local", "memory"])
+def on_drive(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Check], None]:
+    """Runs a coroutine function with a fresh drive."""
+
+    def run(check: Check) -> None:
+        async def main() -> None:
+            async with request.param(tmp_path) as drive:
+                await check(drive)
+
+        asyncio.run(asyncio.wait_for(main(), 30))
+
+    return run
+
+
+async def store(drive: Drive, header: ShardHeader, frames: bytes, step: int = 100_000) -> None:
+    """By `put` if it is small, else as a large shard."""
+    if len(frames) <= SEGMENT_SHARD_BYTES_MAX:
+        await drive.put(header, frames, make_footer())
+        return
+    shard: LargeShard = await drive.create(header)
+    for start in range(0, len(frames), step):
+        await shard.write(frames[start : start + step])
+    await shard.publish(make_footer())
+
+
+async def payload(drive: Drive, header: ShardHeader, offset: int = 0, length: int | None = None) -> bytes:
+    place = await drive.open(header.blob.blob_id, header.index)
+    assert place is not None
+    assert place.header == header
+    view = memoryview(bytearray(header.blob.geometry.shard_bytes if length is None else length))
+    count = await drive.read(place, offset, view)
+    return bytes(view[:count])
+
+
+SIZES = [1, 4096, 65_535, 200_000, SEGMENT_SHARD_BYTES_MAX, 3 * MIB + 17]
+"""Plaintext sizes, stored 1+1: both kinds of shard."""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_was_stored_is_read(on_drive: Any, size: int) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(size, key="ключ/\U0001f600")
+        frames = make_frames(header)
+        await store(drive, header, frames)
+        assert await payload(drive, header) == frames
+
+    on_drive(check)
+
+
+@pytest.mark.parametrize("size", [4096, 200_000, 3 * MIB])
+def test_ranges_of_the_payload(on_drive: Any, size: int) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(size)
+        frames = make_frames(header)
+        await store(drive, header, frames)
+        for offset, length in [(0, 1), (1, 100), (len(frames) - 1, 1), (len(frames) - 5, 50), (len(frames), 10)]:
+            assert await payload(drive, header, offset, length) == frames[offset : offset + length]
+
+    on_drive(check)
+
+
+def test_an_unknown_shard_is_none(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header()
+        await store(drive, header, make_frames(header))
+        assert await drive.open(os.urandom(16), 0) is None
+        assert await drive.open(header.blob.blob_id, 1) is None
+        assert await drive.remove(header.blob.blob_id, 1) is False
+
+    on_drive(check)
+
+
+def test_shards_of_one_blob_are_apart(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        first = make_header(5000, scheme=Scheme(1, 2))
+        others = [make_header(5000, scheme=Scheme(1, 2), index=i, blob_id=first.blob.blob_id) for i in range(3)]
+        contents = [make_frames(header) for header in others]
+        for header, frames in zip(others, contents, strict=True):
+            await store(drive, header, frames)
+        for header, frames in zip(others, contents, strict=True):
+            assert await payload(drive, header) == frames
+
+    on_drive(check)
+
+
+@pytest.mark.parametrize("size", [4096, 3 * MIB])
+def test_removed_is_gone(on_drive: Any, size: int) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(size)
+        await store(drive, header, make_frames(header))
+        assert await drive.remove(header.blob.blob_id, 0) is True
+        assert await drive.open(header.blob.blob_id, 0) is None
+        assert await drive.remove(header.blob.blob_id, 0) is False
+
+    on_drive(check)
+
+
+@pytest.mark.parametrize("size", [4096, 3 * MIB])
+def test_storing_twice_is_harmless(on_drive: Any, size: int) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(size)
+        frames = make_frames(header)
+        await store(drive, header, frames)
+        await store(drive, header, frames)
+        assert await payload(drive, header) == frames
+        assert len([place async for place in drive.scan()]) == 1
+        assert await drive.remove(header.blob.blob_id, 0) is True
+        assert await drive.open(header.blob.blob_id, 0) is None
+
+    on_drive(check)
+
+
+def test_many_at_once(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        headers = [make_header(100 + i * 37) for i in range(300)]
+        contents = [make_frames(header) for header in headers]
+        await asyncio.gather(*(store(drive, h, c) for h, c in zip(headers, contents, strict=True)))
+        for header, frames in zip(headers, contents, strict=True):
+            assert await payload(drive, header) == frames
+
+    on_drive(check)
+
+
+def test_a_large_shard_is_invisible_before_publish(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(2 * MIB)
+        frames = make_frames(header)
+        shard = await drive.create(header)
+        await shard.write(frames)
+        assert await drive.open(header.blob.blob_id, 0) is None
+        assert [place async for place in drive.scan()] == []
+        await shard.publish(make_footer())
+        assert await payload(drive, header) == frames
+        await shard.abort()  # after publish: nothing
+        assert await payload(drive, header) == frames
+
+    on_drive(check)
+
+
+def test_an_aborted_shard_was_never_there(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(2 * MIB)
+        shard = await drive.create(header)
+        await shard.write(make_frames(header)[:1000])
+        await shard.abort()
+        await shard.abort()
+        assert await drive.open(header.blob.blob_id, 0) is None
+        assert [place async for place in drive.scan()] == []
+        with pytest.raises(RuntimeError):
+            await shard.write(b"x")
+
+    on_drive(check)
+
+
+def test_an_incomplete_or_overlong_shard_is_refused(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(2 * MIB)
+        frames = make_frames(header)
+        shard = await drive.create(header)
+        await shard.write(frames[:-1])
+        with pytest.raises(ValueError):
+            await shard.publish(make_footer())
+        with pytest.raises(ValueError):
+            await shard.write(b"12")
+        await shard.abort()
+        with pytest.raises(ValueError):
+            await drive.put(make_header(4096), b"too short", make_footer())
+
+    on_drive(check)
+
+
+def test_scan_sees_every_shard_once(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        headers = [make_header(size) for size in (10, 5000, 100_000, 2 * MIB, 3 * MIB)]
+        for header in headers:
+            await store(drive, header, make_frames(header))
+        gone = headers.pop(1)
+        await drive.remove(gone.blob.blob_id, 0)
+        places = [place async for place in drive.scan()]
+        assert not any(place.damaged for place in places)
+        assert sorted(place.header.blob.blob_id for place in places) == sorted(h.blob.blob_id for h in headers)
+        for place in places:
+            assert place.header in headers
+
+    on_drive(check)
+
+
+def test_verify_returns_the_footer(on_drive: Any) -> None:
+    async def check(drive: Any) -> None:
+        for size in (100, 200_000, 2 * MIB):
+            header = make_header(size)
+            await store(drive, header, make_frames(header))
+            place = await drive.open(header.blob.blob_id, 0)
+            assert await drive.verify(place) == make_footer()
+
+    on_drive(check)
+
+
+def test_a_fresh_drive_is_usable(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        assert drive.readable
+        assert drive.writable
+        assert len(drive.drive_id) == 16
+        assert drive.label
+
+    on_drive(check)
