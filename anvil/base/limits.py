@@ -103,6 +103,16 @@ SESSION_LEASE_S: Final = 30.0
 SESSION_RENEW_S: Final = 10.0
 CATALOG_FRESH_S: Final = 1.0
 REGIONAL_CONNECTIONS_MAX: Final = 3  # per worker
+BATCH_SCAN_ROWS_MAX: Final = 1024  # waiting rows looked at to fill one batch (rows of a key already in it are passed over)
+BATCH_RETRIES_MAX: Final = 5  # of a batch that lost a serialization or deadlock race (SQLSTATE class 40)
+CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_BACKOFF_S_MAX: Final = 1.0
+DATABASE_START_S: Final = 300.0  # embedded PostgreSQL, crash recovery included
+DATABASE_STOP_S: Final = 30.0
+CATALOG_ROWS_MAX: Final = 20_000  # cached apps, buckets and known-absent names, each
+CHANGE_LOG_KEEP_S: Final = 3600.0  # a cache that has not read the change log for so long starts from nothing
+USAGE_FOLD_ROWS_MAX: Final = 50_000  # delta rows folded by one statement
+BUCKET_CHANGE_STALE_S: Final = 30.0  # a bucket creating or deleting for so long lost its worker: the background resumes it
 
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0

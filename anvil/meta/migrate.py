@@ -1,0 +1,94 @@
+"""Schema migrations: numbered SQL files, applied in order, each in a transaction, under an advisory lock.
+
+Owns: the table `schema_migrations` of each database. Invariant: a database is only used when every migration it has is known here
+under the same checksum, so an old server never writes into a newer schema. Not here: the schema (`migrations/*/*.sql`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from enum import StrEnum
+from importlib import resources
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from anvil.base.errors import DatabaseUnavailable, InvalidSetting
+from anvil.base.limits import CONNECT_TIMEOUT_S
+
+log = logging.getLogger(__name__)
+
+_LOCK: Final = 0x416E76696C  # "Anvil"; advisory locks are per database
+_TABLE: Final = """CREATE TABLE IF NOT EXISTS schema_migrations (
+    number int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp())"""
+
+
+class Database(StrEnum):
+    """Which schema a database holds; also the folder of its migrations."""
+
+    GLOBAL = "global"
+    REGIONAL = "regional"
+
+
+class Migration(msgspec.Struct, frozen=True):
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations(database: Database) -> list[Migration]:
+    """The migrations of this release, ascending."""
+    folder = resources.files("anvil.meta") / "migrations" / database.value
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    return [Migration(int(entry.name[:4]), entry.name, entry.read_text(encoding="utf-8")) for entry in files]
+
+
+async def migrate(url: str, database: Database) -> int:
+    """Bring the database to this release's schema. Returns how many migrations were applied.
+
+    Raises InvalidSetting when its schema is newer or not ours, DatabaseUnavailable when it cannot be reached.
+    """
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        raise DatabaseUnavailable(f"cannot reach the {database} database: {error}") from error
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await connection.execute(_TABLE)
+        done = 0
+        for migration in await pending(connection, database):
+            log.info("%s database: applying %s", database, migration.name)
+            async with connection.transaction():
+                await connection.execute(migration.sql)
+                await connection.execute(
+                    "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)",
+                    migration.number,
+                    migration.name,
+                    migration.checksum,
+                )
+            done += 1
+        return done
+    finally:
+        await asyncio.shield(connection.close())  # also releases the lock
+
+
+async def pending(connection: asyncpg.Connection, database: Database) -> list[Migration]:
+    """What is still to be applied. Raises InvalidSetting when the database has a migration this release does not know."""
+    applied = {row["number"]: row for row in await connection.fetch("SELECT number, name, checksum FROM schema_migrations")}
+    known = migrations(database)
+    for number in applied.keys() - {migration.number for migration in known}:
+        name = applied[number]["name"]
+        raise InvalidSetting(f"the {database} database was migrated by a newer Anvil ({name}): run that release or a later one")
+    for migration in known:
+        row = applied.get(migration.number)
+        if row is not None and row["checksum"] != migration.checksum:
+            raise InvalidSetting(f"the {database} database was migrated with another {migration.name} than this release has")
+    return [migration for migration in known if migration.number not in applied]

@@ -1,0 +1,241 @@
+"""The regional database, assembled: the `Metadata` port of the engine over three connections.
+
+Owns: the links of one worker (reads, writes, the rest) and a coalescer per kind of call. Invariant: at most
+REGIONAL_CONNECTIONS_MAX connections; point reads never wait behind listings, nor behind commits. Not here: statements (the
+modules beside this one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+
+from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
+from anvil.base.limits import DATABASE_WAIT_S, REGIONAL_CONNECTIONS_MAX, USAGE_FOLD_ROWS_MAX
+from anvil.meta import collect, listing, objects, sessions, uploads, usage
+from anvil.meta.coalesce import Coalescer, Operation, call
+from anvil.meta.link import Link
+from anvil.meta.objects import DeleteCommit, ReplaceCommit
+from anvil.meta.uploads import PartsQuery, UploadCommit
+from anvil.model.records import (
+    BlobId,
+    BucketId,
+    Committed,
+    CompleteCommit,
+    Condition,
+    Debt,
+    Garbage,
+    ListPage,
+    ListQuery,
+    ObjectRecord,
+    PartCommit,
+    PartRecord,
+    PutCommit,
+    SessionId,
+    UploadId,
+    UploadRecord,
+    UploadsPage,
+    UploadsQuery,
+    Usage,
+    VersionId,
+)
+
+
+class RegionalStore:
+    """Implements `anvil.engine.ports.Metadata`. Make it in the running loop, `start` it, `close` it."""
+
+    def __init__(self, url: str, *, name: str = "anvil", wait_s: float = DATABASE_WAIT_S) -> None:
+        """`wait_s`: how long a call waits for a database that is away before it raises DatabaseUnavailable."""
+        self._wait_s = wait_s
+        self._reads = Link(url, f"{name} reads")
+        self._writes = Link(url, f"{name} writes")
+        self._misc = Link(url, f"{name} misc")
+        self._links = (self._reads, self._writes, self._misc)
+        assert len(self._links) <= REGIONAL_CONNECTIONS_MAX
+        self._coalescers: list[Coalescer[Any, Any]] = []
+        self._get = self._coalescer(self._reads, objects.GET)
+        self._get_upload = self._coalescer(self._reads, uploads.GET)
+        self._list_parts = self._coalescer(self._reads, uploads.LIST_PARTS)
+        self._put = self._coalescer(self._writes, objects.PUT)
+        self._put_if = self._coalescer(self._writes, objects.PUT_IF)
+        self._replace = self._coalescer(self._writes, objects.REPLACE)
+        self._delete = self._coalescer(self._writes, objects.DELETE)
+        self._create = self._coalescer(self._writes, uploads.CREATE)
+        self._put_part = self._coalescer(self._writes, uploads.PUT_PART)
+        self._list = self._coalescer(self._misc, listing.LIST)
+        self._list_uploads = self._coalescer(self._misc, uploads.LIST)
+        self._complete = self._coalescer(self._misc, uploads.COMPLETE)
+        self._abort = self._coalescer(self._misc, uploads.ABORT)
+
+    def _coalescer(self, link: Link, operation: Operation[Any, Any]) -> Coalescer[Any, Any]:
+        coalescer = Coalescer(link, operation, wait_s=self._wait_s)
+        self._coalescers.append(coalescer)
+        return coalescer
+
+    async def start(self) -> None:
+        """Connect. Raises DatabaseUnavailable."""
+        deadline = asyncio.get_running_loop().time() + self._wait_s
+        for link in self._links:
+            async with link.lock:
+                await link.connected(deadline)
+        for coalescer in self._coalescers:
+            coalescer.start()
+
+    async def close(self) -> None:
+        """Let batches in flight end, fail what waits, disconnect."""
+        await asyncio.gather(*(coalescer.close() for coalescer in self._coalescers))
+        for link in self._links:
+            await link.close()
+
+    @property
+    def up(self) -> bool:
+        """Whether all connections are there now."""
+        return all(link.up for link in self._links)
+
+    def batch_sizes(self) -> dict[str, tuple[int, int]]:
+        """(batches, rows) so far, by kind of call: how well coalescing works."""
+        return {coalescer.name: (coalescer.batches, coalescer.rows) for coalescer in self._coalescers}
+
+    async def query(self, sql: str, *args: object) -> Sequence[asyncpg.Record]:
+        """A statement of the background's, on the third connection. It may be run twice when the connection is lost."""
+        return await call(self._misc, sql, *args, wait_s=self._wait_s)
+
+    # -- objects ------------------------------------------------------------------------------------------------------
+
+    async def get_object(self, bucket_id: BucketId, key: str) -> ObjectRecord | None:
+        record: ObjectRecord | None = await self._get.submit((bucket_id, key))
+        return record
+
+    async def put_object(self, commit: PutCommit) -> Committed:
+        committed: Committed = await (self._put_if if commit.condition else self._put).submit(commit)
+        return committed
+
+    async def replace_attributes(self, commit: PutCommit, expected: VersionId) -> Committed:
+        committed: Committed = await self._replace.submit(ReplaceCommit(commit, expected))
+        return committed
+
+    async def delete_object(self, session: SessionId, bucket_id: BucketId, key: str, condition: Condition) -> bool:
+        removed: bool = await self._delete.submit(DeleteCommit(session, bucket_id, key, condition))
+        return removed
+
+    async def list_objects(self, query: ListQuery) -> ListPage:
+        page: ListPage = await self._list.submit(query)
+        return page
+
+    # -- multipart ----------------------------------------------------------------------------------------------------
+
+    async def create_upload(self, session: SessionId, upload: UploadRecord) -> None:
+        await self._create.submit(UploadCommit(session, upload.bucket_id, upload.key, upload.upload_id, upload))
+
+    async def get_upload(self, bucket_id: BucketId, key: str, upload_id: UploadId) -> UploadRecord | None:
+        record: UploadRecord | None = await self._get_upload.submit((bucket_id, key, upload_id))
+        return record
+
+    async def put_part(self, commit: PartCommit) -> int:
+        modified_us: int = await self._put_part.submit(commit)
+        return modified_us
+
+    async def list_parts(self, bucket_id: BucketId, upload_id: UploadId, after: int, limit: int) -> tuple[PartRecord, ...]:
+        parts: tuple[PartRecord, ...] = await self._list_parts.submit(PartsQuery(bucket_id, upload_id, after, limit))
+        return parts
+
+    async def complete_upload(self, commit: CompleteCommit) -> Committed:
+        committed: Committed = await self._complete.submit(commit)
+        return committed
+
+    async def abort_upload(self, session: SessionId, bucket_id: BucketId, key: str, upload_id: UploadId) -> None:
+        await self._abort.submit(UploadCommit(session, bucket_id, key, upload_id))
+
+    async def list_uploads(self, query: UploadsQuery) -> UploadsPage:
+        page: UploadsPage = await self._list_uploads.submit(query)
+        return page
+
+    # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
+
+    async def open_session(self, node_id: bytes, worker: int) -> SessionId:
+        session = os.urandom(16)
+        await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, wait_s=self._wait_s)
+        return session
+
+    async def renew_session(self, session: SessionId) -> bool:
+        return bool(await call(self._writes, sessions.RENEW_SQL, session, wait_s=self._wait_s))
+
+    async def close_session(self, session: SessionId) -> None:
+        await call(self._writes, sessions.CLOSE_SQL, session, wait_s=self._wait_s)
+
+    async def expire_sessions(self) -> Sequence[SessionId]:
+        """End the sessions whose lease ran out; their commits in flight are waited for. Returns their ids."""
+        return [row[0] for row in await self.query(sessions.EXPIRE_SQL)]
+
+    async def live_sessions(self) -> frozenset[SessionId]:
+        return frozenset(row[0] for row in await self.query(sessions.LIVE_SQL))
+
+    # -- collector, repair, sweep -----------------------------------------------------------------------------------------
+
+    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
+        grace_us = int(grace_s * 1_000_000)
+        allowed = await self.query(collect.ALLOWED_SQL, grace_us)
+        if not allowed[0][0]:
+            return []
+        return [collect.garbage_from(row) for row in await self.query(collect.GARBAGE_SQL, limit, grace_us)]
+
+    async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
+        await self.query(collect.DONE_SQL, list(outbox_ids))
+
+    async def debts(self, limit: int) -> Sequence[Debt]:
+        return [collect.debt_from(row) for row in await self.query(collect.DEBTS_SQL, limit)]
+
+    async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
+        await self.query(collect.PAID_SQL, blob_id, repaired)
+
+    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]]) -> None:
+        blobs = [blob_id for blob_id, _ in blob_ids]
+        await self.query(collect.OWE_SQL, bucket_id, blobs, [missing for _, missing in blob_ids])
+
+    async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
+        return [row[0] for row in await self.query(collect.OWNED_SQL, [blob_id for _, blob_id in owners])]
+
+    async def hold_garbage(self, reason: str | None) -> None:
+        """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None)."""
+        if reason is None:
+            await self.query(collect.RELEASE_SQL)
+        else:
+            await self.query(collect.HOLD_SQL, reason)
+
+    # -- usage --------------------------------------------------------------------------------------------------------
+
+    async def usage(self, bucket_ids: Sequence[BucketId] | None = None) -> Sequence[Usage]:
+        """Exact, in one snapshot. Of all buckets, or of those named (zeros where nothing is stored)."""
+        ids = None if bucket_ids is None else list(bucket_ids)
+        return [usage.usage_from(row) for row in await self.query(usage.USAGE_SQL, ids)]
+
+    async def fold_usage(self) -> int:
+        """Move delta rows into totals; the background calls it until it returns 0. Returns how many were moved."""
+        moved = (await self.query(usage.FOLD_SQL, USAGE_FOLD_ROWS_MAX))[0][0]
+        if not moved:
+            await self.query(usage.FORGET_SQL)
+        return int(moved)
+
+    # -- the fence of a bucket, for the catalog ---------------------------------------------------------------------------
+
+    async def add_bucket(self, bucket_id: BucketId) -> None:
+        """Idempotent."""
+        await self.query("INSERT INTO buckets (bucket_id) VALUES ($1) ON CONFLICT DO NOTHING", bucket_id)
+
+    async def bucket_is_empty(self, bucket_id: BucketId) -> bool:
+        """A first look that locks nothing; `drop_bucket` decides."""
+        sql = """SELECT NOT EXISTS (SELECT FROM objects WHERE bucket_id = $1)
+                    AND NOT EXISTS (SELECT FROM versions WHERE bucket_id = $1)"""
+        return bool((await self.query(sql, bucket_id))[0][0])
+
+    async def drop_bucket(self, bucket_id: BucketId) -> None:
+        """Remove the fence. Idempotent. Raises BucketNotEmpty; commits in flight are waited for."""
+        outcome = (await self.query("SELECT drop_bucket($1)", bucket_id))[0][0]
+        if outcome == "not_empty":
+            raise BucketNotEmpty
+        if outcome not in ("done", "gone"):
+            raise DatabaseUnavailable
