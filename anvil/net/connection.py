@@ -13,9 +13,9 @@ from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout
 from anvil.base.limits import READ_BYTES
-from anvil.base.types import Buffer
 from anvil.net.http1_stream import HttpStream
 from anvil.net.inbound import Inbound
+from anvil.net.outbound import Outbound
 from anvil.net.port import Port, address_key
 from anvil.net.progress import Progress
 from anvil.wire.http1 import Head, Preface, Refusal, head_end, parse_head, response_head, sniff
@@ -43,6 +43,7 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self, port: Port) -> None:
         self._port = port
         self._transport: asyncio.Transport
+        self.out: Outbound
         self._phase: int = _HEAD
         self._peer = self._address = ""
         self._refused: str | None = None  # why the connection was not admitted
@@ -52,15 +53,13 @@ class Connection(asyncio.BufferedProtocol):
         self._first = True  # no request has come yet
         self._stream: HttpStream | None = None
         self._task: asyncio.Task[None] | None = None
+        self._wake: asyncio.Future[None] | None = None  # set while the task waits for the next request
+        self._cut = False  # by us, not by the client
         self._counted = False  # in requests_in_flight
         self._read_paused = False
         self._eof = False
-        self.write_paused = False
-        self._writable: asyncio.Future[None] | None = None
         self._since_s = port.now_s  # when the phase began, on the coarse clock
         self._read_progress = Progress()
-        self._write_progress = Progress()
-        self._sent = 0  # bytes handed to the transport so far
         self._dropped = 0  # bytes thrown away while closing
 
     # -- called by the loop
@@ -68,8 +67,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop registers its transports with no abstract class, so isinstance would be wrong
         self._transport = cast(asyncio.Transport, transport)
-        high = self._port.limits.write_high_water_bytes
-        self._transport.set_write_buffer_limits(high=high, low=high // 4)
+        self.out = Outbound(self._transport, self._port.loop, self._port.limits, self._port.stats)
         self._peer, self._address = address_key(transport.get_extra_info("peername"))
         self._refused = self._port.admit(self, self._address)
         if self._refused == "flood" or self._port.draining:
@@ -121,76 +119,42 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = _LOST
         stream, task = self._stream, self._task
-        self._port.forget(self, self._address, self._refused)
         self._pending = b""
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_exception(ConnectionResetError("the client is gone"))
+        if self._wake is not None:
+            self._wake.set_result(None)
+            self._wake = None
+        self.out.lost()
         if stream is not None and not stream.finished:
-            self._port.stats.client_aborts += 1
+            self._port.stats.client_aborts += not self._cut
             stream.lost()
             if task is not None and stream.running:
                 task.cancel()
+            elif self._counted:
+                self._port.stats.requests_in_flight -= 1
+        self._port.forget(self, self._address, self._refused)
 
     def pause_writing(self) -> None:
-        self.write_paused = True
+        self.out.pause()
 
     def resume_writing(self) -> None:
-        self.write_paused = False
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+        self.out.resume()
         self._advance()
 
     # -- called by the stream
 
     @property
     def closing(self) -> bool:
-        """Whether this connection must not take another request."""
-        return self._port.draining or self._refused is not None or self._transport.is_closing()
+        """Whether this connection is not to take another request."""
+        return self._port.draining or self._refused is not None
 
     @property
     def drain_body_bytes(self) -> int:
         return self._port.limits.drain_body_bytes
 
+    @property
     def common_lines(self) -> bytes:
         """The lines that every answer has."""
-        return self._port.dates.at(self._port.clock())
-
-    def send(self, data: Buffer) -> None:
-        """Hand bytes to the transport, which keeps a reference and copies nothing. Raises ConnectionResetError."""
-        if self._transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        self._port.stats.bytes_out += len(data)
-        self._sent += len(data)
-        self._transport.write(data)
-
-    def send_chunk(self, data: Buffer) -> None:
-        """One chunk of the chunked transfer coding."""
-        if self._transport.is_closing():
-            raise ConnectionResetError("the client is gone")
-        self._port.stats.bytes_out += len(data)
-        self._sent += len(data)
-        self._transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
-
-    async def writable(self) -> None:
-        """Until the transport takes more. Raises ConnectionResetError."""
-        while self.write_paused:
-            if self._phase == _LOST:
-                raise ConnectionResetError("the client is gone")
-            if self._writable is None or self._writable.done():
-                self._writable = self._port.loop.create_future()
-            await self._writable
-
-    async def flushed(self) -> None:
-        """Until the transport holds no bytes any more. Raises ConnectionResetError."""
-        transport = self._transport
-        if transport.get_write_buffer_size() == 0:
-            return
-        high = self._port.limits.write_high_water_bytes
-        transport.set_write_buffer_limits(high=0)  # pauses now, resumes when empty
-        try:
-            await self.writable()
-        finally:
-            transport.set_write_buffer_limits(high=high, low=high // 4)
+        return self._port.common_lines
 
     def feed(self, body: Inbound, view: memoryview) -> None:
         """Begin filling `view` with what came early."""
@@ -224,6 +188,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Cut the connection now; queued bytes are not sent."""
+        self._cut = True
         self._transport.abort()
 
     # -- called by the port
@@ -233,18 +198,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._phase == _HEAD and not self._pending:
             self._close()
 
-    def cut(self) -> asyncio.Task[None] | None:
-        """Abort the connection and cancel its handler; returns the handler's task, if one runs."""
+    def cut(self) -> None:
+        """Abort the connection and cancel its handler."""
         self.abort()
         if self._task is not None and self._stream is not None and self._stream.running:
             self._task.cancel()
-        return self._task
 
     def sweep(self, now_s: float, elapsed_s: float) -> None:
         """Enforce the time-outs. Called by the one timer of the worker."""
         limits = self._port.limits
         waited_s = now_s - self._since_s
-        if self._phase in (_HEAD, _CLOSING) and self._transport.get_write_buffer_size():
+        if self._phase in (_HEAD, _CLOSING) and self.out.queued_bytes:
             self._since_s = now_s  # the clock of these phases starts when the last answer has left
             self._sweep_write(elapsed_s)
         elif self._phase != _CLOSING and self._transport.is_closing():
@@ -286,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
             if slow and not body.waiter.done():
                 self._port.stats.timeouts["body"] += 1
                 body.fail(RequestTimeout())
-        elif self.write_paused:
+        elif self.out.paused:
             self._sweep_write(elapsed_s)
         elif self._eof and not stream.started and waited_s > limits.half_close_s:
             self._port.stats.client_aborts += 1
@@ -294,15 +258,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _sweep_write(self, elapsed_s: float) -> None:
         limits = self._port.limits
-        left = self._sent - self._transport.get_write_buffer_size()
-        if self._write_progress.is_slow(left, elapsed_s, limits.body_bytes_per_s, limits.write_stall_s):
+        if self.out.is_slow(elapsed_s, limits.body_bytes_per_s, limits.write_stall_s):
             self._time_out("write")
 
     # -- requests
 
     def _advance(self) -> None:
         """Serve what has been received. A loop, not a recursion: a client may pipeline thousands of refused requests."""
-        while self._phase == _HEAD and not self.write_paused:
+        while self._phase == _HEAD and not self.out.paused:
             if not self._pending:
                 if self._eof or (self._port.draining and not self._first):
                     self._close()
@@ -370,15 +333,33 @@ class Connection(asyncio.BufferedProtocol):
             self._end(stream)
         else:
             stats.requests_in_flight += 1
-            self._task = port.loop.create_task(self._run(stream))
-            self.regulate()
+            self._counted = True
+            if self._wake is not None:
+                self._wake.set_result(None)
+                self._wake = None
+            elif self._task is None:
+                self._task = port.loop.create_task(self._work())
+            # Otherwise the task itself has called this and goes on with the request.
+            if stream.body is not None or self._read_paused or self._pending:
+                self.regulate()
+
+    async def _work(self) -> None:
+        """The connection's task: runs the handler for one request after the other. A task for each request would cost as much as
+        parsing its head."""
+        while self._phase == _BUSY:
+            assert self._stream is not None
+            await self._run(self._stream)
+            if self._phase == _BUSY:
+                await asyncio.sleep(0)  # pipelined: others get their turn first
+            elif self._phase in (_HEAD, _DRAIN):
+                self._wake = self._port.loop.create_future()
+                await self._wake
+        self._task = None
 
     async def _run(self, stream: HttpStream) -> None:
-        """The handler's task."""
+        """Run the handler for one request and clean up after it."""
         port = self._port
         try:
-            if self._phase == _LOST:
-                return
             stream.running = True
             await port.handler(stream)
             if not stream.finished and not self._transport.is_closing():
@@ -387,10 +368,11 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(stream, error)
         finally:
             port.stats.requests_in_flight -= 1
-            self._task = None
+            self._counted = False
             self._end(stream)
-            self._advance()
-            port.settle()
+            if self._pending or self._eof or port.draining:
+                self._advance()
+                port.settle()
 
     def _fail(self, stream: HttpStream, error: Exception) -> None:
         """An exception escaped the handler."""
@@ -467,7 +449,7 @@ class Connection(asyncio.BufferedProtocol):
         self._port.stats.refusals[refusal.code] += 1
         headers, text = self._port.render_refusal(refusal)
         framing = b"content-length: %d\r\nconnection: close\r\n" % len(text)
-        self.send(response_head(refusal.status, headers, self.common_lines(), framing) + text)
+        self.out.send(response_head(refusal.status, headers, self._port.common_lines, framing) + text)
         self._close(linger=True)
 
     def _close(self, *, linger: bool = False) -> None:

@@ -15,7 +15,7 @@ from anvil.base.limits import JOIN_BYTES_MAX, KIB
 from anvil.base.types import Buffer
 from anvil.net.inbound import Inbound
 from anvil.net.stream import Headers, RequestHead
-from anvil.wire.http1 import CONTINUE, Head, bodyless, response_head
+from anvil.wire.http1 import BODYLESS, CONTINUE, Head, response_head
 
 if TYPE_CHECKING:
     from anvil.net.connection import Connection
@@ -33,7 +33,9 @@ class HttpStream:
         "_chunked",
         "_connection",
         "_expects_continue",
+        "_held",
         "_lent",
+        "_out",
         "_written",
         "body",
         "finished",
@@ -57,6 +59,7 @@ class HttpStream:
             head.chunked,
         )
         self._connection: Final = connection
+        self._out: Final = connection.out
         self.body: Final = Inbound(head.content_length, loop) if head.chunked or head.content_length else None
         self._expects_continue = head.expects_continue and self.body is not None
         self.keep_alive = head.keep_alive
@@ -67,6 +70,7 @@ class HttpStream:
         self._announced: int | None = 0  # body bytes the answer's head promised
         self._written = 0
         self._chunked = False
+        self._held = b""  # the head of a started answer, until its first bytes go with it in one write
         self._lent = False  # a buffer that its owner may change was written
 
     # -- request body
@@ -95,7 +99,7 @@ class HttpStream:
             if self._expects_continue:
                 self._expects_continue = False
                 if not self.started and not body.received:
-                    connection.send(CONTINUE)
+                    self._out.send(CONTINUE)
             connection.want_body()
             return await body.wait()
         finally:
@@ -129,8 +133,8 @@ class HttpStream:
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
         self.answer(status, headers, body)
-        if self._connection.write_paused:
-            await self._connection.writable()
+        if self._out.paused:
+            await self._out.writable()
 
     def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """`respond` without waiting for the transport."""
@@ -138,7 +142,7 @@ class HttpStream:
         if self.head.method == "HEAD" or status == 304:
             head = self._begin(status, headers, None if _find_length(headers) else length, framed=True)
             body = b""
-        elif bodyless(status):
+        elif status in BODYLESS:
             if body or _find_length(headers):
                 raise ValueError(f"an answer of status {status} has no body")
             head = self._begin(status, headers, None, framed=True)
@@ -153,17 +157,17 @@ class HttpStream:
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         """See `Stream.start`."""
-        silent = self.head.method == "HEAD" or bodyless(status)
+        silent = self.head.method == "HEAD" or status in BODYLESS
         if _find_length(headers):
             raise ValueError("content-length is added by the stream")
         if length is None and self.head.version == "1.0":
             self.keep_alive = False  # the end of the connection is the end of the body
             head = self._begin(status, headers, None, framed=True)
         else:
-            head = self._begin(status, headers, length, framed=bodyless(status))
+            head = self._begin(status, headers, length, framed=status in BODYLESS)
             self._chunked = length is None and not silent
         self._announced = 0 if silent else length
-        self._send(head)
+        self._held = head
 
     async def write(self, data: Buffer) -> None:
         """See `Stream.write`. For HEAD the bytes are dropped. Raises RuntimeError beyond the announced length,
@@ -180,17 +184,21 @@ class HttpStream:
         self._written += count
         if type(data) is not bytes:
             self._lent = True
+        held, self._held = self._held, b""
+        self.sent_bytes += len(held) + count
         if self._chunked:
-            self._connection.send_chunk(data)
-            self.sent_bytes += count
+            self._out.send_lines((b"%b%x\r\n" % (held, count), data, b"\r\n"))
+        elif held:
+            self._out.send_lines((held, data))
         else:
-            self._send(data)
-        if self._connection.write_paused:
-            await self._connection.writable()
+            self._out.send(data)
+        if self._out.paused:
+            await self._out.writable()
 
     async def flushed(self) -> None:
         """See `Stream.flushed`."""
-        await self._connection.flushed()
+        self._release_head()
+        await self._out.flushed()
         self._lent = False
 
     async def finish(self) -> None:
@@ -199,11 +207,12 @@ class HttpStream:
             raise RuntimeError("finish without start, or twice")
         if self._announced is not None and self._written != self._announced:
             raise RuntimeError(f"the answer has {self._written} bytes where {self._announced} were announced")
+        self._release_head()
         if self._chunked:
             self._send(b"0\r\n\r\n")
         self.finished = True
         if self._lent:
-            await self._connection.flushed()
+            await self._out.flushed()
 
     def abort(self) -> None:
         """See `Stream.abort`."""
@@ -211,9 +220,14 @@ class HttpStream:
 
     # -- inside
 
+    def _release_head(self) -> None:
+        if self._held:
+            head, self._held = self._held, b""
+            self._send(head)
+
     def _send(self, data: Buffer) -> None:
         self.sent_bytes += len(data)
-        self._connection.send(data)
+        self._out.send(data)
 
     def _begin(self, status: int, headers: Headers, length: int | None, *, framed: bool) -> bytes:
         """The head of the answer; `framed`: without transfer-encoding even if `length` is None."""
@@ -228,7 +242,7 @@ class HttpStream:
             framing += _CLOSE
         elif self.head.version == "1.0":
             framing += _KEEP
-        head = response_head(status, headers, self._connection.common_lines(), framing)
+        head = response_head(status, headers, self._connection.common_lines, framing)
         self.started = True
         return head
 

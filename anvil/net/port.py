@@ -19,7 +19,7 @@ import msgspec
 
 from anvil.base import limits as bounds
 from anvil.net.stream import Handler, Headers, RequestHead
-from anvil.wire.http1 import DateLines, Refusal
+from anvil.wire.http1 import Refusal, date_and_server
 
 if TYPE_CHECKING:
     from anvil.net.connection import Connection
@@ -109,10 +109,9 @@ class Port:
         self.loop: Final = asyncio.get_running_loop()
         # Reading is synchronous between get_buffer and buffer_updated, so one buffer serves every connection.
         self.scratch: Final = memoryview(bytearray(bounds.READ_BYTES))
-        self.dates: Final = DateLines()
-        self.clock: Final = time.time
         self.connections: Final[set[Connection]] = set()
         self.now_s = self.loop.time()  # as of the last sweep
+        self.common_lines = date_and_server(time.time())  # of every answer; made by the sweep
         self.draining = False
         self._by_address: Final[Counter[str]] = Counter()
         self._refused = 0
@@ -173,6 +172,7 @@ class Port:
     def _sweep(self) -> None:
         now_s = self.loop.time()
         elapsed_s, self.now_s = now_s - self.now_s, now_s
+        self.common_lines = date_and_server(time.time())
         self._sweep_handle = self.loop.call_later(self.limits.sweep_s, self._sweep)
         for connection in tuple(self.connections):
             connection.sweep(now_s, elapsed_s)

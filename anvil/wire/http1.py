@@ -115,7 +115,7 @@ class Head:
 def head_end(data: bytes, scanned: int = 0) -> int:
     """Length of the request head at the start of `data`, blank line included; 0 while it is not there yet. `scanned` bytes were
     looked at before. Raises Refusal for what can never become an acceptable head, so that nothing waits for a blank line."""
-    end = data.find(b"\r\n\r\n", max(0, scanned - 3)) + 4
+    end = data.find(b"\r\n\r\n", scanned - 3 if scanned > 3 else 0) + 4
     if end >= 4:
         if end > HEADER_BYTES_MAX:
             raise _too_large()
@@ -268,27 +268,13 @@ _STATUS_LINES: Final = {
 }
 
 
-class DateLines:
-    """The `date` and `server` lines of an answer, made once a second."""
-
-    __slots__ = ("_lines", "_second")
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._lines = b""
-
-    def at(self, unix_s: float) -> bytes:
-        """The lines for that time (seconds since 1970)."""
-        second = int(unix_s)
-        if second != self._second:
-            self._second = second
-            self._lines = b"date: %b\r\nserver: Anvil\r\n" % formatdate(second, usegmt=True).encode()
-        return self._lines
+BODYLESS: Final = frozenset((204, 304))
+"""Statuses whose answers never have a body (RFC 9110, 6.4.1)."""
 
 
-def bodyless(status: int) -> bool:
-    """Whether answers of that status never have a body (RFC 9110, 6.4.1)."""
-    return status in (204, 304)
+def date_and_server(unix_s: float) -> bytes:
+    """The lines that every answer has, at that time (seconds since 1970)."""
+    return b"date: %b\r\nserver: Anvil\r\n" % formatdate(unix_s, usegmt=True).encode()
 
 
 def response_head(status: int, headers: Fields, common: bytes, framing: bytes) -> bytes:
