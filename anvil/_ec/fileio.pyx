@@ -25,6 +25,7 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int fd, void *buf, size_t count, off_t offset)
     int fdatasync(int fd)
+    int fsync(int fd)
 
 cdef enum:
     NOT_RUN = -1
@@ -106,6 +107,11 @@ cdef void read_run(anvil_job *job) noexcept nogil:
 cdef void sync_run(anvil_job *job) noexcept nogil:
     # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
     job.status = 0 if fdatasync(<int> <int64_t> job.arg) == 0 else errno
+
+
+cdef void full_sync_run(anvil_job *job) noexcept nogil:
+    # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
+    job.status = 0 if fsync(<int> <int64_t> job.arg) == 0 else errno
 
 
 cdef int finished(int status) except -1:
@@ -194,11 +200,12 @@ cdef class ReadJob(Job):
 
 
 cdef class SyncJob(Job):
-    """`fdatasync`. `check` raises OSError; a failed one must not be repeated, since the pages it was for may be gone."""
+    """`fdatasync`, or `fsync` if `full`. `check` raises OSError; a failed one must not be repeated, since the pages it was for may be
+    gone."""
 
-    def __cinit__(self, fd):
+    def __cinit__(self, fd, bint full=False):
         self.job.arg = <void *> <int64_t> descriptor(fd)
-        self.job.run = sync_run
+        self.job.run = full_sync_run if full else sync_run
         self.job.status = NOT_RUN
 
     def check(self):

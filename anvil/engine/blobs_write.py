@@ -126,14 +126,10 @@ class _OneBlob:
         return ShardFooter(etag=etag, modified_us=self._context.now_us(), attributes=spec.attributes, checksum=checksum)
 
     def _next_drive(self, index: int) -> Drive | None:
-        """The drive for that index: the one it has if that can be written, else the next spare on the list, else none."""
-        drive = self._drives[index]
-        while drive is None or not drive.writable:
-            drive = self._spares.pop(0) if self._spares else None
-            if drive is None:
-                break
-        self._drives[index] = drive
-        return drive
+        """The drive to try for that index: its own, then the next spare on the list, then none."""
+        if self._drives[index] is None and self._spares:
+            self._drives[index] = self._spares.pop(0)
+        return self._drives[index]
 
     def _failed(self, index: int, error: AnvilError) -> None:
         self._errors.append(error)

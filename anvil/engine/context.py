@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from anvil._ec.buffers import StripeBuffer
 from anvil._ec.codec import Codec
+from anvil._ec.digest import DigestJob
 from anvil._ec.pool import Job
 from anvil.base.owned import OwnedTasks
 from anvil.engine.ports import Drive, Metadata
@@ -18,13 +19,17 @@ from anvil.model.layout import Layout
 from anvil.model.records import BlobId, DriveId, SessionId
 from anvil.model.scheme import Scheme
 
-J = TypeVar("J", bound=Job)
-
 
 class Executor(Protocol):
     """Runs native jobs without holding up the event loop (`anvil/ec/executor.py`)."""
 
-    async def run(self, job: J) -> J: ...
+    async def run(self, job: Job) -> None: ...
+
+
+class Lanes(Protocol):
+    """Runs digest jobs, many streams at a time; those of one stream end in the order they came."""
+
+    async def run(self, job: DigestJob) -> None: ...
 
 
 class Buffers(Protocol):
@@ -87,7 +92,7 @@ class Context:
     placement: Callable[[], Placement]
     scheme: Callable[[], Scheme]
     native: Executor
-    lanes: Executor
+    lanes: Lanes
     buffers: Buffers
     codecs: Codecs
     session: Session

@@ -207,8 +207,8 @@ class Drive(Protocol):
         """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed."""
         ...
 
-    async def footer(self, place: ShardPlace) -> ShardFooter:
-        """The footer of a shard, for repair and salvage. Raises BadRecord, DriveFailed."""
+    async def verify(self, place: ShardPlace) -> ShardFooter:
+        """Check that the record is whole (header, length, footer), apart from its payload's own checksums. Raises BadRecord, DriveFailed."""
         ...
 
     async def remove(self, blob_id: BlobId, index: int) -> bool:

@@ -127,7 +127,7 @@ class Repairer:
         found: dict[int, tuple[Drive, ShardPlace]],
     ) -> None:
         source_drive, source = next(iter(good.values()))
-        footer = await source_drive.footer(source)
+        footer = await source_drive.verify(source)
         headers = {index: _header_for(source.header, index) for index in targets}
         if blob.geometry.stripes == 1 and blob.geometry.shard_bytes <= SEGMENT_SHARD_BYTES_MAX:
             out = await self._stripe(blob, 0, good, list(targets))

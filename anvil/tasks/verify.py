@@ -29,7 +29,7 @@ async def shard_sound(buffers: Buffers, drive: Drive, place: ShardPlace) -> bool
         if not frame_sound(blob.blob_id, index, stripe, frame):
             return False
     try:
-        await drive.footer(place)
+        await drive.verify(place)
     except BadRecord:
         return False
     return True

@@ -1,0 +1,306 @@
+"""The engine on real parts: every storage form, ranges, multipart, loss and damage, cancellation, orphans, races with the sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from anvil.base.errors import BadDigest, DataLost, IncompleteBody, NoSuchKey, ReadQuorumLost, WriteQuorumLost, WriterFenced
+from anvil.engine.types import CompletePart
+from anvil.model.layout import PARTITIONS, partition
+from anvil.model.records import NO_CONDITION, Algorithm, Attributes, ChecksumType
+from anvil.model.scheme import Scheme
+from anvil.tasks.repair import Result
+from tests.postgres_fixture import Postgres
+from tests.support.engine import Bench, Bytes, engine_bench, plain_spec
+
+SIZES = (0, 1, 2047, 2048, 4096, 65_535, 65_536, 262_144, 1 << 20, (1 << 20) + 1, 3_333_333)
+
+
+def on_bench(postgres: Postgres, tmp_path: Path, scenario: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
+    url = postgres.fresh("regional")
+
+    async def main() -> None:
+        async with engine_bench(url, tmp_path, **options) as bench:
+            await scenario(bench)
+
+    uvloop.run(main())
+
+
+def data_of(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+@pytest.mark.parametrize("drives", [1, 2, 3, 6])
+def test_every_size_comes_back_in_whole_and_in_part(postgres: Postgres, tmp_path: Path, drives: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        for size in SIZES:
+            data = data_of(size)
+            assert await bench.put(f"k{size}", data) == hashlib.md5(data).hexdigest()
+            assert await bench.get(f"k{size}") == data
+            for start, length in ((0, 1), (size // 2, 100), (size - 1, 1), (max(size - 1_100_000, 0), 1_100_000)):
+                if start >= 0 and start + length <= size:
+                    assert await bench.get(f"k{size}", start, length) == data[start : start + length]
+
+    on_bench(postgres, tmp_path, scenario, drives=drives)
+
+
+def test_overwriting_and_deleting_leaves_nothing_behind(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        for turn in range(3):
+            for size in SIZES:
+                await bench.put(f"k{size}", data_of(size + turn))
+        for size in SIZES:
+            assert await bench.engine.delete_object(bench.bucket, f"k{size}", NO_CONDITION)
+            with pytest.raises(NoSuchKey):
+                await bench.get(f"k{size}")
+        assert [(u.objects, u.bytes) for u in await bench.metadata.usage()] in ([], [(0, 0)])
+        while await bench.collector().run():
+            pass
+        assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+async def shards_on(bench: Bench) -> int:
+    count = 0
+    for drive in bench.drives:
+        for number in range(PARTITIONS):
+            async for _ in drive.scan(number):
+                count += 1
+    return count
+
+
+@pytest.mark.parametrize("size", [4096, 100_000, 3_000_000])
+def test_any_two_drives_may_go(postgres: Postgres, tmp_path: Path, size: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(size)
+        for number in range(8):
+            await bench.put(f"k{number}", data)
+        for number in (1, 4):
+            shutil.rmtree(tmp_path / f"drive{number}")
+            await bench.drives[number].probe()
+        for number in range(8):
+            assert await bench.get(f"k{number}") == data
+        assert bench.events.damages == [], "what is away is not damaged"
+        await bench.put("new", data)
+        assert await bench.get("new") == data
+        if size == 3_000_000:
+            shutil.rmtree(tmp_path / "drive0")
+            await bench.drives[0].probe()
+            with pytest.raises(ReadQuorumLost):
+                await bench.get("k0")
+            with pytest.raises(WriteQuorumLost):
+                await bench.put("newer", data)
+            with pytest.raises(NoSuchKey):
+                await bench.get("newer")
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("size", [4096, 300_000, 3_000_000])
+def test_damage_is_read_around_and_repaired(postgres: Postgres, tmp_path: Path, size: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(size)
+        for number in range(6):
+            await bench.put(f"k{number}", data)
+        rng = random.Random(7)
+        for number in (2, 5):
+            for path in (tmp_path / f"drive{number}").rglob("*"):
+                if path.is_file() and path.suffix in (".seg", "") and path.stat().st_size > 3000 and "index" not in str(path):
+                    spoil(path, rng)
+        for _ in range(2):
+            for number in range(6):
+                assert await bench.get(f"k{number}") == data
+        for number in range(PARTITIONS):
+            await bench.survey.partition(number, deep=True)
+        assert len(bench.events.damages) >= 1
+        results = await bench.repairer.run()
+        assert Result.REPAIRED in results
+        assert set(results) <= {Result.REPAIRED, Result.HEALTHY}
+        assert list(await bench.metadata.debts(100)) == []
+        found = len(bench.events.damages)
+        for number in range(PARTITIONS):
+            await bench.survey.partition(number, deep=True)
+        assert len(bench.events.damages) == found, "a deep look after the repair finds nothing"
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def spoil(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    for at in range(1500, len(data), 700):
+        data[at] ^= 1 + rng.randrange(255)
+    path.write_bytes(data)
+
+
+def test_a_blob_with_too_many_bad_shards_is_an_honest_loss(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.put("k", data_of(3_000_000))
+        for number in range(3):
+            for path in (tmp_path / f"drive{number}" / "blobs").rglob("*"):
+                if path.is_file():
+                    spoil(path, random.Random(1))
+        with pytest.raises(DataLost):
+            await bench.get("k")
+        assert set(await bench.repairer.run()) <= {Result.LOST, Result.WAITING}
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_refused_upload_leaves_no_shards(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        def refuse(digests: object) -> None:
+            raise BadDigest()
+
+        spec = plain_spec()
+        bad = type(spec)(attributes=spec.attributes, verify=refuse)
+        for size in (100, 4096, 3_000_000):
+            with pytest.raises(BadDigest):
+                await bench.engine.put_object(bench.bucket, "k", Bytes(data_of(size)), bad)
+            with pytest.raises(IncompleteBody):
+                await bench.engine.put_object(bench.bucket, "k", Bytes(data_of(size), length=size + 5), spec)
+        await bench.context.owned.close(5)
+        assert await shards_on(bench) == 0
+        assert not list(tmp_path.rglob("*.part"))
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_cancelled_upload_leaves_no_shards(postgres: Postgres, tmp_path: Path) -> None:
+    class Stalling(Bytes):
+        async def readinto(self, view: memoryview) -> int:
+            if len(self._left) < 1_500_000:
+                await asyncio.get_running_loop().create_future()
+            return await super().readinto(view)
+
+    async def scenario(bench: Bench) -> None:
+        put = asyncio.ensure_future(bench.engine.put_object(bench.bucket, "k", Stalling(data_of(4_000_000)), plain_spec()))
+        while not list(tmp_path.rglob("*.part")):
+            await asyncio.sleep(0.01)
+        put.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await put
+        await bench.context.owned.close(5)
+        assert not list(tmp_path.rglob("*.part"))
+        assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("delay_steps", range(0, 24, 3))
+def test_a_put_cancelled_at_any_moment_is_whole_or_not_there(postgres: Postgres, tmp_path: Path, delay_steps: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(10_000)
+        put = asyncio.ensure_future(bench.engine.put_object(bench.bucket, "k", Bytes(data), plain_spec()))
+        for _ in range(delay_steps):
+            await asyncio.sleep(0)
+        put.cancel()
+        await asyncio.wait([put])
+        await bench.context.owned.close(5)
+        record = await bench.metadata.get_object(bench.bucket.bucket_id, "k")
+        if record is not None:
+            assert await bench.get("k") == data
+        else:
+            assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_multipart_from_the_inside(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine, bucket = bench.engine, bench.bucket
+        upload = await engine.create_upload(
+            bucket, "m", Attributes(content_type="x/y"), "me", Algorithm.CRC64NVME, ChecksumType.FULL_OBJECT
+        )
+        pieces = [data_of(5 << 20), data_of((5 << 20) + 7), data_of(900)]
+        parts = []
+        for number, data in enumerate(pieces, 1):
+            done = await engine.put_part(bucket, "m", upload.upload_id, number, Bytes(data), plain_spec())
+            parts.append(CompletePart(number, done.etag))
+        await engine.put_part(bucket, "m", upload.upload_id, 9, Bytes(data_of(50_000)), plain_spec())
+        done = await engine.complete_upload(
+            bucket, "m", upload.upload_id, parts, condition=NO_CONDITION, expected_size=None, expected=None
+        )
+        whole = b"".join(pieces)
+        digest = hashlib.md5(b"".join(hashlib.md5(piece).digest() for piece in pieces)).hexdigest()
+        assert done.etag == f"{digest}-3"
+        assert await bench.get("m") == whole
+        assert await bench.get("m", (5 << 20) - 10, 30) == whole[(5 << 20) - 10 : (5 << 20) + 20]
+        assert await bench.get("m", len(whole) - 1000) == whole[-1000:]
+        info = await engine.open(bucket, "m")
+        await engine.copy_object(bucket, info, bucket, "copy", plain_spec())
+        assert await bench.get("copy") == whole
+        [usage] = await bench.metadata.usage()
+        assert (usage.objects, usage.bytes, usage.upload_parts, usage.upload_bytes) == (2, 2 * len(whole), 0, 0)
+        await engine.delete_object(bucket, "m", NO_CONDITION)
+        await engine.delete_object(bucket, "copy", NO_CONDITION)
+        while await bench.collector().run():
+            pass
+        assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario, drives=3, scheme=Scheme(2, 1))
+
+
+def test_a_stopped_writer_against_the_sweep(postgres: Postgres, tmp_path: Path) -> None:
+    """A writer that stood still longer than its lease: the sweep may take its shards, and then its commit must fail."""
+
+    async def scenario(bench: Bench) -> None:
+        data = data_of(200_000)
+        await bench.put("before", data)
+        frozen, thaw = asyncio.Event(), asyncio.Event()
+        commit = bench.metadata.put_object
+
+        async def stop_before_commit(request: Any) -> Any:
+            frozen.set()
+            await thaw.wait()
+            return await commit(request)
+
+        bench.metadata.put_object = stop_before_commit  # type: ignore[method-assign]
+        put = asyncio.ensure_future(bench.put("frozen", data))
+        await frozen.wait()
+        everything = await shards_on(bench)
+        for number in range(PARTITIONS):
+            await bench.survey.partition(number, deep=False)
+        assert await shards_on(bench) == everything, "its session lives: nothing is taken from it"
+        await bench.metadata.close_session(bench.session.current)
+        for number in range(PARTITIONS):
+            await bench.survey.partition(number, deep=False)
+        assert await shards_on(bench) == everything // 2, "its session is gone and nobody names its blob"
+        thaw.set()
+        with pytest.raises(WriterFenced):
+            await put
+        assert await bench.metadata.get_object(bench.bucket.bucket_id, "frozen") is None
+        assert await bench.get("before") == data, "what was committed stays, though its session is gone too"
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_short_write_becomes_a_debt_and_is_paid(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(3_000_000)
+        (tmp_path / "drive3").rename(tmp_path / "elsewhere")
+        await bench.drives[3].probe()
+        await bench.put("k", data)
+        assert bench.events.short == 1
+        [debt] = await bench.metadata.debts(10)
+        assert debt.missing.bit_count() == 1
+        assert await bench.repairer.run() == [Result.WAITING], "five drives cannot hold six shards"
+        (tmp_path / "elsewhere").rename(tmp_path / "drive3")
+        await bench.drives[3].probe()
+        assert await bench.repairer.run() == [Result.REPAIRED]
+        assert list(await bench.metadata.debts(10)) == []
+        record = await bench.metadata.get_object(bench.bucket.bucket_id, "k")
+        assert record is not None and record.content is not None
+        found = await bench.survey.partition(partition(record.content.blob.blob_id), deep=True)
+        assert (found.shards, found.missing, found.corrupt) == (6, 0, 0)
+
+    on_bench(postgres, tmp_path, scenario)
