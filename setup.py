@@ -23,6 +23,7 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
         [f"kernels/{name}.c" for name in ("digests", "lanes", "md5", "md5_avx2", "md5_avx512", "crc64")],
         ["libisal", "libcrypto"],
     ),
+    "anvil.wire.awschunked": ([], ["libcrypto"]),
 }
 
 
