@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
+import io
 import itertools
 import random
 import re
 from typing import Any
 
 import pytest
+from botocore.httpchecksum import AwsChunkedWrapper, Crc32Checksum  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anvil._ec.digest import Digests
 from anvil.base.errors import AnvilError, IncompleteBody, InvalidRequest, SignatureMismatch
 from anvil.base.limits import CHUNK_HEADER_BYTES_MAX, OBJECT_BYTES_MAX, TRAILER_BYTES_MAX
 from anvil.wire.awschunked import ChunkedDecoder
@@ -141,6 +145,18 @@ def test_minio_go_unsigned() -> None:
     decoder = ChunkedDecoder(5, trailer_names=tuple(CRC32C))
     assert decode(decoder, [b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32c:sOO8/Q==\n\r\n\r\n"]) == b"hello"
     assert decoder.trailers == CRC32C
+
+
+def test_the_body_that_boto3_sends() -> None:
+    data = random.Random(3).randbytes(100_000)
+    wrapper = AwsChunkedWrapper(
+        io.BytesIO(data), checksum_cls=Crc32Checksum, checksum_name="x-amz-checksum-crc32", chunk_size=30_000
+    )
+    digests = Digests(["crc32"])
+    digests.update(data)
+    decoder = ChunkedDecoder(len(data), trailer_names=("x-amz-checksum-crc32",))
+    assert decode(decoder, [wrapper.read()]) == data
+    assert decoder.trailers == {"x-amz-checksum-crc32": base64.b64encode(digests.results()["crc32"]).decode()}
 
 
 def test_names_of_trailers_ignore_case_and_values_lose_outer_space() -> None:
