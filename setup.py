@@ -31,6 +31,7 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
         ["libisal", "libcrypto"],
     ),
     "anvil.auth.sigv4": ([], ["libcrypto"]),
+    "anvil.wire.awschunked": ([], ["libcrypto"]),
 }
 
 

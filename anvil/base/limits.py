@@ -146,7 +146,6 @@ CHANNEL_CALL_S: Final = 15.0  # longer than DATABASE_WAIT_S, so that the other s
 CHANNEL_RECONNECT_S: Final = 0.2
 CATALOG_PUSH_S: Final = 0.25  # how often the background process tells the workers that it has read the change log
 CATALOG_WAIT_S: Final = 5.0  # how long a request waits for a fresh catalog before 503
-CATALOG_ROWS_MAX: Final = 20_000  # cached rows of one kind in one worker
 INVALIDATE_ACK_S: Final = 0.5  # how long creating or deleting a bucket waits for the other workers to forget its row
 HEARTBEAT_S: Final = 0.5  # how often a worker reports itself, and how often its loop's lag is sampled
 LOOP_LAG_S_MAX: Final = 1.0  # a loop that was late by more than this is not responsive

@@ -215,7 +215,7 @@ class Drive(Protocol):
         """Forget a shard (all copies of that index on this drive); space comes back by unlink or compaction. True if it had it."""
         ...
 
-    def scan(self, partition: int) -> AsyncIterator[ShardPlace]:
-        """Every published shard of the blobs of one partition (`model/layout.py`), in no order. Damaged headers are left out: whoever
-        misses the shard finds it by `open`. Raises DriveFailed."""
+    def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
+        """Every published shard, or those of the blobs of one partition (`model/layout.py`), in no order. Of one that is `damaged` only
+        blob id and index are certain. Raises DriveFailed."""
         ...

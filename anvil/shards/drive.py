@@ -41,6 +41,7 @@ from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
 from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders
 from anvil.shards.format import encode_footer
 from anvil.shards.identity import identity_place
+from anvil.shards.index import partition_key
 from anvil.shards.io import FULL_ERRNOS, Executor, Io, IoJobs, storage_error
 from anvil.shards.recovery import RecoveryReport, recover
 from anvil.shards.store import Folder, Store
@@ -355,14 +356,15 @@ class LocalDrive:
         self.stats.removed += 1
         return True
 
-    async def scan(self) -> AsyncIterator[ShardPlace]:
-        """Every shard, with header, footer and length checked. Of a damaged one whose header is unreadable only blob id and index
-        are true (`reader.unknown_header`). Shards that come or go meanwhile may or may not be seen. Raises DriveFailed."""
-        after = b""
+    async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
+        """Every shard (of one partition), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
+        id and index are true (`reader.unknown_header`). Shards that come or go meanwhile may or may not be seen. Raises DriveFailed."""
+        after = b"" if partition is None else partition_key(partition)
+        end = b"\xff" * 3 if partition is None else partition_key(partition + 1)
         while True:
             store = self._reading()
             with self._reads():
-                page = store.index.page(after, INDEX_PAGE_ENTRIES)
+                page = store.index.page(after, INDEX_PAGE_ENTRIES, end)
             if not page:
                 break
             for key, entry in page:
@@ -370,10 +372,10 @@ class LocalDrive:
                 if (place := await self._examine(entry.blob_id, entry.shard)) is not None:
                     yield place
         with self._reads():
-            outer = await asyncio.to_thread(outer_folders, self._reading().folder.blobs)
+            outer = await asyncio.to_thread(outer_folders, self._reading().folder.blobs, partition)
         for folder in outer:
             with self._reads():
-                names = await asyncio.to_thread(blobs_in, folder)
+                names = await asyncio.to_thread(blobs_in, folder, partition)
             for blob_id, index in names:
                 if (place := await self._examine(blob_id, index)) is not None:
                     yield place

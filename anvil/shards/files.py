@@ -43,14 +43,19 @@ def parse_blob_name(name: str) -> tuple[BlobId, int] | None:
         return None
 
 
-def outer_folders(blobs: Path) -> list[Path]:
-    """`blobs/ab` for each that is there: at most 256. Blocking. Raises OSError."""
-    return [entry for entry in sorted(blobs.iterdir()) if len(entry.name) == 2]
+def outer_folders(blobs: Path, partition: int | None = None) -> list[Path]:
+    """`blobs/ab` for each that is there (and can hold shards of that partition): at most 256. Blocking. Raises OSError."""
+    wanted = None if partition is None else f"{partition >> 4:02x}"
+    return [entry for entry in sorted(blobs.iterdir()) if len(entry.name) == 2 and wanted in (None, entry.name)]
 
 
-def blobs_in(outer: Path) -> list[tuple[BlobId, int]]:
-    """The large shards in one of `outer_folders`. Blocking. Raises OSError."""
-    names = (parse_blob_name(entry.name) for inner in sorted(outer.iterdir()) for entry in sorted(inner.iterdir()))
+def blobs_in(outer: Path, partition: int | None = None) -> list[tuple[BlobId, int]]:
+    """The large shards in one of `outer_folders` (of that partition). Blocking. Raises OSError."""
+    digit = (
+        "" if partition is None else f"{partition & 15:x}"
+    )  # a partition is the leading 12 bits: ab, and the first digit of cd
+    inner = (entry for entry in sorted(outer.iterdir()) if entry.name.startswith(digit))
+    names = (parse_blob_name(entry.name) for folder in inner for entry in sorted(folder.iterdir()))
     return [name for name in names if name is not None]
 
 

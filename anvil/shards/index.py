@@ -74,6 +74,11 @@ class SegmentRow(NamedTuple):
         return self.dead >= self.total
 
 
+def partition_key(partition: int) -> bytes:
+    """What the keys of a partition begin with."""
+    return partition.to_bytes(2, "big")
+
+
 def shard_key(blob_id: BlobId, index: int) -> bytes:
     return bytes((blob_id[0] >> 4, (blob_id[0] & 0x0F) << 4 | blob_id[1] >> 4)) + blob_id + bytes((index,))
 
@@ -140,13 +145,15 @@ class ShardIndex:
             self._add_dead(txn, place)
             return place
 
-    def page(self, after: bytes, limit: int) -> list[tuple[bytes, Entry]]:
-        """Up to `limit` entries with keys above `after` (b"" = from the start), each with its key to continue from."""
+    def page(self, after: bytes, limit: int, end: bytes = b"\xff" * 3) -> list[tuple[bytes, Entry]]:
+        """Up to `limit` entries with keys above `after` (b"" = from the start) and below `end`, each with its key to continue from."""
         found: list[tuple[bytes, Entry]] = []
         with _errors(), self._env.begin(self._shards) as txn, txn.cursor() as cursor:
             more = cursor.set_range(after + b"\0") if after else cursor.first()
             while more and len(found) < limit:
                 key, value = bytes(cursor.key()), cursor.value()
+                if key >= end:
+                    break
                 if len(key) == _KEY_BYTES:
                     found.append((key, Entry(key[2:18], key[18], Place._make(_PLACE.unpack(value)))))
                 more = cursor.next()

@@ -47,14 +47,19 @@ class Survey:
         """One partition. Raises DatabaseUnavailable (nothing was decided)."""
         findings = Findings()
         blobs: dict[BlobId, dict[int, tuple[Drive, ShardPlace]]] = defaultdict(dict)
+        rotten: dict[BlobId, dict[int, Drive]] = defaultdict(dict)
         asked: list[Drive] = []
         for drive in self._placement.drives.values():
             if not drive.readable:
                 continue
             try:
                 async for place in drive.scan(number):
-                    blobs[place.header.blob.blob_id][place.header.index] = (drive, place)
                     findings.shards += 1
+                    blob_id, index = place.header.blob.blob_id, place.header.index
+                    if place.damaged:
+                        rotten[blob_id][index] = drive  # of its header only this much is certain
+                    else:
+                        blobs[blob_id][index] = (drive, place)
             except DriveFailed as error:
                 log.warning("survey of %s: %s", drive.label, error)
                 continue
@@ -67,40 +72,56 @@ class Survey:
         for blob_id, has_owner in zip(names, owned, strict=True):
             shards = blobs[blob_id]
             if has_owner:
-                await self._check(shards, asked, findings, deep=deep)
+                await self._check(shards, rotten[blob_id], asked, findings, deep=deep)
             elif _session(shards) not in living:
-                findings.orphans += await self._drop(shards)
+                places = [(drive, index) for index, (drive, _) in shards.items()]
+                findings.orphans += await self._drop(
+                    blob_id, places + [(drive, index) for index, drive in rotten[blob_id].items()]
+                )
         return findings
 
-    async def _drop(self, shards: dict[int, tuple[Drive, ShardPlace]]) -> int:
+    async def _drop(self, blob_id: BlobId, places: list[tuple[Drive, int]]) -> int:
         if self._hold():
             return 0
         dropped = 0
-        for index, (drive, place) in shards.items():
+        for drive, index in places:
             try:
-                dropped += await drive.remove(place.header.blob.blob_id, index)
+                dropped += await drive.remove(blob_id, index)
             except AnvilError as error:
                 log.warning("orphan stays on %s: %s", drive.label, error)
         return dropped
 
     async def _check(
-        self, shards: dict[int, tuple[Drive, ShardPlace]], asked: list[Drive], findings: Findings, *, deep: bool
+        self,
+        shards: dict[int, tuple[Drive, ShardPlace]],
+        rotten: dict[int, Drive],
+        asked: list[Drive],
+        findings: Findings,
+        *,
+        deep: bool,
     ) -> None:
         blob, bucket_id = next(iter(shards.values()))[1].header.blob, _bucket(shards)
         order = self._placement.order(blob.blob_id)
         mask = 0
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
-            if index not in shards:
-                # A drive that is away may hold it: only what a drive that answered should have had is missing.
-                if nominal is not None and nominal in asked:
-                    mask |= 1 << index
-                    findings.missing += 1
-                    self._events.damage("missing", nominal.label, blob.blob_id, index)
-            elif deep and not await self._sound(*shards[index]):
-                mask |= 1 << index
+            if index in shards:
+                drive = shards[index][0]
+                if not deep or await self._sound(*shards[index]):
+                    continue
+                kind = "corrupt"
+            elif index in rotten:
+                kind, drive = "corrupt", rotten[index]
+            elif nominal is not None and nominal in asked:
+                kind, drive = "missing", nominal
+            else:
+                continue  # a drive that is away may hold it
+            mask |= 1 << index
+            if kind == "corrupt":
                 findings.corrupt += 1
-                self._events.damage("corrupt", shards[index][0].label, blob.blob_id, index)
+            else:
+                findings.missing += 1
+            self._events.damage(kind, drive.label, blob.blob_id, index)
         if mask:
             await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)])
 

@@ -19,10 +19,25 @@ class ChunkedDecoder:
         trailer_names: tuple[str, ...] | None = None,  # from x-amz-trailer, lower case; None: no trailer section
     ) -> None: ...
     def decode(self, source: Buffer, target: Buffer) -> tuple[int, int]:
-        """Consume from `source`, write payload into `target`; returns (consumed, produced). Stops when either is exhausted or the
-        body ends. Raises anvil.base.errors: SignatureMismatch, InvalidRequest, IncompleteBody (framing ends early or lengths
-        disagree with decoded_length)."""
+        """Consume from `source`, write payload into `target`; returns (consumed, produced). Stops when `source` is exhausted, or
+        when payload comes next and `target` is full; framing is consumed without room, so the end is reached with an empty target
+        too. `target` may overlap `source` if it does not begin behind it. Whatever follows the end must be offered as well: it
+        is refused (but for one CRLF after a trailer section).
 
-    finished: bool
-    produced: int
-    trailers: dict[str, str]
+        Raises anvil.base.errors: SignatureMismatch, InvalidRequest, IncompleteBody (lengths disagree with decoded_length); after
+        that, every call raises the same."""
+
+    def end(self) -> None:
+        """The input is over. Raises IncompleteBody unless the body was finished, or what `decode` raised."""
+
+    @property
+    def finished(self) -> bool:
+        """The body has ended as it should, every signature verified. Data offered afterwards can still make it invalid."""
+
+    @property
+    def produced(self) -> int:
+        """Payload bytes so far."""
+
+    @property
+    def trailers(self) -> dict[str, str]:
+        """Lower-case name to value; complete when finished. Names that were announced may be missing."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from anvil.base.errors import BadRecord, DriveFailed
 from anvil.base.types import Buffer
+from anvil.model.layout import partition as partition_of
 from anvil.model.records import BlobId, BlobRef
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
@@ -116,9 +117,9 @@ class MemoryDrive:
         await self._meet("remove")
         return self.shards.pop((blob_id, index), None) is not None
 
-    async def scan(self) -> AsyncIterator[ShardPlace]:
+    async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
         for (blob_id, index), shard in list(self.shards.items()):
-            if (blob_id, index) not in self.shards:
+            if (blob_id, index) not in self.shards or partition not in (None, partition_of(blob_id)):
                 continue
             header = shard.header
             if shard.header_damaged:

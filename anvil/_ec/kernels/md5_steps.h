@@ -7,7 +7,7 @@
 #define ANVIL_MD5_STEPS_H
 
 /* A step is as slow as what lies behind b, the result of the step before. a + message + constant does not, and must be added up
- * first; compilers reorder such sums to their own taste (8 percent slower here), so this hides the value from them. */
+ * first; compilers reorder such sums to their own taste (a tenth slower here), so this hides the value from them. */
 #define ANVIL_MD5_KEEP_ORDER(constraint, value) __asm__("" : constraint(value))
 
 #define ANVIL_MD5_STEPS(F, G, H, I) \
