@@ -1,10 +1,10 @@
 /* AES-256-GCM, 16 blocks at a time, for x86-64 with AVX-512, VAES and VPCLMULQDQ. Empty elsewhere.
  *
  * Sources: NIST SP 800-38D (GCM); Gueron and Kounavis, "Intel Carry-Less Multiplication Instruction and its Usage for Computing
- * the GCM Mode" (aggregated reduction, bit-reflected arithmetic). Invariant: no branch and no address depends on a key or on text.
+ * the GCM Mode" (aggregated reduction, bit-reflected arithmetic). Invariant: no branch and no address depends on key or text.
  *
- * GHASH works on byte-reversed blocks, in which a carry-less product comes out one bit short of its place (times x). The powers of
- * H are kept multiplied by x^-1, so products need no shift. The modulus in this order is 0xC2 << 120 | 1.
+ * GHASH works on byte-reversed blocks, in which a carry-less product comes out one bit short of its place (times x). The powers
+ * of H are kept multiplied by x^-1, so products need no shift. The modulus in this order is 0xC2 << 120 | 1.
  */
 #include "gcm_vaes.h"
 
