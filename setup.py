@@ -23,7 +23,7 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     "anvil._ec.fileio": ([], []),
     "anvil._ec.buffers": ([], []),
     "anvil._ec.stripe": (
-        ["kernels/xxh3_baseline.c", "kernels/xxh3_avx2.c", "kernels/xxh3_avx512.c"],
+        ["kernels/gcm_vaes.c", "kernels/xxh3_baseline.c", "kernels/xxh3_avx2.c", "kernels/xxh3_avx512.c"],
         ["libisal", "libcrypto", "libxxhash"],
     ),
     "anvil._ec.digest": (

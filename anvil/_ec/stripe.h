@@ -1,21 +1,19 @@
 /* Stripe jobs in C: seal + code + checksum, verify + rebuild + open, regenerate. Each runs on any thread without the GIL.
  *
  * Owns: the layout of frames and what a job does to it. Invariant: a job writes only its output and its own struct, and makes its
- * own OpenSSL context, so any number run at once. Formats: docs/FORMATS.md. Not here: Python, checks of lengths (`stripe.pyx`).
+ * own cipher state, so any number run at once. Formats: docs/FORMATS.md. Not here: Python, checks of lengths (`stripe.pyx`).
  */
 #ifndef ANVIL_STRIPE_H
 #define ANVIL_STRIPE_H
 
-#include <openssl/crypto.h>
 #include <openssl/err.h>
-#include <openssl/evp.h>
 #include <openssl/hmac.h>
 
 #include "codec.h"
+#include "gcm.h"
 #include "pool.h"
 #include "xxh3.h"
 
-#define ANVIL_TAG 16
 #define ANVIL_CHECKSUM 8
 #define ANVIL_UNIT_ALIGN 64
 #define ANVIL_NOT_RUN (-1)
@@ -56,7 +54,6 @@ typedef struct {
     uint32_t corrupt;
 } anvil_rebuild;
 
-static EVP_CIPHER *anvil_gcm;         /* fetched once: looking it up costs more than sealing a small object */
 static anvil_xxh3_kernel anvil_xxh3 = anvil_xxh3_baseline;
 
 static void anvil_put_u32(unsigned char *to, uint32_t value) {
@@ -107,61 +104,41 @@ static int anvil_derive(const unsigned char *bucket_key, anvil_blob_key *key) {
     return ok ? ANVIL_OK : ANVIL_CRYPTO_FAILED;
 }
 
-/* A context that has the key, the nonce (stripe as 12 bytes, big-endian) and the associated data, or NULL. */
-static EVP_CIPHER_CTX *anvil_gcm_begin(const anvil_blob_key *key, uint32_t stripe, int last, int sealing) {
+/* Nonce: the stripe as 12 bytes, big-endian. Associated data: blob id, stripe, last flag. */
+static int anvil_begin(anvil_gcm *g, const anvil_blob_key *key, uint32_t stripe, int last, int sealing) {
     unsigned char nonce[12] = {0}, bound[21];
-    int n;
     for (int i = 0; i < 4; i++)
         nonce[11 - i] = (unsigned char)(stripe >> 8 * i);
     memcpy(bound, key->blob_id, 16);
     anvil_put_u32(bound + 16, stripe);
     bound[20] = last ? 1 : 0;
-    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-    if (ctx && EVP_CipherInit_ex2(ctx, anvil_gcm, key->key, nonce, sealing, NULL) == 1 &&
-        EVP_CipherUpdate(ctx, NULL, &n, bound, sizeof bound) == 1)
-        return ctx;
-    EVP_CIPHER_CTX_free(ctx);
-    return NULL;
-}
-
-static int anvil_gcm_piece(EVP_CIPHER_CTX *ctx, unsigned char *out, const unsigned char *in, size_t length) {
-    int n;
-    return length == 0 || EVP_CipherUpdate(ctx, out, &n, in, (int)length) == 1;
-}
-
-static int anvil_gcm_tag(EVP_CIPHER_CTX *ctx, unsigned char *tag) {
-    int n;
-    unsigned char none[ANVIL_TAG];
-    return EVP_CipherFinal_ex(ctx, none, &n) == 1 && EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_GET_TAG, ANVIL_TAG, tag) == 1;
-}
-
-static int anvil_gcm_verify(EVP_CIPHER_CTX *ctx, unsigned char *tag) {
-    int n;
-    unsigned char none[ANVIL_TAG];
-    return EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, ANVIL_TAG, tag) == 1 && EVP_CipherFinal_ex(ctx, none, &n) == 1;
+    return anvil_gcm_begin(g, key->key, nonce, bound, sizeof bound, sealing);
 }
 
 /* One piece of memory: `out` takes length + 16 bytes. */
 static int anvil_seal(const anvil_blob_key *key, uint32_t stripe, int last, const unsigned char *plain, size_t length,
                       unsigned char *out) {
-    EVP_CIPHER_CTX *ctx = anvil_gcm_begin(key, stripe, last, 1);
-    int ok = ctx && anvil_gcm_piece(ctx, out, plain, length) && anvil_gcm_tag(ctx, out + length);
-    EVP_CIPHER_CTX_free(ctx);
+    anvil_gcm g;
+    int ok = anvil_begin(&g, key, stripe, last, 1) && anvil_gcm_piece(&g, out, plain, length) && anvil_gcm_tag(&g, out + length);
+    anvil_gcm_end(&g);
     return ok ? ANVIL_OK : ANVIL_CRYPTO_FAILED;
 }
 
 /* `sealed` holds length + 16 bytes. What does not verify is wiped. */
 static int anvil_open(const anvil_blob_key *key, uint32_t stripe, int last, const unsigned char *sealed, size_t length,
                       unsigned char *out) {
+    anvil_gcm g;
     unsigned char tag[ANVIL_TAG];
-    EVP_CIPHER_CTX *ctx = anvil_gcm_begin(key, stripe, last, 0);
-    int status = ctx && anvil_gcm_piece(ctx, out, sealed, length) ? ANVIL_OK : ANVIL_CRYPTO_FAILED;
+    int ok = anvil_begin(&g, key, stripe, last, 0) && anvil_gcm_piece(&g, out, sealed, length);
+    int status = ok ? ANVIL_OK : ANVIL_CRYPTO_FAILED;
     memcpy(tag, sealed + length, sizeof tag);
-    if (status == ANVIL_OK && !anvil_gcm_verify(ctx, tag))
+    if (ok && !anvil_gcm_verify(&g, tag))
         status = ANVIL_SEAL_BROKEN;
-    if (status != ANVIL_OK)
+    if (status != ANVIL_OK) {
         memset(out, 0, length);
-    EVP_CIPHER_CTX_free(ctx);
+        ERR_clear_error();
+    }
+    anvil_gcm_end(&g);
     return status;
 }
 
@@ -170,19 +147,19 @@ static int anvil_encode_seal(const anvil_encode *e) {
     const size_t frame = ANVIL_CHECKSUM + e->unit;
     const int k = e->codec->k;
     unsigned char tag[ANVIL_TAG];
-    EVP_CIPHER_CTX *ctx = anvil_gcm_begin(e->key, e->stripe, e->last, 1);
-    int ok = ctx != NULL, full = 0;
+    anvil_gcm g;
+    int ok = anvil_begin(&g, e->key, e->stripe, e->last, 1), full = 0;
     for (size_t done = 0; ok && done < e->length; full++) {
         const size_t piece = e->length - done < e->unit ? e->length - done : e->unit;
         unsigned char *at = e->out + (size_t)full * frame;
-        ok = anvil_gcm_piece(ctx, at + ANVIL_CHECKSUM, e->plain + done, piece);
+        ok = anvil_gcm_piece(&g, at + ANVIL_CHECKSUM, e->plain + done, piece);
         done += piece;
         if (piece < e->unit)
             break;
         anvil_stamp(e->key->blob_id, (uint32_t)full, e->stripe, at, e->unit);
     }
-    ok = ok && anvil_gcm_tag(ctx, tag);
-    EVP_CIPHER_CTX_free(ctx);
+    ok = ok && anvil_gcm_tag(&g, tag);
+    anvil_gcm_end(&g);
     if (!ok)
         return ANVIL_CRYPTO_FAILED;
     /* the tag, which may lie across two units, and zeros up to the end of the last one */
@@ -240,17 +217,17 @@ static int anvil_decode_open(const anvil_decode *d, unsigned char *const *units)
     unsigned char tag[ANVIL_TAG];
     for (size_t t = 0; t < ANVIL_TAG; t++)
         tag[t] = units[(d->length + t) / d->unit][(d->length + t) % d->unit];
-    EVP_CIPHER_CTX *ctx = anvil_gcm_begin(d->key, d->stripe, d->last, 0);
-    int ok = ctx != NULL;
+    anvil_gcm g;
+    int ok = anvil_begin(&g, d->key, d->stripe, d->last, 0);
     for (size_t done = 0, i = 0; ok && done < d->length; i++) {
         const size_t piece = d->length - done < d->unit ? d->length - done : d->unit;
-        ok = anvil_gcm_piece(ctx, d->out + done, units[i], piece);
+        ok = anvil_gcm_piece(&g, d->out + done, units[i], piece);
         done += piece;
     }
     int status = ok ? ANVIL_OK : ANVIL_CRYPTO_FAILED;
-    if (ok && !anvil_gcm_verify(ctx, tag))
+    if (ok && !anvil_gcm_verify(&g, tag))
         status = ANVIL_SEAL_BROKEN;
-    EVP_CIPHER_CTX_free(ctx);
+    anvil_gcm_end(&g);
     return status;
 }
 

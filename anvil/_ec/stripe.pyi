@@ -80,3 +80,9 @@ def checksum_kernels() -> list[str]:
 
 def use_checksum_kernel(name: str) -> None:
     """Force a kernel, for tests and measurements. Raises ValueError if it cannot run here. Not while jobs run."""
+
+def seal_kernels() -> list[str]:
+    """What can seal here: "openssl", and "vaes" where the processor has it. The last is in use unless another was forced."""
+
+def use_seal_kernel(name: str) -> None:
+    """Force one, for tests and measurements. Raises ValueError if it cannot run here. Not while jobs run."""

@@ -69,7 +69,8 @@ cdef extern from "stripe.h" nogil:
         unsigned char *out
         uint32_t corrupt
 
-    EVP_CIPHER *anvil_gcm
+    EVP_CIPHER *anvil_gcm_cipher
+    int anvil_gcm_use_vaes
     anvil_xxh3_kernel anvil_xxh3
     size_t anvil_unit_len(int k, size_t plain)
     uint64_t anvil_checksum(
@@ -85,6 +86,10 @@ cdef extern from "stripe.h" nogil:
 
 cdef extern from *:
     """
+    #ifdef ANVIL_GCM_X86
+    #include <cpuid.h>
+    #endif
+
     static const char *const anvil_xxh3_names[] = {"baseline", "avx2", "avx512"};
 
     /* The kernel of that number, or NULL if it is not built in or this processor lacks the instructions. */
@@ -96,9 +101,25 @@ cdef extern from *:
     #endif
         return which == 0 ? anvil_xxh3_baseline : NULL;
     }
+
+    static int anvil_gcm_vaes_here(void) {
+    #ifdef ANVIL_GCM_X86
+        unsigned a, b, c, d;
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")
+            && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul")
+            && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 9 & 1) && (c >> 10 & 1); /* VAES, VPCLMULQDQ */
+    #else
+        return 0;
+    #endif
+    }
+
+    static int anvil_gcm_openssl_is_slow(void) { return OpenSSL_version_num() < 0x30100000UL; }
     """
     const char **anvil_xxh3_names
     anvil_xxh3_kernel anvil_xxh3_named(int which)
+    int anvil_gcm_vaes_here()
+    int anvil_gcm_openssl_is_slow()
 
 cdef Py_ssize_t STRIPE_BYTES_MAX = 1 << 30  # OpenSSL and ISA-L count bytes in an int; a stripe is 1 MiB
 cdef Py_ssize_t INLINE_BYTES = 8 * 1024  # below this, giving up the GIL and taking it back costs more than the work
@@ -421,8 +442,25 @@ def use_checksum_kernel(str name not None):
     raise ValueError(f"checksum kernel {name!r} cannot run here, only {', '.join(checksum_kernels())}")
 
 
-anvil_gcm = EVP_CIPHER_fetch(NULL, b"AES-256-GCM", NULL)
-if anvil_gcm == NULL:
+def seal_kernels():
+    """What can seal here: "openssl", and "vaes" where the processor has it. The last is in use unless another was forced."""
+    if not anvil_gcm_vaes_here():
+        return ["openssl"]
+    return ["openssl", "vaes"] if anvil_gcm_openssl_is_slow() else ["vaes", "openssl"]
+
+
+def use_seal_kernel(str name not None):
+    """Force one, for tests and measurements. Raises ValueError if it cannot run here. Not while jobs run."""
+    global anvil_gcm_use_vaes
+    if name not in seal_kernels():
+        raise ValueError(f"seal kernel {name!r} cannot run here, only {', '.join(seal_kernels())}")
+    anvil_gcm_use_vaes = name == "vaes"
+
+
+anvil_gcm_cipher = EVP_CIPHER_fetch(NULL, b"AES-256-GCM", NULL)
+if anvil_gcm_cipher == NULL:
     raise ImportError("OpenSSL offers no AES-256-GCM")
+*_, fastest = seal_kernels()
+use_seal_kernel(fastest)
 *_, fastest = checksum_kernels()
 use_checksum_kernel(fastest)

@@ -11,7 +11,7 @@ import hashlib
 from functools import lru_cache
 
 from anvil._ec.codec import Codec, kernels
-from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob, RebuildJob, checksum_kernels
+from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob, RebuildJob, checksum_kernels, seal_kernels
 from anvil.base.errors import KernelFault
 from anvil.base.limits import CODE_K_MAX, CODE_M_MAX
 from anvil.model.scheme import CHECKSUM_BYTES, Scheme, unit_len
@@ -39,7 +39,8 @@ def codec_for(scheme: Scheme) -> Codec:
 def chosen_kernels() -> dict[str, str]:
     """Which implementation does what on this machine, for `anvil doctor` and the log at start."""
     *_, checksum = checksum_kernels()
-    return {**kernels(), "xxh3": checksum}
+    *_, seal = seal_kernels()
+    return {**kernels(), "xxh3": checksum, "aes_gcm": seal}
 
 
 def self_test() -> None:

@@ -37,4 +37,4 @@ def test_codecs_are_made_once() -> None:
 
 
 def test_chosen_kernels_are_named() -> None:
-    assert set(codecs.chosen_kernels()) == {"isal", "processor", "reed_solomon", "xxh3"}
+    assert set(codecs.chosen_kernels()) == {"isal", "processor", "reed_solomon", "xxh3", "aes_gcm"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -23,7 +23,9 @@ from anvil._ec.stripe import (
     SealBroken,
     checksum_kernels,
     frame_checksum,
+    seal_kernels,
     use_checksum_kernel,
+    use_seal_kernel,
 )
 from anvil._ec.xxh3_reference import xxh3_64
 from anvil.model.scheme import unit_len
@@ -223,6 +225,54 @@ def test_every_flipped_byte_of_a_sealed_piece_is_caught() -> None:
         with pytest.raises(SealBroken):
             KEY.open(0, True, sealed)
         sealed[at] ^= 0x10
+
+
+@pytest.fixture(params=sorted(seal_kernels()))
+def seal_kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    use_seal_kernel(request.param)
+    yield request.param
+    use_seal_kernel(seal_kernels()[-1])
+
+
+def test_seal_kernels_equal_the_reference(seal_kernel: str) -> None:
+    """Every length around one block, four, sixteen and several rounds of sixteen, against another AES-GCM."""
+    for length in [*range(600), *range(1000, 1100), 2048, 4095, 4096, 4097, 65_536, 100_003]:
+        plain = plaintext(length)
+        sealed = KEY.seal(length, length % 2 == 0, plain)
+        assert sealed == reference.seal(reference.Place(BUCKET_KEY, BLOB, length, length % 2 == 0), plain), (seal_kernel, length)
+        assert KEY.open(length, length % 2 == 0, sealed) == plain, (seal_kernel, length)
+        broken = bytearray(sealed)
+        broken[length // 2] ^= 4
+        with pytest.raises(SealBroken):
+            KEY.open(length, length % 2 == 0, broken)
+
+
+def test_seal_kernels_with_other_keys(seal_kernel: str) -> None:
+    rng = random.Random(5)
+    for _ in range(200):
+        bucket_key, blob, plain = rng.randbytes(32), rng.randbytes(16), rng.randbytes(rng.randrange(700))
+        place = reference.Place(bucket_key, blob, rng.randrange(2**32), rng.random() < 0.5)
+        key = BlobKey(bucket_key, blob)
+        assert key.seal(place.stripe, place.last, plain) == reference.seal(place, plain), seal_kernel
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (2, 1), (4, 2), (16, 8)])
+def test_pieces_of_a_stripe_with_each_seal_kernel(seal_kernel: str, k: int, m: int) -> None:
+    """A stripe is sealed unit by unit, and opened in place where units were rebuilt."""
+    codec = Codec(k, m)
+    for length in (1, 63, 64, 255, 256, 257, 1023, 5000, 20_011):
+        plain = plaintext(length)
+        frames = encoded(codec, plain)
+        assert frames == reference.encode(k, m, PLACE, plain), (seal_kernel, length)
+        survivors = [None] * m + frames[m:]
+        assert decoded(codec, survivors, length)[0] == plain
+        with pytest.raises(SealBroken):
+            decoded(codec, survivors, length, last=False)
+
+
+def test_unknown_seal_kernel() -> None:
+    with pytest.raises(ValueError, match="cannot run here"):
+        use_seal_kernel("abacus")
 
 
 @pytest.mark.parametrize("kernel", checksum_kernels())
