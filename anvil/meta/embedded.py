@@ -194,7 +194,7 @@ class EmbeddedPostgres:
         for entry in self._cluster.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         sync = () if self._fsync else ("--no-sync",)
-        # --auth=trust: the socket folder (0700) is the lock. --locale=C: text is ordered by bytes even where no collation is named.
+        # --auth=trust: the socket folder (0700) is the lock. --locale=C: bytes order text where no collation is named.
         args = ("-D", str(self._cluster), "-U", ROLE, "--auth=trust", "--encoding=UTF8", "--locale=C", "--data-checksums", *sync)
         self._run("initdb", *args)
 

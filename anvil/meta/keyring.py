@@ -72,6 +72,10 @@ class Keyring:
             + self._keys[self._current].encrypt(nonce, secret, self._context(self._current, table, row_id))
         )
 
+    def is_current(self, sealed: bytes) -> bool:
+        """Whether a sealed value was sealed with the key that seals now."""
+        return sealed[1 : 1 + _ID_BYTES] == self._current
+
     def unwrap(self, table: str, row_id: int, sealed: bytes) -> bytes:
         """Raises Corrupt: unknown master key, or the value was altered or belongs to another row."""
         ident, nonce = sealed[1 : 1 + _ID_BYTES], sealed[1 + _ID_BYTES : 1 + _ID_BYTES + _NONCE_BYTES]

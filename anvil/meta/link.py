@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import asyncpg
@@ -29,8 +30,6 @@ _SETTINGS: Final = {
     "synchronous_commit": "on",
     "jit": "off",
     "search_path": "public",
-}
-_POINT_SETTINGS: Final = {
     # Every statement is planned once for batches of any size, while tables may still be empty: it must not plan for that. All
     # rows are reached by index from the batch's side.
     "plan_cache_mode": "force_generic_plan",
@@ -61,10 +60,10 @@ def refused_to_encode(error: BaseException) -> bool:
 class Link:
     """A connection to `url`. `name` appears in `pg_stat_activity`."""
 
-    def __init__(self, url: str, name: str, *, point_queries: bool = True) -> None:
+    def __init__(self, url: str, name: str, *, on_connect: Callable[[asyncpg.Connection], Awaitable[None]] | None = None) -> None:
         self._url = url
         self._name = name
-        self._settings = _SETTINGS | (_POINT_SETTINGS if point_queries else {})
+        self._on_connect = on_connect
         self._connection: asyncpg.Connection | None = None
         self._statements: dict[str, PreparedStatement] = {}
         self._incarnation = ""
@@ -101,18 +100,25 @@ class Link:
         self._statements.clear()
         incarnation = f"{self._name} {os.urandom(6).hex()}"
         try:
-            self._connection = await asyncpg.connect(
+            connection: asyncpg.Connection = await asyncpg.connect(
                 self._url,
                 timeout=max(0.1, min(CONNECT_TIMEOUT_S, budget_s)),
-                server_settings={**self._settings, "application_name": incarnation},
+                server_settings={**_SETTINGS, "application_name": incarnation},
                 statement_cache_size=0,  # statements are kept here
                 target_session_attrs=SessionAttribute.read_write,
             )
+            if self._on_connect is not None:
+                try:
+                    await self._on_connect(connection)
+                except BaseException:
+                    connection.terminate()
+                    raise
         except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             self._backoff_s = min(max(0.05, self._backoff_s * 2), CONNECT_BACKOFF_S_MAX)
             self._retry_at = asyncio.get_running_loop().time() + self._backoff_s
             log.warning("%s: cannot connect to PostgreSQL: %s", self._name, error or type(error).__name__)
             return
+        self._connection = connection
         if self._incarnation:
             self.reconnects += 1
             log.info("%s: connected to PostgreSQL again", self._name)

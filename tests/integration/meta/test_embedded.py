@@ -96,7 +96,8 @@ def test_restarts_when_it_dies(folder: Path) -> None:
 def test_takes_over_from_a_killed_supervisor(folder: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from anvil.meta.embedded import EmbeddedPostgres\n"
-        "cluster = EmbeddedPostgres(Path(sys.argv[1]), fsync=False); cluster.start(); print(cluster.pid, flush=True); time.sleep(600)"
+        "cluster = EmbeddedPostgres(Path(sys.argv[1]), fsync=False); cluster.start()\n"
+        "print(cluster.pid, flush=True); time.sleep(600)"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE, text=True)
     assert supervisor.stdout is not None
