@@ -207,11 +207,16 @@ def shard_files(drive: Path) -> list[Path]:
 def test_two_lost_drives_are_invisible_to_readers(node: AnvilNode, bucket: str, tmp_path: Path) -> None:
     s3 = node.s3()
     objects = put_some(s3, bucket)
-    for number in (0, 3):
-        shutil.rmtree(tmp_path / f"drive{number}")
-    assert_readable(s3, bucket, objects)
+    shutil.rmtree(tmp_path / "drive0")
     s3.put_object(Bucket=bucket, Key="after", Body=b"a" * 2_000_000)
-    assert s3.get_object(Bucket=bucket, Key="after")["Body"].read() == b"a" * 2_000_000
+    assert_readable(s3, bucket, {**objects, "after": b"a" * 2_000_000})
+    shutil.rmtree(tmp_path / "drive3")
+    assert_readable(s3, bucket, objects)
+    # 4 + 2 acknowledges a write with five durable shards, and there are four drives: refused, aloud.
+    with pytest.raises(ClientError) as error:
+        node.s3(config=ONE_TRY).put_object(Bucket=bucket, Key="refused", Body=b"b" * 2_000_000)
+    assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
+    assert "refused" not in [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
 
 
 def test_damage_is_read_around_counted_and_repaired(node: AnvilNode, bucket: str, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ async def engine_bench(
     bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for)
     bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: False)
     bench.bucket = new_bucket()
-    await bench.metadata.create_bucket(bench.bucket.bucket_id)
+    await bench.metadata.add_bucket(bench.bucket.bucket_id)
     try:
         yield bench
     finally:
