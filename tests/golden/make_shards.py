@@ -1,6 +1,6 @@
 """Writes the golden files of the shard formats. Run only when a new format version is added: files of old versions never change.
 
-    PYTHONPATH=. python tests/golden/make_shards.py
+PYTHONPATH=. python tests/golden/make_shards.py
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ SEGMENT = SegmentHeader(7, 4 << 20, bytes(range(48, 64)), bytes(range(32, 48)), 
 def record(segment: int, offset: int) -> bytes:
     """A whole record with a payload of the right length (a byte pattern, not frames)."""
     foot = encode_footer(BLOB.blob_id, HEADER.index, FOOTER)
-    head = encode_header(
-        HEADER, footer_bytes=len(foot) if segment else 0, segment=segment, offset=offset, written_us=WRITTEN_US
-    )
+    head = encode_header(HEADER, footer_bytes=len(foot) if segment else 0, segment=segment, offset=offset, written_us=WRITTEN_US)
     payload = bytes(i * 7 % 256 for i in range(BLOB.geometry.shard_bytes))
     return head + payload + foot
 
