@@ -243,6 +243,7 @@ def kill_after(process: subprocess.Popen[str], acknowledged: int) -> dict[bytes,
     lines = [process.stdout.readline() for _ in range(acknowledged)]
     process.send_signal(signal.SIGKILL)
     lines += process.stdout.read().splitlines(keepends=True)
+    process.stdout.close()
     process.wait()
     done = [line.split() for line in lines if line.endswith("\n")]
     return {bytes.fromhex(blob_id): digest for blob_id, digest in done}
