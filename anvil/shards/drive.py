@@ -287,8 +287,9 @@ class LocalDrive:
         shard is forgotten. `frames` must not change until this returns or raises. Raises StorageFull, DriveFailed, SlowDown."""
         view = memoryview(frames).cast("B")
         _check_header(header)
-        if len(view) != header.blob.geometry.shard_bytes or len(view) > SEGMENT_SHARD_BYTES_MAX:
-            raise ValueError(f"{len(view)} bytes are not the frames of a small shard of {header.blob.geometry.shard_bytes}")
+        payload = header.blob.geometry.shard_bytes
+        if len(view) != payload or payload > SEGMENT_SHARD_BYTES_MAX:
+            raise ValueError(f"{len(view)} bytes are not the frames of a small shard of {payload}")
         store = self._writing(len(view))
         foot = encode_footer(header.blob.blob_id, header.index, footer)
         try:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
 
 from anvil.base.errors import AnvilError, DriveFailed, StorageFull
+from anvil.base.limits import READ_INLINE_BYTES_MAX
 from anvil.base.types import Buffer
 
 T = TypeVar("T")
@@ -89,12 +90,13 @@ class Io:
         await settle(self.executor.run(self.jobs.sync(fd, full)))
 
     async def read(self, fd: int, offset: int, view: memoryview) -> int:
-        """Bytes read into `view`, short only at the end of the file. Inline if the bytes are in memory, else on a C thread."""
+        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread."""
         if not len(view):
             return 0
-        count = self.jobs.read_now(fd, offset, view)
-        if count >= 0:
-            return count
+        if len(view) <= READ_INLINE_BYTES_MAX:
+            count = self.jobs.read_now(fd, offset, view)
+            if count >= 0:
+                return count
         job = self.jobs.read(fd, offset, view)
         await settle(self.executor.run(job))
         return job.count

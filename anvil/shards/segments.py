@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from anvil.base.errors import SlowDown
+from anvil.base.errors import AnvilError, SlowDown
 from anvil.base.limits import (
     APPEND_BATCH_BYTES,
     APPEND_BATCH_RECORDS,
@@ -139,7 +139,8 @@ class SegmentWriter:
         self, header: ShardHeader, frames: Buffer, footer: bytes, *, written_us: int | None = None, replaces: Place | None = None
     ) -> None:
         """Durable and indexed on return. `frames` must not change until then: a cancelled caller whose record is already being
-        written is released only when that is over; one whose record still waits takes it out. Raises OSError, SlowDown."""
+        written is released only when that is over; one whose record still waits takes it out. Raises OSError, SlowDown, and
+        what the executor refuses a job with."""
         if self._closed:
             raise OSError(errno.EBADF, "segment writer is closed")
         if len(self._queue) >= APPEND_QUEUE_RECORDS:
@@ -204,6 +205,8 @@ class SegmentWriter:
         except OSError as error:
             self._failed(error)
             self._fail(batch or self._take_all(), error)
+        except AnvilError as error:  # the executor refused the job (busy, closing): nothing was written, the segment is as it was
+            self._fail(batch or self._take_all(), error)
         except BaseException as error:
             # Not a disk's failure: nobody may wait for ever, and what was written is not known.
             if self._active is not None:
@@ -266,7 +269,7 @@ class SegmentWriter:
             self._spare.add_done_callback(_look)
 
     @staticmethod
-    def _fail(batch: list[Append], error: OSError) -> None:
+    def _fail(batch: list[Append], error: OSError | AnvilError) -> None:
         for item in batch:
             item.end(error)
 

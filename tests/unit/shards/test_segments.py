@@ -14,7 +14,7 @@ from anvil.base.limits import APPEND_QUEUE_RECORDS
 from anvil.shards.format import BLOCK_BYTES
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import make_footer, make_frames, make_header
-from tests.unit.shards.support import SMALL_SEGMENTS, get, opened, picture, put, run, segments_of
+from tests.unit.shards.support import SMALL_SEGMENTS, get, opened, picture, put, put_large, run, segments_of
 
 
 def test_what_queues_up_during_a_batch_is_the_next_batch(tmp_path: Path) -> None:
@@ -209,6 +209,33 @@ def test_a_batch_that_failed_half_written_leaves_the_acknowledged_ones(tmp_path:
         async with opened(tmp_path / "copy") as drive:
             assert await get(drive, kept) == frames
             assert [place.damaged async for place in drive.scan()] == [False]
+
+    run(main())
+
+
+def test_a_busy_executor_fails_the_batch_and_harms_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            await put(drive)
+            executor = drive._io.executor
+            run_job = executor.run
+
+            async def refuse(job: object) -> None:
+                raise SlowDown
+
+            executor.run = refuse
+            header = make_header()
+            with pytest.raises(SlowDown):
+                await put(drive, header=header)
+            with pytest.raises(SlowDown):
+                await put_large(drive)
+            executor.run = run_job
+            assert drive.writable
+            assert await get(drive, header) is None
+            header, frames = await put(drive)
+            assert await get(drive, header) == frames
+            assert len(segments_of(tmp_path / "d")) == 1
+            assert list((tmp_path / "d/tmp").iterdir()) == []
 
     run(main())
 

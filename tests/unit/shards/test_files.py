@@ -1,0 +1,273 @@
+"""Large shards: what each step of publishing leaves behind, failures, leftovers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from anvil.base.errors import BadRecord, DriveFailed, StorageFull
+from anvil.base.limits import MIB
+from anvil.shards import identity
+from anvil.shards.drive import DriveSettings
+from anvil.shards.files import blob_path, parse_blob_name
+from tests.contract.plain_io import FaultyJobs
+from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
+from tests.unit.shards.support import get, opened, picture, put_large, run
+
+SIZE = 1 * MIB
+
+
+def test_a_crash_at_each_step_of_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of the folder is taken before each step, and one after; each is opened as a drive of its own."""
+    steps: list[str] = []
+
+    def step(name: str) -> None:
+        steps.append(name)
+        picture(tmp_path / "d", tmp_path / f"crash-{name}")
+
+    header = make_header(SIZE)
+    frames = make_frames(header)
+
+    async def main() -> None:
+        async with opened(tmp_path / "d", settings=DriveSettings(floor_bytes=MIB, step=step)) as drive:
+            shard = await drive.create(header)
+            await shard.write(frames)
+            await shard.publish(make_footer())
+            step("after")
+        assert steps == ["flush", "folder", "link", "enter", "tidy", "after"]
+        for name in steps:
+            async with opened(tmp_path / f"crash-{name}") as drive:
+                expected = frames if name in ("enter", "tidy", "after") else None
+                assert await get(drive, header) == expected, f"crash before {name}"
+                places = [place async for place in drive.scan()]
+                assert [place.damaged for place in places] == ([False] if expected else []), f"crash before {name}"
+                assert list((tmp_path / f"crash-{name}/tmp").iterdir()) == []
+                # And the shard can be stored afterwards, whatever was left.
+                again = await drive.create(header)
+                await again.write(frames)
+                await again.publish(make_footer())
+                assert await get(drive, header) == frames
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "error"),
+    [
+        ("write_errnos", [errno.EIO], DriveFailed),
+        ("write_errnos", [0, errno.EIO], DriveFailed),
+        ("write_errnos", [errno.ENOSPC], StorageFull),
+        ("write_errnos", [0, errno.ENOSPC], StorageFull),
+        ("sync_errnos", [errno.EIO], DriveFailed),  # the file
+        ("sync_errnos", [0, errno.EIO], DriveFailed),  # blobs/, for ab
+        ("sync_errnos", [0, 0, 0, errno.EIO], DriveFailed),  # the folder that the name is in
+        ("sync_errnos", [0, 0, 0, errno.ENOSPC], StorageFull),
+    ],
+)
+def test_a_failure_leaves_nothing_visible(tmp_path: Path, where: str, number: list[int], error: type[Exception]) -> None:
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            header = make_header(SIZE)
+            frames = make_frames(header)
+            shard = await drive.create(header)
+            setattr(jobs.faults, where, number)
+            with pytest.raises(error):
+                await shard.write(frames)
+                await shard.publish(make_footer())
+            await shard.abort()
+            assert await drive.open(header.blob.blob_id, 0) is None
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+            assert (drive.readable, drive.writable) == (True, False)
+            await drive.probe()
+            assert drive.writable is (error is StorageFull)
+
+    run(main())
+
+
+def test_a_sound_record_is_not_overwritten_and_a_damaged_one_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header, frames = await put_large(drive)
+            path = blob_path(tmp_path / "d/blobs", header.blob.blob_id, 0)
+            inode = path.stat().st_ino
+            for damage in (False, True):
+                if damage:
+                    os.truncate(path, path.stat().st_size - 3)
+                shard = await drive.create(header)
+                await shard.write(frames)
+                await shard.publish(make_footer())
+                assert (path.stat().st_ino == inode) is not damage
+            drive._store.files.discard(path)
+            place = await drive.open(header.blob.blob_id, 0)
+            assert place is not None
+            assert await drive.verify(place) == make_footer()
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("cut", [1, 100, 1000, 500_000, 2 * MIB])
+def test_a_truncated_file_is_damaged(tmp_path: Path, cut: int) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header, frames = await put_large(drive)
+            path = blob_path(tmp_path / "d/blobs", header.blob.blob_id, 0)
+            os.truncate(path, path.stat().st_size - cut)
+            assert [place.damaged async for place in drive.scan()] == [True]
+            place = await drive.open(header.blob.blob_id, 0)
+            assert place is not None
+            with pytest.raises(BadRecord):
+                await drive.verify(place)
+            view = memoryview(bytearray(len(frames)))
+            count = await drive.read(place, 0, view)
+            assert bytes(view[:count]) == frames[:count]
+            assert (count < len(frames)) is (cut > 200)
+
+    run(main())
+
+
+def test_a_file_cut_into_its_header_is_a_bad_record(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header, _ = await put_large(drive)
+            os.truncate(blob_path(tmp_path / "d/blobs", header.blob.blob_id, 0), 100)
+            with pytest.raises(BadRecord):
+                await drive.open(header.blob.blob_id, 0)
+            places = [place async for place in drive.scan()]
+            assert [(p.damaged, p.header.blob.blob_id, p.header.bucket_id) for p in places] == [(True, header.blob.blob_id, 0)]
+            assert await drive.remove(header.blob.blob_id, 0)
+            assert [place async for place in drive.scan()] == []
+
+    run(main())
+
+
+def test_a_misplaced_file_is_not_believed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header, _ = await put_large(drive)
+            blobs = tmp_path / "d/blobs"
+            other = os.urandom(16)
+            target = blob_path(blobs, other, 0)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            blob_path(blobs, header.blob.blob_id, 0).rename(target)
+            with pytest.raises(BadRecord):
+                await drive.open(other, 0)
+
+    run(main())
+
+
+def test_a_read_error_is_the_drives_failure_and_damages_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            header, frames = await put_large(drive)
+            place = await drive.open(header.blob.blob_id, 0)
+            assert place is not None
+            jobs.faults.read_errnos = [errno.EIO]
+            with pytest.raises(DriveFailed):
+                await drive.read(place, 0, memoryview(bytearray(10)))
+            assert drive.stats.read_errors == 1
+            assert await get(drive, header) == frames
+            jobs.faults.read_errnos = [errno.EIO]
+            assert [place.damaged async for place in drive.scan()] == [True], "an unreadable sector is damage"
+            assert drive.writable
+
+    run(main())
+
+
+def test_leftovers_go_with_their_session(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            shard = await drive.create(make_header(SIZE))
+            dead = tmp_path / "d/tmp" / f"{(b'x' * 16).hex()}-1-1.part"
+            dead.write_bytes(b"abandoned")
+            kept = await drive.recover(frozenset([SESSION, b"x" * 16]))
+            assert kept.leftovers == 0
+            assert (await drive.recover(frozenset([SESSION]))).leftovers == 1
+            assert not dead.exists()
+            assert (await drive.recover(frozenset())).leftovers == 0, "ours is open: its lock is held"
+            await shard.write(make_frames(make_header(SIZE)))
+            await shard.publish(make_footer())
+
+    run(main())
+
+
+def test_cancelled_in_the_middle_of_a_write(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header = make_header(SIZE)
+            shard = await drive.create(header)
+            task = asyncio.create_task(shard.write(make_frames(header)))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await shard.abort()
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+            assert drive.writable
+
+    run(main())
+
+
+def test_many_published_at_once_share_flushes(tmp_path: Path) -> None:
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            prefix = os.urandom(2)
+            headers = [make_header(300_000, blob_id=prefix + os.urandom(14)) for _ in range(12)]
+            shards = [await drive.create(header) for header in headers]
+            contents = [make_frames(header) for header in headers]
+            for shard, frames in zip(shards, contents, strict=True):
+                await shard.write(frames)
+            before = jobs.faults.syncs
+            await asyncio.gather(*(shard.publish(make_footer()) for shard in shards))
+            assert jobs.faults.syncs - before < 2 * 12, "12 files, and fewer folder flushes than files"
+            for header, frames in zip(headers, contents, strict=True):
+                assert await get(drive, header) == frames
+
+    run(main())
+
+
+def test_only_owner_may_look(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            await put_large(drive)
+            await drive.put(make_header(), make_frames(make_header()), make_footer())
+        for path in (tmp_path / "d").rglob("*"):
+            assert path.stat().st_mode & 0o077 == 0, path
+        assert (tmp_path / "d").stat().st_mode & 0o077 == 0
+
+    run(main())
+
+
+def test_names_are_hex_only() -> None:
+    assert parse_blob_name("0" * 32 + ".7") == (bytes(16), 7)
+    for name in (
+        "..",
+        "../x.1",
+        "0" * 32,
+        "0" * 32 + ".x",
+        "0" * 31 + ".1",
+        "z" * 32 + ".1",
+        "0" * 32 + ".256",
+        "0" * 32 + ".-1",
+    ):
+        assert parse_blob_name(name) is None
+    path = blob_path(Path("/blobs"), b"../../../../etc/", 3)
+    assert path == Path("/blobs/2e/2e/2e2e2f2e2e2f2e2e2f2e2e2f6574632f.3")
+
+
+def test_the_identity_is_not_disturbed(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            first = drive.drive_id
+        async with opened(tmp_path / "d", expected=first) as drive:
+            assert drive.drive_id == first
+            assert (tmp_path / "d" / identity.IDENTITY).exists()
+
+    run(main())

@@ -1,0 +1,110 @@
+"""Waiting that survives cancellation, the cache of open files, the classes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from anvil.base.errors import DriveFailed, StorageFull
+from anvil.shards.fds import FileCache
+from anvil.shards.io import Io, settle, storage_error
+from tests.contract.plain_io import FaultyJobs, ThreadExecutor
+from tests.unit.shards.support import run
+
+
+def test_settle_raises_a_cancellation_only_when_the_work_is_over() -> None:
+    async def main() -> None:
+        for failure in (None, OSError(errno.EIO, "failed")):
+            work = asyncio.get_running_loop().create_future()
+            task = asyncio.create_task(settle(work))
+            await asyncio.sleep(0)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+            assert not task.done() and not work.done()
+            if failure is None:
+                work.set_result(None)
+            else:
+                work.set_exception(failure)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    run(main())
+
+
+def test_settle_passes_results_and_errors() -> None:
+    async def answer(value: int) -> int:
+        if value < 0:
+            raise OSError(errno.EIO, "failed")
+        return value
+
+    async def main() -> None:
+        assert await settle(answer(7)) == 7
+        with pytest.raises(OSError):
+            await settle(answer(-1))
+
+    run(main())
+
+
+@pytest.mark.parametrize("length", [10, 100_000, 300_000])
+def test_reads_inside_and_past_the_end(tmp_path: Path, length: int) -> None:
+    """Short only at the end of the file, whether read inline or on a thread."""
+    data = os.urandom(400_000)
+    (tmp_path / "f").write_bytes(data)
+
+    async def main() -> None:
+        executor = ThreadExecutor(1)
+        io = Io(executor, FaultyJobs())
+        fd = os.open(tmp_path / "f", os.O_RDONLY)
+        for offset in (0, 7, 399_990, 400_000, 500_000):
+            view = memoryview(bytearray(length))
+            count = await io.read(fd, offset, view)
+            assert bytes(view[:count]) == data[offset : offset + length]
+        os.close(fd)
+        executor.close()
+
+    run(main())
+
+
+def test_a_leased_file_is_closed_only_after_its_lease(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    cache = FileCache(2)
+    with cache.lease(tmp_path / "a") as first:
+        for name in "bc":
+            with cache.lease(tmp_path / name):
+                pass
+        assert len(cache) == 2
+        assert os.pread(first, 1, 0) == b"a", "pushed out of the cache, and still open"
+        cache.close()
+        assert os.pread(first, 1, 0) == b"a"
+    with pytest.raises(OSError):
+        os.fstat(first)
+
+
+def test_files_that_were_unlinked_elsewhere_are_let_go(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    cache = FileCache(10)
+    with cache.lease(tmp_path / "a") as gone, cache.lease(tmp_path / "b") as kept:
+        pass
+    (tmp_path / "a").unlink()
+    cache.discard_unlinked()
+    assert len(cache) == 1
+    with pytest.raises(OSError):
+        os.fstat(gone)
+    os.fstat(kept)
+    cache.close()
+
+
+def test_no_space_and_no_quota_are_full_and_the_rest_is_failure() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert isinstance(storage_error(OSError(number, "x"), "d1"), StorageFull)
+    for number in (errno.EIO, errno.EROFS, errno.ENODEV, errno.ENOENT):
+        error = storage_error(OSError(number, "x"), "d1")
+        assert isinstance(error, DriveFailed)
+        assert error.fields["drive"] == "d1"
