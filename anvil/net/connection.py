@@ -9,6 +9,8 @@ it. Not here: what an answer looks like (`http1_stream`), parsing (`wire`), caps
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout
@@ -26,6 +28,7 @@ _GRPC_ANSWER: Final = (
     (b"grpc-status", b"12"),
     (b"grpc-message", b"gRPC needs HTTP/2 all the way to this server: use grpc_pass in nginx, h2c:// upstreams in Caddy"),
 )
+_RESET: Final = struct.pack("ii", 1, 0)
 _SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 
 
@@ -187,8 +190,12 @@ class Connection(asyncio.BufferedProtocol):
             self._pause_reading()
 
     def abort(self) -> None:
-        """Cut the connection now; queued bytes are not sent."""
+        """Cut the connection now; queued bytes are not sent. Amid an answer the client gets a reset: to HTTP/1.0 an orderly close
+        would mean that the answer is whole."""
         self._cut = True
+        stream = self._stream
+        if stream is not None and stream.started and not stream.finished and not self._transport.is_closing():
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     # -- called by the port
