@@ -85,8 +85,10 @@ class AwsChunkedBody:
                 raise InvalidRequest("The body is longer than announced.")
             self._start += consumed
             filled += produced
-        if decoder.produced != self.length:
+        if decoder.produced < self.length:
             raise IncompleteBody()
+        if decoder.produced > self.length:
+            raise InvalidRequest("The body is longer than announced.")
         if self._start != self._end or await self._stream.readinto(self._scratch[:_PROBE]):
             raise InvalidRequest("Bytes follow the last chunk of the body.")
         self._ended = True

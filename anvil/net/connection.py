@@ -9,6 +9,8 @@ it. Not here: what an answer looks like (`http1_stream`), parsing (`wire`), caps
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout
@@ -26,6 +28,7 @@ _GRPC_ANSWER: Final = (
     (b"grpc-status", b"12"),
     (b"grpc-message", b"gRPC needs HTTP/2 all the way to this server: use grpc_pass in nginx, h2c:// upstreams in Caddy"),
 )
+_RESET: Final = struct.pack("ii", 1, 0)
 _SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 
 
@@ -187,8 +190,12 @@ class Connection(asyncio.BufferedProtocol):
             self._pause_reading()
 
     def abort(self) -> None:
-        """Cut the connection now; queued bytes are not sent."""
+        """Cut the connection now; queued bytes are not sent. Amid an answer the client gets a reset: to HTTP/1.0 an orderly close
+        would mean that the answer is whole."""
         self._cut = True
+        stream = self._stream
+        if stream is not None and stream.started and not stream.finished and not self._transport.is_closing():
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()
 
     # -- called by the port
@@ -346,33 +353,30 @@ class Connection(asyncio.BufferedProtocol):
     async def _work(self) -> None:
         """The connection's task: runs the handler for one request after the other. A task for each request would cost as much as
         parsing its head."""
+        port = self._port
         while self._phase == _BUSY:
-            assert self._stream is not None
-            await self._run(self._stream)
+            stream = self._stream
+            assert stream is not None
+            try:
+                stream.running = True
+                await port.handler(stream)
+                if not stream.finished and not self._transport.is_closing():
+                    raise RuntimeError("the handler returned without a whole answer")
+            except Exception as error:
+                self._fail(stream, error)
+            finally:
+                port.stats.requests_in_flight -= 1
+                self._counted = False
+                self._end(stream)
+                if self._pending or self._eof or port.draining:
+                    self._advance()
+                    port.settle()
             if self._phase == _BUSY:
                 await asyncio.sleep(0)  # pipelined: others get their turn first
             elif self._phase in (_HEAD, _DRAIN):
-                self._wake = self._port.loop.create_future()
+                self._wake = port.loop.create_future()
                 await self._wake
         self._task = None
-
-    async def _run(self, stream: HttpStream) -> None:
-        """Run the handler for one request and clean up after it."""
-        port = self._port
-        try:
-            stream.running = True
-            await port.handler(stream)
-            if not stream.finished and not self._transport.is_closing():
-                raise RuntimeError("the handler returned without a whole answer")
-        except Exception as error:
-            self._fail(stream, error)
-        finally:
-            port.stats.requests_in_flight -= 1
-            self._counted = False
-            self._end(stream)
-            if self._pending or self._eof or port.draining:
-                self._advance()
-                port.settle()
 
     def _fail(self, stream: HttpStream, error: Exception) -> None:
         """An exception escaped the handler."""

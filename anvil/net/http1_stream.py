@@ -138,22 +138,23 @@ class HttpStream:
 
     def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """`respond` without waiting for the transport."""
-        length = len(body)
-        if self.head.method == "HEAD" or status == 304:
-            head = self._begin(status, headers, None if _find_length(headers) else length, framed=True)
-            body = b""
-        elif status in BODYLESS:
-            if body or _find_length(headers):
+        length: int | None = len(body)
+        if self.head.method == "HEAD" or status in BODYLESS:
+            # A content-length here would have to be that of the answer to GET, or the representation (RFC 9110, 8.6).
+            if status in BODYLESS and (body or (status == 204 and _find_length(headers))):
                 raise ValueError(f"an answer of status {status} has no body")
-            head = self._begin(status, headers, None, framed=True)
-        else:
-            head = self._begin(status, headers, length, framed=True)
+            if not body or _find_length(headers):
+                length = None
+            body = b""
+        data = self._begin(status, headers, length, framed=True)
         self.finished = True
-        if len(body) <= JOIN_BYTES_MAX:
-            self._send(head + body if body else head)
-        else:
-            self._send(head)
-            self._send(body)
+        if len(body) > JOIN_BYTES_MAX:
+            self._send(data)
+            data = body
+        elif body:
+            data += body
+        self.sent_bytes += len(data)
+        self._out.send(data)
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         """See `Stream.start`."""

@@ -1,7 +1,7 @@
 """The bytes of one connection on their way out: from answers to the transport.
 
-Owns: write back-pressure and the count of bytes sent. Invariant: at most the high-water mark plus one write is queued, as `writable`
-makes the writer wait; nothing is copied, the transport keeps references. Not here: what is written (`http1_stream`).
+Owns: write back-pressure and the count of bytes sent. Invariant: at most the high-water mark plus one write is queued, as
+`writable` makes the writer wait; nothing is copied, the transport keeps references. Not here: what is written (`http1_stream`).
 """
 
 from __future__ import annotations
