@@ -61,3 +61,11 @@ class ObjectInfo(msgspec.Struct, frozen=True):
     part_count: int
     extents: tuple[Extent, ...] = ()  # filled by `open`, empty from `stat`
     parts: tuple[PartRecord, ...] = ()  # likewise, for multipart objects
+
+
+class CompletePart(msgspec.Struct, frozen=True):
+    """One line of CompleteMultipartUpload: the part the client means. `etag` without quotes; `checksum` raw, where it was given."""
+
+    number: int
+    etag: str
+    checksum: bytes | None = None
