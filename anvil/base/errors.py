@@ -157,6 +157,20 @@ class InvalidRequest(Invalid):
     pass
 
 
+class InvalidURI(Invalid):
+    """The request target cannot be decoded: bad percent escapes, not UTF-8, or U+0000."""
+
+    default = "Couldn't parse the specified URI."
+
+
+class InvalidStorageClass(Invalid):
+    default = "The storage class you specified is not valid: Anvil has STANDARD only."
+
+
+class MissingRequestBody(Invalid):
+    default = "Request body is empty."
+
+
 class InvalidBucketName(Invalid):
     default = "The specified bucket is not valid."
 

@@ -24,6 +24,7 @@ USER_METADATA_BYTES_MAX: Final = 2 * KIB
 PRESIGNED_S_MAX: Final = 7 * 24 * 3600
 CLOCK_SKEW_S_MAX: Final = 15 * 60
 BUCKETS_PER_TENANT_MAX: Final = 1000
+LIST_BUCKETS_MAX: Final = 10_000  # ListBuckets max-buckets
 
 # -- data path ---------------------------------------------------------------------------------------------------------
 STRIPE_BYTES: Final = 1 * MIB  # plaintext per stripe: big enough to amortise a job, small enough for 64 uploads in 400 MiB
@@ -73,6 +74,11 @@ BODY_BYTES_PER_S_MIN: Final = 1 * KIB  # averaged over BODY_STALL_S
 BODY_STALL_S: Final = 30.0
 XML_BODY_BYTES_MAX: Final = 1 * MIB
 COMPLETE_BODY_BYTES_MAX: Final = 4 * MIB  # CompleteMultipartUpload with 10,000 parts and a checksum each
+XML_DEPTH_MAX: Final = 8  # the deepest request S3 knows has 4
+XML_ELEMENTS_MAX: Final = 100_000  # 10,000 parts with number, etag and checksums
+ANSWER_KEEPALIVE_AFTER_S: Final = 10.0  # a copy or a completion that runs longer answers 200 and white space meanwhile
+ANSWER_KEEPALIVE_EVERY_S: Final = 10.0  # proxies give up on a silent upstream after 60 s
+DELETES_IN_FLIGHT_MAX: Final = 128  # of one DeleteObjects request
 CHUNK_HEADER_BYTES_MAX: Final = 1 * KIB  # aws-chunked: one chunk-size line with its signature
 TRAILER_BYTES_MAX: Final = 4 * KIB
 DRAIN_BODY_BYTES_MAX: Final = 4 * MIB  # read and dropped after an early error, so that the answer is not lost
@@ -168,3 +174,4 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
+assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60

@@ -1,0 +1,150 @@
+"""The S3 API: from a stream to an answer, whatever happens on the way.
+
+Owns: the order address -> authenticate -> parse -> route -> handle, error answers, and what is told to metrics and access
+log. Invariants: each stream gets exactly one answer, or is cut when an answer that was begun cannot be finished; a client
+sees no stack, no path, no secret; nothing but `/` and the mounted paths is answered without authentication having run. Not
+here: what operations do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+
+from anvil.api.s3 import features
+from anvil.api.s3.call import Call, Finished, Services
+from anvil.api.s3.errors import classify, error_headers, error_xml
+from anvil.api.s3.ports import Authenticator
+from anvil.api.s3.request import Address, parse_address, parse_request
+from anvil.api.s3.routes import refuse, resolve
+from anvil.api.s3.xml import CONTENT_TYPE
+from anvil.base.errors import AnvilError
+from anvil.net.stream import RequestHead, Stream
+
+log = logging.getLogger(__name__)
+
+AdminHandler = Callable[[Stream], Awaitable[None]]
+Observer = Callable[[Finished], None]
+
+CLIENT_GONE = 499  # as nginx counts it; never sent
+
+
+def new_request_id() -> str:
+    """16 upper-case hex digits, as S3's look."""
+    return secrets.token_hex(8).upper()
+
+
+class S3Api:
+    """Serves S3 on streams. `base_domains`: names under which `bucket.name` addresses a bucket. `admin_paths`: exact paths
+    (`/ready`, `/metrics`, ...) served to unsigned GET and HEAD. `observers` are called once for each request, after it; they
+    must not raise."""
+
+    def __init__(
+        self,
+        services: Services,
+        authenticator: Authenticator,
+        *,
+        base_domains: Sequence[str] = (),
+        admin_paths: Mapping[bytes, AdminHandler] | None = None,
+        observers: Sequence[Observer] = (),
+        host_id: str = "",
+        request_ids: Callable[[], str] = new_request_id,
+    ) -> None:
+        self._services = services
+        self._authenticator = authenticator
+        # The longest first: a name may be a suffix of another one.
+        self._domains = sorted((name.lower().encode("idna") for name in base_domains), key=len, reverse=True)
+        self._admin = dict(admin_paths or {})
+        self._observers = tuple(observers)
+        self._host_id = b64encode(host_id.encode("utf-8")).decode("ascii") or "anvil"
+        self._request_ids = request_ids
+
+    async def __call__(self, stream: Stream) -> None:
+        """Answer one request. Raises nothing but CancelledError."""
+        call = Call(self._services, stream, self._request_ids(), self._host_id)
+        try:
+            await self._serve(call)
+        except asyncio.CancelledError:
+            if call.status == 0:
+                call.status = CLIENT_GONE
+            raise
+        except ConnectionError:
+            # The client went away while bytes were being written to it.
+            call.status = call.status or CLIENT_GONE
+            stream.abort()
+        except Exception as error:
+            await self._fail(call, error)
+        finally:
+            self._observe(call)
+
+    async def _serve(self, call: Call) -> None:
+        head = call.stream.head
+        address = parse_address(head, self._domains)
+        if head.method in ("GET", "HEAD") and not address.virtual and await self._serve_node(call, head, address):
+            return
+        call.auth = await self._authenticator.authenticate(head)
+        call.request = parse_request(head, address, signed=not call.principal.anonymous)
+        route = resolve(call.request)
+        call.operation = route.operation
+        if route.handler is None:
+            raise refuse(route)
+        if call.request.special:
+            features.check(call.request.special, call.request.headers)
+        await route.handler(call)
+
+    async def _serve_node(self, call: Call, head: RequestHead, address: Address) -> bool:
+        """Liveness and the mounted paths, for requests without credentials. True when the request was one of these."""
+        admin = self._admin.get(head.path)
+        if (admin is None and address.bucket) or _has_credentials(head):
+            return False
+        if admin is None:
+            call.operation = "Liveness"
+            body = b"OK\n"
+            length = [(b"content-length", b"%d" % len(body))] if head.method == "HEAD" else []
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"cache-control", b"no-store"), *length]
+            await call.respond(200, headers, b"" if head.method == "HEAD" else body)
+            return True
+        call.operation = "Admin"
+        call.status = 200  # whatever it answers: the handler owns its stream
+        await admin(call.stream)
+        return True
+
+    async def _fail(self, call: Call, error: Exception) -> None:
+        face = classify(error)
+        call.error_code = face.code
+        if not isinstance(error, AnvilError):
+            log.error("request %s (%s) failed", call.request_id, call.operation, exc_info=error)
+        elif face.status == 500:
+            log.error("request %s (%s): %s", call.request_id, call.operation, error.message)
+        if call.stream.started:
+            # An answer that was begun promises bytes that will not come.
+            call.stream.abort()
+            return
+        document = error_xml(error, face, resource=call.resource, request_id=call.request_id, host_id=self._host_id)
+        headers = [CONTENT_TYPE, *error_headers(error, face)]
+        if call.stream.head.method == "HEAD":
+            headers.append((b"content-length", b"%d" % len(document)))
+            document = b""
+        try:
+            await call.respond(face.status, headers, document)
+        except (AnvilError, OSError) as broken:
+            log.debug("request %s: the error could not be sent: %s", call.request_id, broken)
+            call.stream.abort()
+
+    def _observe(self, call: Call) -> None:
+        finished = call.finished()
+        for observer in self._observers:
+            with suppress(Exception):
+                observer(finished)
+
+
+def _has_credentials(head: RequestHead) -> bool:
+    """Whether anything in the head claims to be a credential: then it is an S3 request, and is verified as one."""
+    if head.header(b"authorization") is not None:
+        return True
+    query = head.query.lower()
+    return bool(query) and any(name in query for name in (b"x-amz-", b"awsaccesskeyid", b"signature"))

@@ -1,0 +1,129 @@
+"""One request being answered: what a handler receives, and how it answers.
+
+Owns: the headers that are on every answer and the facts the access log and the metrics need. Invariant: every answer carries
+`x-amz-request-id` and `x-amz-id-2`, whatever its status. Not here: what is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Final
+
+import msgspec
+
+from anvil.api.s3.ports import Authorizer, Engine, OpenBody
+from anvil.api.s3.request import S3Request
+from anvil.api.s3.xml import CONTENT_TYPE
+from anvil.auth.types import Authenticated
+from anvil.engine.ports import Catalog
+from anvil.model.identity import ANONYMOUS, Principal, Tenant
+from anvil.net.stream import Headers, Stream
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What handlers work with. `endpoints`: region name -> URL clients reach it under, for redirects."""
+
+    engine: Engine
+    catalog: Catalog
+    authorizer: Authorizer
+    open_body: OpenBody
+    region: str
+    endpoints: Mapping[str, str] = {}
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """One answered request, for metrics and access log. Times in seconds; `ttfb_s` is None when no byte was sent.
+
+    `status` 499: the client went away before an answer was begun."""
+
+    operation: str
+    method: str
+    path: str
+    peer: str
+    request_id: str
+    access_key: str
+    status: int
+    error_code: str
+    seconds: float
+    ttfb_s: float | None
+    received_bytes: int
+    sent_bytes: int
+
+
+class Call:
+    """Owned by the task that serves the request. `request` and `auth` are set before a handler sees it."""
+
+    __slots__ = (
+        "_base",
+        "auth",
+        "error_code",
+        "first_byte_at",
+        "host_id",
+        "operation",
+        "request",
+        "request_id",
+        "resource",
+        "services",
+        "started_at",
+        "status",
+        "stream",
+    )
+    request: S3Request
+
+    def __init__(self, services: Services, stream: Stream, request_id: str, host_id: str) -> None:
+        self.services: Final = services
+        self.stream: Final = stream
+        self.request_id: Final = request_id
+        self.host_id: Final = host_id
+        self.auth = Authenticated(ANONYMOUS)
+        self.operation = "other"
+        self.resource = stream.head.path.decode("latin-1")
+        self.started_at: Final = perf_counter()
+        self.first_byte_at: float | None = None
+        self.status = 0
+        self.error_code = ""
+        self._base: Final = [(b"x-amz-request-id", request_id.encode("ascii")), (b"x-amz-id-2", host_id.encode("ascii"))]
+
+    @property
+    def principal(self) -> Principal:
+        return self.auth.principal
+
+    async def respond(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
+        """A whole answer."""
+        self._begin(status)
+        await self.stream.respond(status, [*self._base, *headers], body)
+
+    async def respond_xml(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        await self.respond(status, [CONTENT_TYPE, *headers], body)
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """Begin an answer whose body follows through `stream.write` and `stream.finish`."""
+        self._begin(status)
+        self.stream.start(status, [*self._base, *headers], length)
+
+    def _begin(self, status: int) -> None:
+        self.status = status
+        self.first_byte_at = perf_counter()
+
+    def finished(self) -> Finished:
+        head, stream, app = self.stream.head, self.stream, self.principal.app
+        return Finished(
+            operation=self.operation,
+            method=head.method,
+            path=self.resource,
+            peer=head.peer,
+            request_id=self.request_id,
+            access_key=app.access_key if app else "",
+            status=self.status,
+            error_code=self.error_code,
+            seconds=perf_counter() - self.started_at,
+            ttfb_s=None if self.first_byte_at is None else self.first_byte_at - self.started_at,
+            received_bytes=stream.received_bytes,
+            sent_bytes=stream.sent_bytes,
+        )
+
+
+def owner_id(tenant: Tenant) -> str:
+    """The canonical user id of a tenant, shaped as an AWS account id, which is also what `x-amz-expected-bucket-owner` names."""
+    return f"{tenant.tenant_id:012d}"

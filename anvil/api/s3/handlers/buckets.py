@@ -1,0 +1,135 @@
+"""Operations on a bucket as such: create, head, location, delete, and the two configurations whose answer is known without any.
+
+GetBucketVersioning and GetBucketAcl are answered truthfully (never versioned; the owner alone) because clients ask by
+default; the calls that would change them are 501.
+"""
+
+from __future__ import annotations
+
+from anvil.api.s3.access import bucket_for, find, object_bucket
+from anvil.api.s3.call import Call, owner_id
+from anvil.api.s3.documents import location_constraint
+from anvil.api.s3.payload import read_document
+from anvil.api.s3.request import check_new_bucket_name
+from anvil.api.s3.xml import Xml
+from anvil.base.errors import (
+    AccessDenied,
+    BucketAlreadyExists,
+    BucketAlreadyOwnedByYou,
+    BucketNotEmpty,
+    IllegalLocationConstraint,
+)
+from anvil.base.limits import XML_BODY_BYTES_MAX
+from anvil.model.identity import Action, Tenant
+
+DEFAULT_REGION = "us-east-1"  # the region whose LocationConstraint is empty
+_XSI = "http://www.w3.org/2001/XMLSchema-instance"
+
+
+async def create_bucket(call: Call) -> None:
+    """In the node's region. A repeated creation is BucketAlreadyOwnedByYou everywhere (S3's us-east-1 would answer 200)."""
+    name, app, services = call.request.bucket, call.principal.app, call.services
+    if app is None:
+        raise AccessDenied()
+    services.authorizer.require(call.principal, Action.BUCKET_CREATE, name)
+    document, _ = await read_document(call, XML_BODY_BYTES_MAX)
+    check_new_bucket_name(name)
+    wanted = location_constraint(document)
+    if wanted not in ("", services.region):
+        raise IllegalLocationConstraint(
+            f"The {wanted} location constraint is incompatible for the region specific endpoint this request was sent to."
+        )
+    try:
+        await services.catalog.create_bucket(app.tenant.tenant_id, name, services.region)
+    except (BucketAlreadyExists, BucketAlreadyOwnedByYou) as error:
+        error.fields.setdefault("BucketName", name)
+        raise
+    await call.respond(200, [(b"location", b"/" + name.encode("ascii"))])
+
+
+async def head_bucket(call: Call) -> None:
+    bucket = await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    await call.respond(
+        200,
+        [
+            (b"x-amz-bucket-region", bucket.region.encode("ascii")),
+            (b"x-amz-access-point-alias", b"false"),
+            (b"content-type", b"application/xml"),
+            (b"content-length", b"0"),
+        ],
+    )
+
+
+async def get_bucket_location(call: Call) -> None:
+    bucket = await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    xml = Xml()
+    if bucket.region == DEFAULT_REGION:
+        xml.raw('<LocationConstraint xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>')
+    else:
+        xml.open("LocationConstraint", namespace=True)
+        xml.raw(bucket.region)
+        xml.close("LocationConstraint")
+    await call.respond_xml(200, xml.bytes())
+
+
+async def delete_bucket(call: Call) -> None:
+    bucket = await bucket_for(call, Action.BUCKET_DELETE)
+    try:
+        await call.services.catalog.delete_bucket(bucket)
+    except BucketNotEmpty as error:
+        error.fields.setdefault("BucketName", bucket.name)
+        raise
+    await call.respond(204)
+
+
+async def get_bucket_versioning(call: Call) -> None:
+    """A bucket that was never versioned has an empty configuration."""
+    await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    xml = Xml()
+    xml.open("VersioningConfiguration", namespace=True)
+    xml.close("VersioningConfiguration")
+    await call.respond_xml(200, xml.bytes())
+
+
+async def get_bucket_acl(call: Call) -> None:
+    bucket = await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    await call.respond_xml(200, _acl(bucket.tenant))
+
+
+async def get_object_acl(call: Call) -> None:
+    bucket = await object_bucket(call, Action.OBJECT_READ)
+    await find(call, bucket, call.request.key, content=False, version=call.request.query.get("versionId"))
+    await call.respond_xml(200, _acl(bucket.tenant))
+
+
+async def get_object_tagging(call: Call) -> None:
+    """No object has tags. The AWS CLI asks before it copies a large object."""
+    bucket = await object_bucket(call, Action.OBJECT_READ)
+    await find(call, bucket, call.request.key, content=False, version=call.request.query.get("versionId"))
+    xml = Xml()
+    xml.open("Tagging", namespace=True)
+    xml.open("TagSet")
+    xml.close("TagSet")
+    xml.close("Tagging")
+    await call.respond_xml(200, xml.bytes())
+
+
+def _acl(tenant: Tenant) -> bytes:
+    """The owner, with full control."""
+    xml = Xml()
+    xml.open("AccessControlPolicy", namespace=True)
+    xml.open("Owner")
+    xml.text("ID", owner_id(tenant))
+    xml.text("DisplayName", tenant.name)
+    xml.close("Owner")
+    xml.open("AccessControlList")
+    xml.open("Grant")
+    xml.raw(f'<Grantee xmlns:xsi="{_XSI}" xsi:type="CanonicalUser">')
+    xml.text("ID", owner_id(tenant))
+    xml.text("DisplayName", tenant.name)
+    xml.close("Grantee")
+    xml.text("Permission", "FULL_CONTROL")
+    xml.close("Grant")
+    xml.close("AccessControlList")
+    xml.close("AccessControlPolicy")
+    return xml.bytes()
