@@ -26,7 +26,7 @@ lint: dev
 	$(BIN)/python -m pytest tests/tidy
 
 bench: dev
-	@exec $(BIN)/python -m bench $(ARGS)
+	@exec $(BIN)/python -m bench.run $(ARGS)
 
 dev: build $(VENV)/dev
 

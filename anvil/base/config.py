@@ -2,7 +2,7 @@
 
 Owns: the order defaults < TOML file < `ANVIL_*` environment (`*_FILE` for secrets) < command-line flags. Invariant: a
 `Config` that `load` returned is valid as a whole, with absolute paths. Not here: the settings themselves
-(`base/settings.py`), generating secrets (`node/secrets.py`), what the settings do.
+(`base/settings.py`), generating secrets (`node/datadir.py`), what the settings do.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ def load(
 
 
 def child_environment() -> dict[str, str]:
-    """The environment for child processes: without any Anvil setting, so that no secret is inherited."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("ANVIL_")}
+    """The environment for child processes: without any Anvil setting, so that no secret is inherited, and with this process's
+    import path (children run with `python -P`, so that the current folder is not on it)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANVIL_")}
+    package = str(Path(__file__).parents[2])
+    paths = [str(Path(path).absolute()) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *paths]))}
 
 
 def resolved(config: Config) -> Config:

@@ -166,6 +166,14 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = GC_GRACE_S_DEFAULT
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A short name for each drive, for metrics and logs: the folder's own where no other has the same, else its whole
+        path.
+        """
+        names = [Path(drive).name for drive in self.drives]
+        return tuple(name if names.count(name) == 1 else drive for name, drive in zip(names, self.drives, strict=True))
+
 
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The databases. With neither URL, the node runs its own PostgreSQL out of the data directory."""

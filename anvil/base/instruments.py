@@ -1,0 +1,57 @@
+"""Every metric of Anvil: its name, labels, meaning. The names are promised to dashboards and alerts (docs/OPERATE.md).
+
+Owns: the declarations. Use: `instruments.API_REQUESTS.labels("s3", "GetObject", "200").inc()`. Invariants: base units,
+`_total` on counters only; the operation of a request is one of a fixed list or `other`. Not here: exposition
+(`node/exposition.py`).
+"""
+
+from __future__ import annotations
+
+from anvil.base.metrics import BATCH, REGISTRY
+
+_counter, _gauge, _histogram = REGISTRY.counter, REGISTRY.gauge, REGISTRY.histogram
+
+# -- API -----------------------------------------------------------------------------------------------------------------
+API_REQUESTS = _counter("api_requests_total", "Finished requests.", "api", "operation", "code")
+API_ERRORS = _counter("api_errors_total", "Answers with an error, by S3 or gRPC error code.", "api", "operation", "error")
+API_DURATION = _histogram(
+    "api_request_duration_seconds", "From the head of a request to the end of its answer.", "api", "operation"
+)
+API_TTFB = _histogram("api_ttfb_seconds", "From the head of a request to the first byte of its answer.", "api", "operation")
+API_IN_FLIGHT = _gauge("api_requests_in_flight", "Requests being served now.", "api")
+API_RECEIVED = _counter("api_received_bytes_total", "Payload bytes received.", "api")
+API_SENT = _counter("api_sent_bytes_total", "Payload bytes sent.", "api")
+API_REJECTED = _counter(
+    "api_rejected_total", "Requests refused before they ran: signature, clock skew, header, busy ...", "reason"
+)
+
+# -- storage ---------------------------------------------------------------------------------------------------------------
+CLUSTER_WRITE_QUORUM = _gauge("cluster_write_quorum", "1 where a write can reach its quorum.", merge="max")
+STORAGE_CAPACITY = _gauge("storage_capacity_bytes", "Size of the drive's file system.", "drive", merge="max")
+STORAGE_FREE = _gauge("storage_free_bytes", "Free bytes of the drive's file system.", "drive", merge="max")
+STORAGE_DRIVE_UP = _gauge("storage_drive_up", "1 where the drive takes a write and a flush.", "drive", merge="max")
+SHARDS_UNHEALTHY = _gauge("shards_unhealthy", "Shards known to need repair.", "kind", merge="max")
+SHARD_REPAIRS = _counter("shard_repairs_total", "Shards rebuilt, or not.", "result")
+SHARD_DAMAGE = _counter("shard_damage_total", "Damaged or missing shards met by readers and scrubs.", "drive", "kind")
+
+# -- usage -----------------------------------------------------------------------------------------------------------------
+TENANT_USAGE = _gauge("tenant_usage_bytes", "Bytes of a tenant's visible objects, exact.", "tenant", merge="max")
+TENANT_OBJECTS = _gauge("tenant_objects", "Number of a tenant's visible objects, exact.", "tenant", merge="max")
+BUCKET_USAGE = _gauge("bucket_usage_bytes", "Bytes of a bucket's visible objects, exact.", "tenant", "bucket", merge="max")
+BUCKET_OBJECTS = _gauge("bucket_objects", "Number of a bucket's visible objects, exact.", "tenant", "bucket", merge="max")
+USAGE_UPDATED = _gauge("usage_last_update_timestamp_seconds", "When the usage numbers were read.", merge="max")
+
+# -- tasks -----------------------------------------------------------------------------------------------------------------
+TASK_RUNS = _counter("task_runs_total", "Background tasks that ended: ok, retry, dead.", "type", "result")
+TASK_DURATION = _histogram("task_duration_seconds", "How long background tasks ran.", "type")
+
+# -- databases -------------------------------------------------------------------------------------------------------------
+DB_UP = _gauge("db_up", "1 where the database answers.", "db", merge="max")
+DB_POOL_CONNECTIONS = _gauge("db_pool_connections", "Connections to a database.", "db", "state")
+DB_BATCH_SIZE = _histogram("db_batch_size", "Rows per coalesced statement.", "statement", buckets=BATCH)
+
+# -- process ---------------------------------------------------------------------------------------------------------------
+EVENT_LOOP_LAG = _histogram("event_loop_lag_seconds", "How late the event loop woke up.", "worker")
+PROCESS_RESTARTS = _counter("process_restarts_total", "Child processes that died and were started again.", "process")
+METRICS_DROPPED_SERIES = _gauge("metrics_dropped_series", "Label sets that were merged into `_other`.")
+BUILD_INFO = _gauge("build_info", "Constant 1; the labels say what is running.", "version", "commit", merge="max")

@@ -1,0 +1,238 @@
+"""`anvil admin`: tenants, apps, policies, buckets and usage, straight in the databases.
+
+Invariant: every command takes `--json`; what a command changed is in effect on all nodes within a second. Not here: the SQL
+behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from anvil.base.config import load
+from anvil.base.errors import InvalidSetting
+from anvil.cli.admin_ops import AdminOps, NewKeys, Opener, database_urls, with_secrets
+from anvil.cli.output import emit, table
+from anvil.model.identity import Action, Policy
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Session(msgspec.Struct):
+    """What the group's options say."""
+
+    config_file: str | None
+    data_dir: str | None
+    opener: Opener | None = None  # tests put their own here
+
+    def run(self, work: Callable[[AdminOps], Awaitable[T]]) -> T:
+        """Connect, do the work, disconnect."""
+        config = load(config_file=self.config_file, flags={"ANVIL_DATA_DIR": self.data_dir})
+        urls = database_urls(config)
+        opener = self.opener
+        if opener is None:
+            from anvil.node.assemble import open_admin
+
+            opener = open_admin
+
+        async def connected() -> T:
+            async with opener(with_secrets(config), *urls) as ops:
+                return await work(ops)
+
+        return asyncio.run(connected())
+
+
+def as_json(function: Command) -> Command:
+    """The option every command has."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def app_options(function: Command) -> Command:
+    """How a command names an app."""
+    named = click.option("--app", required=True, metavar="A", help="Access key or name of the app.")(function)
+    return click.option("--tenant", metavar="T", help="Tenant of the app, where its name alone is not unique.")(named)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "config_file", metavar="FILE", help="TOML file with settings.")
+@click.option("--data-dir", metavar="DIR", help="Data directory of the node (./anvil-data).")
+@click.pass_context
+def command(context: click.Context, config_file: str | None, data_dir: str | None) -> None:
+    """Tenants, apps, policies, buckets and usage."""
+    if not isinstance(context.obj, Session):
+        context.obj = Session(config_file, data_dir)
+
+
+@command.group()
+def region() -> None:
+    """Regions of the deployment."""
+
+
+@region.command("create")
+@click.argument("name")
+@as_json
+@click.pass_obj
+def region_create(session: Session, name: str, as_json: bool) -> None:
+    """Make a region known."""
+    session.run(lambda ops: ops.region_create(name))
+    emit({"region": name}, as_json, f"region {name} created")
+
+
+@command.group()
+def tenant() -> None:
+    """Tenants: owners of buckets and apps."""
+
+
+@tenant.command("create")
+@click.argument("name")
+@as_json
+@click.pass_obj
+def tenant_create(session: Session, name: str, as_json: bool) -> None:
+    """Create a tenant."""
+    made = session.run(lambda ops: ops.tenant_create(name))
+    emit({"tenant": made.name, "id": made.tenant_id}, as_json, f"tenant {made.name} created")
+
+
+@tenant.command("list")
+@as_json
+@click.pass_obj
+def tenant_list(session: Session, as_json: bool) -> None:
+    """List the tenants."""
+    found = session.run(lambda ops: ops.tenant_list())
+    table([{"tenant": one.name, "id": one.tenant_id} for one in found], as_json, "no tenants")
+
+
+@command.group()
+def app() -> None:
+    """Apps: key pairs of a tenant."""
+
+
+def _show_keys(keys: NewKeys, as_json: bool) -> None:
+    text = f"access key  {keys.access_key}\nsecret key  {keys.secret}\nThe secret is shown only now: keep it."
+    emit(keys, as_json, text)
+
+
+@app.command("create")
+@click.option("--tenant", required=True, metavar="T", help="The tenant it belongs to.")
+@click.option("--name", required=True, metavar="A", help="A name for people.")
+@as_json
+@click.pass_obj
+def app_create(session: Session, tenant: str, name: str, as_json: bool) -> None:
+    """Create an app and print its key pair, once. It may do nothing until policies are granted."""
+    _show_keys(session.run(lambda ops: ops.app_create(tenant, name)), as_json)
+
+
+@app.command("list")
+@click.option("--tenant", metavar="T", help="Only this tenant's.")
+@as_json
+@click.pass_obj
+def app_list(session: Session, tenant: str | None, as_json: bool) -> None:
+    """List apps with their access keys."""
+    found = session.run(lambda ops: ops.app_list(tenant))
+    table([msgspec.structs.asdict(one) for one in found], as_json, "no apps")
+
+
+@app.command("reset-secret")
+@app_options
+@as_json
+@click.pass_obj
+def app_reset_secret(session: Session, app: str, tenant: str | None, as_json: bool) -> None:
+    """Give an app a new secret and print it, once. The old one stops working within a second."""
+    _show_keys(session.run(lambda ops: ops.app_reset_secret(app, tenant)), as_json)
+
+
+@app.command("delete")
+@app_options
+@as_json
+@click.pass_obj
+def app_delete(session: Session, app: str, tenant: str | None, as_json: bool) -> None:
+    """Delete an app with its policies. What it stored stays: it belongs to the tenant."""
+    session.run(lambda ops: ops.app_delete(app, tenant))
+    emit({"app": app, "deleted": True}, as_json, f"app {app} deleted")
+
+
+@command.group()
+def policy() -> None:
+    """Policies: what an app may do."""
+
+
+def policy_options(function: Command) -> Command:
+    """How a command names a right."""
+    resource = click.option(
+        "--resource", required=True, metavar="R", help="`*`, a bucket, bucket/key, or a prefix ending in `*` (my-bucket/*)."
+    )(function)
+    actions = ", ".join(Action)
+    return app_options(click.option("--action", required=True, metavar="X", help=f"One of {actions}.")(resource))
+
+
+def _policy(action: str, resource: str) -> Policy:
+    if action not in set(Action):
+        raise InvalidSetting(f"--action {action!r} is not one of {', '.join(Action)}")
+    if not resource or "*" in resource[:-1]:
+        raise InvalidSetting(f"--resource {resource!r} must be `*`, exact, or a prefix with one `*` at its end")
+    return Policy(action, resource)
+
+
+@policy.command("grant")
+@policy_options
+@as_json
+@click.pass_obj
+def policy_grant(session: Session, app: str, tenant: str | None, action: str, resource: str, as_json: bool) -> None:
+    """Allow an action on a resource."""
+    right = _policy(action, resource)
+    changed = session.run(lambda ops: ops.policy_grant(app, tenant, right))
+    done = "granted" if changed else "was granted before"
+    emit({"app": app, "action": action, "resource": resource, "changed": changed}, as_json, f"{action} on {resource}: {done}")
+
+
+@policy.command("revoke")
+@policy_options
+@as_json
+@click.pass_obj
+def policy_revoke(session: Session, app: str, tenant: str | None, action: str, resource: str, as_json: bool) -> int:
+    """Take a right back, named exactly as it was granted. In effect within a second. Exit code 4 when there was no such right."""
+    right = _policy(action, resource)
+    changed = session.run(lambda ops: ops.policy_revoke(app, tenant, right))
+    done = "revoked" if changed else "was not granted: `anvil admin policy list` shows what is"
+    emit({"app": app, "action": action, "resource": resource, "changed": changed}, as_json, f"{action} on {resource}: {done}")
+    return 0 if changed else 4
+
+
+@policy.command("list")
+@app_options
+@as_json
+@click.pass_obj
+def policy_list(session: Session, app: str, tenant: str | None, as_json: bool) -> None:
+    """List what an app may do."""
+    found = session.run(lambda ops: ops.policy_list(app, tenant))
+    table([{"action": one.action, "resource": one.resource} for one in found], as_json, "no policies: the app may do nothing")
+
+
+@command.group()
+def bucket() -> None:
+    """Buckets."""
+
+
+@bucket.command("set-public")
+@click.argument("name")
+@click.option("--allow", required=True, type=click.BOOL, metavar="true|false", help="Whether anybody may read its objects.")
+@as_json
+@click.pass_obj
+def bucket_set_public(session: Session, name: str, allow: bool, as_json: bool) -> None:
+    """Let anybody read a bucket's objects, or no longer. In effect within a second."""
+    session.run(lambda ops: ops.bucket_set_public(name, allow))
+    emit({"bucket": name, "public": allow}, as_json, f"bucket {name} is {'public' if allow else 'private'}")
+
+
+@command.command()
+@as_json
+@click.pass_obj
+def usage(session: Session, as_json: bool) -> None:
+    """Exact usage by bucket."""
+    found = session.run(lambda ops: ops.usage())
+    table([msgspec.structs.asdict(one) for one in found], as_json, "no buckets")

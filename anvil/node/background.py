@@ -1,0 +1,189 @@
+"""The background process: one per node, so that nothing it does stalls a request.
+
+Owns: the socket that workers connect to, the catalog they read, the readiness checks, the collection of metrics, and the
+background tasks. Invariants: a task that fails is logged and started again with a pause, and takes nothing else with it;
+whatever a worker is told, it is told in order. Not here: the checks (`node/health.py`), the tasks (`tasks/`), which of them
+there are (`node/assemble.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+from isal import igzip
+
+from anvil.base import instruments
+from anvil.base.errors import Unavailable
+from anvil.base.limits import METRICS_PULL_S, WORKER_RESTART_BACKOFF_S_MAX
+from anvil.base.metrics import REGISTRY, Snapshot
+from anvil.base.version import COMMIT, VERSION
+from anvil.node import child
+from anvil.node.catalog import CatalogServer, CatalogSource
+from anvil.node.channel import Channel, Handler, Listener, listen_socket
+from anvil.node.child import Child, Members
+from anvil.node.exposition import ProcessMetrics, exposition
+from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, WorkerReport
+from anvil.node.worker import Hello, Welcome
+
+log = logging.getLogger(__name__)
+GZIP_LEVEL = 1
+
+
+async def _nothing() -> None:
+    return
+
+
+@dataclass(frozen=True)
+class BackgroundParts:
+    """What the background process is made of. `tasks`: by name, functions that run for ever. `close`: after the tasks have
+    ended.
+    """
+
+    catalog: CatalogSource
+    checks: Sequence[Check]
+    drives: Sequence[DriveProbe]
+    scheme_k: int
+    quorum: int
+    tasks: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    close: Callable[[], Awaitable[None]] = _nothing
+
+
+Build = Callable[[Child], Awaitable[BackgroundParts]]
+
+
+class Background:
+    """The running process."""
+
+    def __init__(self, process: Child, parts: BackgroundParts) -> None:
+        self.process = process
+        self.parts = parts
+        self.numbers = ProcessMetrics()
+        self._channels: dict[Channel, WorkerReport | None] = {}  # those that said hello
+        self.catalog = CatalogServer(parts.catalog, lambda: tuple(self._channels))
+        self.health = HealthMonitor(
+            process.plan.node_id.hex(),
+            parts.checks,
+            parts.drives,
+            parts.scheme_k,
+            parts.quorum,
+            process.config.node.worker_count,
+            lambda: [report for report in self._channels.values() if report is not None],
+            lambda: process.node_draining,
+        )
+        self._handlers: dict[str, Handler] = {**self.catalog.handlers, "hello": self._hello, "scrape": self._scrape}
+        self._listeners: dict[str, Listener] = {"heartbeat": self._heartbeat, "metrics": self._metrics}
+        process.on_members = self._members
+        instruments.BUILD_INFO.labels(VERSION, COMMIT).set(1)
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        loop = asyncio.get_running_loop()
+        self._members(self.process.members)
+        listener = listen_socket(self.process.plan.socket_path)
+        server = await loop.create_unix_server(lambda: Channel(self._handlers, self._listeners, self._closed), sock=listener)
+        tasks = {"catalog": self.catalog.run, "health": lambda: self.health.run(self._publish), **self.parts.tasks}
+        running = [loop.create_task(forever(name, task)) for name, task in tasks.items()]
+        self.process.serving()
+        log.info("serving the workers")
+        try:
+            await self.process.draining.wait()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            server.close()
+            for channel in tuple(self._channels):
+                channel.close()
+            for drive in self.parts.drives:
+                drive.close()
+            await self.parts.close()
+
+    # -- workers -----------------------------------------------------------------------------------------------------------
+
+    async def _hello(self, channel: Channel, body: msgspec.Raw) -> Welcome:
+        channel.name = msgspec.msgpack.decode(body, type=Hello).name
+        self._channels[channel] = None
+        return Welcome(self.catalog.greeting(), self.health.snapshot)
+
+    def _heartbeat(self, channel: Channel, body: msgspec.Raw) -> None:
+        if channel in self._channels:
+            self._channels[channel] = msgspec.msgpack.decode(body, type=WorkerReport)
+
+    def _metrics(self, channel: Channel, body: msgspec.Raw) -> None:
+        if channel in self._channels:
+            self.numbers.update(channel.name, msgspec.msgpack.decode(body, type=Snapshot))
+
+    def _closed(self, channel: Channel) -> None:
+        if channel in self._channels:
+            del self._channels[channel]
+            if all(other.name != channel.name for other in self._channels):
+                self.numbers.gone(channel.name)
+
+    def _publish(self, snapshot: HealthSnapshot) -> None:
+        for channel in self._channels:
+            channel.push("health", snapshot)
+
+    def _members(self, members: Members) -> None:
+        for name, restarts in members.restarts.items():
+            instruments.PROCESS_RESTARTS.labels(name).set(restarts)
+
+    # -- metrics -----------------------------------------------------------------------------------------------------------
+
+    async def _scrape(self, channel: Channel, body: msgspec.Raw) -> bytes:
+        compressed = msgspec.msgpack.decode(body, type=bool)
+        await asyncio.gather(*(self._pull(worker) for worker in tuple(self._channels)))
+        instruments.METRICS_DROPPED_SERIES.set(REGISTRY.dropped_series)
+        self.numbers.update(self.process.name, REGISTRY.snapshot())
+        pids = list(self.process.members.pids.values()) or [os.getpid()]
+        # In a thread: formatting thousands of series takes long enough to delay a heartbeat.
+        return await asyncio.to_thread(_render, self.numbers.merged(), pids, compressed)
+
+    async def _pull(self, worker: Channel) -> None:
+        try:
+            snapshot = await worker.call("metrics.snapshot", None, Snapshot, METRICS_PULL_S)
+        except Unavailable:
+            return  # its last numbers stand
+        if worker in self._channels:
+            self.numbers.update(worker.name, snapshot)
+
+
+def _render(snapshot: Snapshot, pids: Sequence[int], compressed: bool) -> bytes:
+    text = exposition(snapshot, pids)
+    return igzip.compress(text, GZIP_LEVEL) if compressed else text
+
+
+async def forever(name: str, task: Callable[[], Awaitable[None]]) -> None:
+    """Run a task that should never end; when it does, say so and run it again, with growing pauses."""
+    pause_s = 0.1
+    while True:
+        began = asyncio.get_running_loop().time()
+        try:
+            await task()
+            log.error("the task %s ended", name)
+        except Exception:
+            log.exception("the task %s failed", name)
+        if asyncio.get_running_loop().time() - began > WORKER_RESTART_BACKOFF_S_MAX:
+            pause_s = 0.1
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * 2, WORKER_RESTART_BACKOFF_S_MAX)
+
+
+async def run_background(process: Child, build: Build) -> None:
+    """Build, serve, and end when told to."""
+    await Background(process, await build(process)).run()
+
+
+async def _target(process: Child) -> None:
+    from anvil.node.assemble import build_background
+
+    await run_background(process, build_background)
+
+
+if __name__ == "__main__":
+    sys.exit(child.main(_target))

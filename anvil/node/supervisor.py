@@ -1,0 +1,278 @@
+"""`anvil server`: starts everything in order, keeps it running, and stops it in order.
+
+Order: data directory and its lock, secrets, port, PostgreSQL, migrations and first key pair, background process, workers.
+Owns: the processes of the node and their exit. Invariants: what one step needs was done by an earlier one; SIGTERM and
+SIGINT drain (503 on /ready first, then nothing new is accepted, requests finish, leases are released, the database stops
+last); a second signal ends everything at once; no child survives. Not here: what the children do (`node/worker.py`,
+`node/background.py`), the restarts of PostgreSQL (`meta/embedded.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from anvil.base import log as logs
+from anvil.base.config import Address, Config
+from anvil.base.errors import AnvilError, InvalidSetting, Unavailable
+from anvil.base.limits import STOP_MARGIN_S
+from anvil.base.version import VERSION
+from anvil.node.child import Drain, Members, Plan
+from anvil.node.datadir import DataDirectory, RunningNode
+from anvil.node.parts import Embedded, KeyPair, Parts
+from anvil.node.processes import ManagedProcess
+
+log = logging.getLogger(__name__)
+EXIT_OK, EXIT_FAILED, EXIT_SETTING, EXIT_UNAVAILABLE = 0, 1, 2, 3  # as `cli/exits.py` has them
+
+
+class StopEarly(BaseException):
+    """A signal came before the node served."""
+
+
+def run(config: Config, parts: Parts | None = None) -> int:
+    """Run a node until it is told to stop. Returns the exit code. `parts`: the real ones unless given."""
+    logs.setup(config.log, "supervisor")
+    logs.protect(*config.secret_values)
+    directory = DataDirectory(config.node.data_path)
+    try:
+        directory.open()
+        with _signals_raise():
+            return _with_directory(config, parts or _real_parts(), directory)
+    except StopEarly:
+        return EXIT_OK
+    except InvalidSetting as error:
+        return _refuse(error, EXIT_SETTING)
+    except Unavailable as error:
+        return _refuse(error, EXIT_UNAVAILABLE)
+    except AnvilError as error:
+        return _refuse(error, EXIT_FAILED)
+    finally:
+        directory.close()
+
+
+def _real_parts() -> Parts:
+    from anvil.node.assemble import PARTS
+
+    return PARTS
+
+
+def _refuse(error: AnvilError, code: int) -> int:
+    sys.stderr.write(f"anvil: {logs.redact(error.message)}\n")
+    return code
+
+
+def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> int:
+    config = directory.with_secrets(config)
+    logs.protect(*config.secret_values)
+    node_id = directory.node_id()
+    with reserve(config.api.listen) as listening:
+        address = Address(config.api.listen.host, listening.getsockname()[1])
+        embedded = parts.embedded(config) if config.database.embedded else None
+        try:
+            urls = embedded.start() if embedded is not None else (config.database.global_url, config.database.regional_url)
+            keys = asyncio.run(parts.prepare(config, *urls, node_id))
+            if keys is not None:
+                directory.write_credentials(keys.access_key, keys.secret, config.node.region)
+            supervisor = Supervisor(config, parts, directory, node_id, urls, address, embedded)
+            return asyncio.run(supervisor.run())
+        finally:
+            if embedded is not None:
+                embedded.stop()  # again, which does nothing, where the supervisor got so far as to stop it
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Until the loop takes the signals over, they end the start in order."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StopEarly
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reserve(address: Address) -> socket.socket:
+    """A socket bound to the address, not listening: it keeps the port for the workers, who bind beside it with
+    SO_REUSEPORT. Raises Unavailable when somebody listens there (another node, too, which SO_REUSEPORT alone would let
+    share the port unnoticed).
+    """
+    try:
+        family, kind, protocol, _, name = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise InvalidSetting(f"ANVIL_API_LISTEN_ADDR={address} cannot be resolved ({error.strerror}): name an address") from None
+    probe, held = socket.socket(family, kind, protocol), socket.socket(family, kind, protocol)
+    try:
+        with probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(name)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(name)
+    except OSError as error:
+        held.close()
+        raise Unavailable(
+            f"cannot listen on {address} ({error.strerror}): free it, or choose another ANVIL_API_LISTEN_ADDR"
+        ) from None
+    return held
+
+
+class Supervisor:
+    """The running node: one background process and the workers."""
+
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        directory: DataDirectory,
+        node_id: bytes,
+        urls: tuple[str, str],
+        address: Address,
+        embedded: Embedded | None,
+    ) -> None:
+        self.config = config
+        self.address = address
+        self._directory = directory
+        self._embedded = embedded
+        self._urls = urls
+        named = [("background", 0, parts.background)]
+        named += [(f"worker-{index}", index, parts.worker) for index in range(config.node.worker_count)]
+        self.processes = [
+            ManagedProcess(
+                Plan(name, index, config, urls[0], urls[1], node_id, address.host, address.port), module, self._tell_members
+            )
+            for name, index, module in named
+        ]
+        self._signal: int | None = None
+        self._signalled = asyncio.Event()
+
+    @property
+    def background(self) -> ManagedProcess:
+        return self.processes[0]
+
+    @property
+    def workers(self) -> list[ManagedProcess]:
+        return self.processes[1:]
+
+    @property
+    def endpoint(self) -> str:
+        """The URL to give to clients on this machine."""
+        if self.config.api.public_addrs:
+            return self.config.api.public_urls[0]
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - told apart, not bound
+        return f"http://{Address(anywhere.get(self.address.host, self.address.host), self.address.port)}"
+
+    async def run(self) -> int:
+        """Until a signal, or until a child shows that the node cannot run. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        stopped = loop.create_task(self._signalled.wait())
+        keeping: list[asyncio.Task[None]] = []
+        try:
+            for group in (self.processes[:1], self.workers):
+                keeping += [loop.create_task(process.run()) for process in group]
+                for process in group:
+                    await _first([loop.create_task(process.serving()), stopped], keeping)
+                if stopped.done():
+                    break
+            else:
+                self._announce()
+                await _first([stopped], keeping)
+            await self._stop()
+        except Unavailable as error:
+            log.error("the node cannot run: %s", error.message)
+            return EXIT_FAILED
+        finally:
+            stopped.cancel()
+            for process in self.processes:
+                process.kill()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            if self._embedded is not None:
+                await asyncio.to_thread(self._embedded.stop)  # in a thread, so that a second signal is still heard
+        log.info("stopped")
+        return EXIT_OK
+
+    def _announce(self) -> None:
+        self._directory.announce(RunningNode(os.getpid(), self.endpoint, *self._urls))
+        log.info(
+            "serving",
+            extra={
+                "endpoint": self.endpoint,
+                "version": VERSION,
+                "workers": len(self.workers),
+                "region": self.config.node.region,
+            },
+        )
+        pair = self._directory.read_credentials()
+        keys = KeyPair(*pair) if pair is not None else None
+        sys.stdout.write(
+            welcome(self.endpoint, self.config.node.region, str(self._directory.credentials), keys, sys.stdout.isatty())
+        )
+        sys.stdout.flush()
+
+    async def _stop(self) -> None:
+        """Workers first, then the background process that serves them. PostgreSQL is stopped by the caller, last."""
+        # Ctrl-C: somebody at the terminal waits, and no load balancer needs to notice.
+        notice_s = 0.0 if self._signal == signal.SIGINT else self.config.node.drain_notice_s
+        drain = Drain(notice_s, self.config.node.drain_s)
+        log.info("stopping", extra={"notice_s": notice_s, "drain_s": drain.drain_s})
+        self.background.tell("draining", None)
+        patience_s = drain.notice_s + drain.drain_s + STOP_MARGIN_S
+        await asyncio.gather(*(worker.stop(drain, patience_s) for worker in self.workers))
+        await self.background.stop(Drain(0.0, STOP_MARGIN_S), STOP_MARGIN_S * 2)
+
+    def _on_signal(self, number: int) -> None:
+        if self._signal is not None:
+            self._end_at_once(number)
+        self._signal = number
+        self._signalled.set()
+
+    def _end_at_once(self, number: int) -> None:
+        """The second signal: kill what runs. Acknowledged data is safe, since acknowledged means durable."""
+        for process in self.processes:
+            process.kill()
+        if self._embedded is not None and self._embedded.pid is not None:
+            os.kill(self._embedded.pid, signal.SIGQUIT)  # PostgreSQL's immediate shutdown: it recovers at the next start
+        os._exit(128 + number)
+
+    def _tell_members(self) -> None:
+        pids = {process.plan.name: process.pid for process in self.processes if process.pid is not None}
+        members = Members(pids | {"supervisor": os.getpid()}, {process.plan.name: process.restarts for process in self.processes})
+        self.background.tell("members", members)
+
+
+async def _first(wanted: list[asyncio.Task[object]], keeping: list[asyncio.Task[None]]) -> None:
+    """Wait for one of `wanted`. Raises what a child's keeper raised, if one of these ends first."""
+    done, _ = await asyncio.wait([*wanted, *keeping], return_when=asyncio.FIRST_COMPLETED)
+    for task in keeping:
+        if task in done:
+            task.result()
+
+
+def welcome(endpoint: str, region: str, credentials: str, keys: KeyPair | None, terminal: bool) -> str:
+    """What is printed once the node serves. The secret only to a terminal: elsewhere, standard output ends up in log files."""
+    lines = ["", f"Anvil {VERSION} serves S3 at {endpoint}  (region {region})", ""]
+    if keys is not None:
+        lines += [f"  access key   {keys.access_key}"]
+        lines += [f"  secret key   {keys.secret}"] if terminal else []
+    lines += [
+        f"  credentials  {credentials}",
+        "",
+        "Try it:",
+        f"  export AWS_SHARED_CREDENTIALS_FILE={credentials} AWS_ENDPOINT_URL={endpoint}",
+        "  aws s3 mb s3://first && aws s3 cp README.md s3://first/ && aws s3 ls s3://first",
+        "",
+        "",
+    ]
+    return "\n".join(lines)

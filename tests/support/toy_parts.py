@@ -1,0 +1,236 @@
+"""Toy parts: a node whose workers answer every request with their pid, so that supervisor, channel, health and metrics can
+be tested alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from anvil.base import instruments
+from anvil.base.config import Config
+from anvil.base.errors import BucketAlreadyExists, DatabaseUnavailable, NoSuchBucket, Unavailable
+from anvil.base.types import Buffer
+from anvil.model.identity import App, Bucket, BucketState, Policy, Tenant
+from anvil.net.stream import Handler, Headers, RequestHead
+from anvil.node.background import BackgroundParts
+from anvil.node.child import Child
+from anvil.node.health import Check, DriveProbe
+from anvil.node.parts import KeyPair, Parts
+from anvil.node.worker import WorkerLink
+
+TENANT = Tenant(1, "default")
+
+
+def bucket(name: str) -> Bucket:
+    return Bucket(len(name) + 1, TENANT, name, "us-east-1", 1, BucketState.ACTIVE, False, bytes(32))
+
+
+class ToyCatalog:
+    """Buckets in memory. `away`: as if the database did not answer."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Bucket] = {"first": bucket("first")}
+        self.changed: list[str] = []
+        self.away = False
+        self.reads = 0
+        self.gate: asyncio.Event | None = None
+
+    def _check(self) -> None:
+        if self.away:
+            raise DatabaseUnavailable
+
+    async def changes(self) -> Sequence[str]:
+        self._check()
+        changed, self.changed = self.changed, []
+        return changed
+
+    async def app(self, access_key: str) -> App | None:
+        self._check()
+        self.reads += 1
+        return App(1, TENANT, "a", access_key, "topsecret", 1, (Policy("*", "*"),)) if access_key.startswith("AK") else None
+
+    async def bucket(self, name: str) -> Bucket | None:
+        self._check()
+        self.reads += 1
+        found = self.names.get(name)
+        if self.gate is not None:
+            await self.gate.wait()
+        return found
+
+    async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
+        self._check()
+        return [self.names[name] for name in sorted(self.names)]
+
+    async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:
+        if name in self.names:
+            raise BucketAlreadyExists(BucketName=name)
+        self.names[name] = bucket(name)
+        return self.names[name]
+
+    async def delete_bucket(self, bucket: Bucket) -> None:
+        if self.names.pop(bucket.name, None) is None:
+            raise NoSuchBucket
+
+
+class ToyStream:
+    """One request of a connection that is closed behind it."""
+
+    def __init__(self, head: RequestHead, writer: asyncio.StreamWriter) -> None:
+        self.head = head
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self._writer = writer
+
+    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        self.status, self.headers, self.body = status, dict(headers), body
+        lines = [f"HTTP/1.1 {status} x".encode(), *(name + b": " + value for name, value in headers)]
+        lines += [] if b"content-length" in self.headers else [f"content-length: {len(body)}".encode()]
+        self._writer.write(b"\r\n".join([*lines, b"connection: close", b"", body]))
+
+    async def readinto(self, view: memoryview) -> int:
+        return 0
+
+    async def read_all(self, limit: int) -> bytes:
+        return b""
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        raise AssertionError("not used")
+
+    async def write(self, data: Buffer) -> None:
+        raise AssertionError("not used")
+
+    async def flushed(self) -> None: ...
+    async def finish(self) -> None: ...
+    @property
+    def started(self) -> bool:
+        return self.status != 0
+
+    @property
+    def received_bytes(self) -> int:
+        return 0
+
+    @property
+    def sent_bytes(self) -> int:
+        return 0
+
+    def abort(self) -> None: ...
+
+
+class ToyServing:
+    """Answers `/slow` after a second, `/bucket/NAME` from the catalog, everything else with the pid."""
+
+    def __init__(self, process: Child, link: WorkerLink) -> None:
+        self._plan = process.plan
+        self._link = link
+        self._requests: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._handler: Handler | None = None
+        self.lease = True
+
+    @property
+    def handler(self) -> Handler:
+        return self._serve
+
+    async def _serve(self, stream: object) -> None:
+        assert isinstance(stream, ToyStream)
+        path = stream.head.path
+        instruments.API_REQUESTS.labels("s3", "other", "200").inc()
+        if path == b"/slow":
+            await asyncio.sleep(1)
+        if path.startswith(b"/bucket/"):
+            try:
+                found = await self._link.catalog.bucket(path[8:].decode())
+                await stream.respond(200 if found else 404, [])
+            except Unavailable as error:
+                await stream.respond(503, [], error.message.encode())
+        else:
+            await stream.respond(200, [], str(os.getpid()).encode())
+
+    async def listen(self, handler: Handler) -> None:
+        self._handler = handler
+        self._server = await asyncio.start_server(self._accept, self._plan.listen_host, self._plan.listen_port, reuse_port=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests.add(task)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError), contextlib.closing(writer):
+            lines = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            method, target, _ = lines[0].split(b" ")
+            pairs = [line.split(b": ", 1) for line in lines[1:] if line]
+            headers = tuple((name.lower(), value) for name, value in pairs)
+            path, _, query = target.partition(b"?")
+            host = dict(headers).get(b"host", b"")
+            head = RequestHead(
+                method.decode(), path, query, headers, host, "1.1", writer.get_extra_info("peername")[0], None, False
+            )
+            assert self._handler is not None
+            await self._handler(ToyStream(head, writer))
+            await writer.drain()
+        self._requests.discard(task)
+
+    async def drain(self, deadline_s: float) -> None:
+        if self._server is not None:
+            self._server.close()
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=deadline_s)
+
+    async def close(self) -> None: ...
+
+
+async def build_worker(process: Child, link: WorkerLink) -> ToyServing:
+    if process.config.node.region == "broken-worker":
+        raise DatabaseUnavailable("the toy database is away")
+    return ToyServing(process, link)
+
+
+async def build_background(process: Child) -> BackgroundParts:
+    catalog = ToyCatalog()
+    flag = process.config.node.data_path / "database-away"
+
+    async def database() -> None:
+        catalog.away = flag.exists()
+        if catalog.away:
+            raise DatabaseUnavailable("the toy database is away")
+
+    drives = [
+        DriveProbe(Path(path), label, "drive.json")
+        for path, label in zip(process.config.storage.drives, process.config.storage.labels, strict=True)
+    ]
+    return BackgroundParts(catalog, [Check("global_database", database, forgiving=True)], drives, 1, 1)
+
+
+class ToyPostgres:
+    """Counts starts and stops in the data directory."""
+
+    def __init__(self, config: Config) -> None:
+        self._log = config.node.data_path / "postgres.log"
+        self.pid = None
+
+    def start(self) -> tuple[str, str]:
+        with self._log.open("a") as log:
+            log.write("start\n")
+        return "postgresql:///global", "postgresql:///regional"
+
+    def stop(self) -> None:
+        with self._log.open("a") as log:
+            log.write("stop\n")
+
+
+async def prepare(config: Config, global_url: str, regional_url: str, node_id: bytes) -> KeyPair | None:
+    for drive in config.storage.drives:
+        Path(drive).mkdir(parents=True, exist_ok=True)
+        (Path(drive) / "drive.json").write_text("{}")
+    made = config.node.data_path / "made"
+    if made.exists():
+        return None
+    made.touch()
+    return KeyPair("AKTOYTOYTOYTOYTOYTOY", "s" * 40)
+
+
+PARTS = Parts(ToyPostgres, prepare, "tests.support.toy_worker", "tests.support.toy_background")

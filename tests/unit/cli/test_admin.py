@@ -1,0 +1,237 @@
+"""The commands, with administration in memory: what they print, with and without --json, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from anvil.base.config import Config
+from anvil.base.errors import AccessDenied, AnvilError, DatabaseUnavailable, InvalidSetting, NameTaken, NoSuchBucket, UnknownName
+from anvil.cli import doctor
+from anvil.cli.admin import Session, command
+from anvil.cli.admin_ops import AppRow, NewKeys, UsageRow
+from anvil.cli.exits import Exit, code_of
+from anvil.model.identity import Policy, Tenant
+
+URLS = {
+    "ANVIL_GLOBAL_DATABASE_URL": "postgresql://h/g",
+    "ANVIL_REGIONAL_DATABASE_URL": "postgresql://h/r",
+    "ANVIL_DEV_MODE": "1",
+}
+
+
+class MemoryOps:
+    """AdminOps over dictionaries."""
+
+    def __init__(self) -> None:
+        self.tenants = {"default": 1}
+        self.apps: dict[str, NewKeys] = {}
+        self.policies: list[tuple[str, Policy]] = []
+        self.public: dict[str, bool] = {"b": False}
+        self.urls: tuple[str, str] = ("", "")
+
+    @asynccontextmanager
+    async def open(self, config: Config, global_url: str, regional_url: str) -> AsyncIterator[MemoryOps]:
+        self.urls = (global_url, regional_url)
+        yield self
+
+    async def region_create(self, name: str) -> None: ...
+
+    async def tenant_create(self, name: str) -> Tenant:
+        if name in self.tenants:
+            raise NameTaken(f"there is a tenant {name} already")
+        self.tenants[name] = len(self.tenants) + 1
+        return Tenant(self.tenants[name], name)
+
+    async def tenant_list(self) -> Sequence[Tenant]:
+        return [Tenant(number, name) for name, number in self.tenants.items()]
+
+    async def app_create(self, tenant: str, name: str) -> NewKeys:
+        if tenant not in self.tenants:
+            raise UnknownName(f"there is no tenant {tenant}")
+        self.apps[name] = NewKeys(tenant, name, f"AK{name}", "s3cr3t")
+        return self.apps[name]
+
+    async def app_list(self, tenant: str | None) -> Sequence[AppRow]:
+        return [AppRow(one.tenant, one.app, one.access_key) for one in self.apps.values()]
+
+    async def app_reset_secret(self, app: str, tenant: str | None) -> NewKeys:
+        return self.apps[app]
+
+    async def app_delete(self, app: str, tenant: str | None) -> None:
+        del self.apps[app]
+
+    async def policy_grant(self, app: str, tenant: str | None, policy: Policy) -> bool:
+        known = (app, policy) in self.policies
+        self.policies.append((app, policy))
+        return not known
+
+    async def policy_revoke(self, app: str, tenant: str | None, policy: Policy) -> bool:
+        if (app, policy) not in self.policies:
+            return False
+        self.policies.remove((app, policy))
+        return True
+
+    async def policy_list(self, app: str, tenant: str | None) -> Sequence[Policy]:
+        return [policy for name, policy in self.policies if name == app]
+
+    async def bucket_set_public(self, name: str, allow: bool) -> None:
+        if name not in self.public:
+            raise NoSuchBucket
+        self.public[name] = allow
+
+    async def usage(self) -> Sequence[UsageRow]:
+        return [UsageRow("default", "b", 3, 4096, 1, 10)]
+
+
+@pytest.fixture
+def ops(monkeypatch: pytest.MonkeyPatch) -> MemoryOps:
+    for name, value in URLS.items():
+        monkeypatch.setenv(name, value)
+    return MemoryOps()
+
+
+def invoke(ops: MemoryOps, *arguments: str) -> tuple[int, str]:
+    """As `anvil.cli.main` runs it: the exit code, and what was printed."""
+    runner = CliRunner()
+    result = runner.invoke(command, list(arguments), obj=Session(None, None, ops.open), standalone_mode=False)
+    if isinstance(result.exception, AnvilError):
+        return code_of(result.exception), result.exception.message
+    if result.exception is not None:
+        raise result.exception
+    return result.return_value if isinstance(result.return_value, int) else 0, result.output
+
+
+def as_json(ops: MemoryOps, *arguments: str) -> Any:
+    code, output = invoke(ops, *arguments, "--json")
+    assert code == 0
+    return json.loads(output)
+
+
+def test_every_command_of_the_issue_works_and_speaks_json(ops: MemoryOps) -> None:
+    right = ("--app", "web", "--action", "object:read", "--resource", "b/*")
+    assert as_json(ops, "region", "create", "eu-1") == {"region": "eu-1"}
+    assert as_json(ops, "tenant", "create", "acme") == {"tenant": "acme", "id": 2}
+    assert [row["tenant"] for row in as_json(ops, "tenant", "list")] == ["default", "acme"]
+    made = as_json(ops, "app", "create", "--tenant", "acme", "--name", "web")
+    assert made == {"tenant": "acme", "app": "web", "access_key": "AKweb", "secret": "s3cr3t"}
+    assert "secret" not in as_json(ops, "app", "list")[0]
+    assert as_json(ops, "policy", "grant", *right)["changed"] is True
+    assert as_json(ops, "policy", "grant", *right)["changed"] is False
+    assert as_json(ops, "policy", "list", "--app", "web")[0] == {"action": "object:read", "resource": "b/*"}
+    assert as_json(ops, "policy", "revoke", *right)["changed"] is True
+    assert as_json(ops, "app", "reset-secret", "--app", "web")["secret"] == "s3cr3t"
+    assert as_json(ops, "bucket", "set-public", "b", "--allow", "true") == {"bucket": "b", "public": True}
+    assert ops.public["b"] is True
+    assert as_json(ops, "usage")[0]["bytes"] == 4096
+    assert as_json(ops, "app", "delete", "--app", "web")["deleted"] is True
+    assert as_json(ops, "app", "list") == []
+    assert ops.urls == (URLS["ANVIL_GLOBAL_DATABASE_URL"], URLS["ANVIL_REGIONAL_DATABASE_URL"])
+
+
+def test_people_get_tables_and_sentences(ops: MemoryOps) -> None:
+    assert "no apps" in invoke(ops, "app", "list")[1]
+    _, shown = invoke(ops, "app", "create", "--tenant", "default", "--name", "web")
+    assert "AKweb" in shown
+    assert "shown only now" in shown
+    assert "4096" in invoke(ops, "usage")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("tenant", "create", "default"), Exit.CONFLICT, "already"),
+        (("app", "create", "--tenant", "x", "--name", "n"), Exit.NOT_FOUND, "no tenant x"),
+        (("bucket", "set-public", "none", "--allow", "false"), Exit.NOT_FOUND, "bucket"),
+        (("policy", "grant", "--app", "a", "--action", "object:write", "--resource", "b*c*"), Exit.USAGE, "one `*` at its end"),
+        (("policy", "grant", "--app", "a", "--action", "fly", "--resource", "*"), Exit.USAGE, "object:read"),
+        (("policy", "revoke", "--app", "a", "--action", "*", "--resource", "*"), Exit.NOT_FOUND, "was not granted"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_a_code(ops: MemoryOps, arguments: tuple[str, ...], code: Exit, told: str) -> None:
+    found, output = invoke(ops, *arguments)
+    assert found == code
+    assert told in output
+
+
+def test_codes_follow_the_remedy() -> None:
+    assert code_of(InvalidSetting("x")) == Exit.USAGE
+    assert code_of(DatabaseUnavailable()) == Exit.UNAVAILABLE
+    assert code_of(AccessDenied()) == Exit.DENIED
+    assert code_of(AnvilError()) == Exit.FAILED
+
+
+def anvil(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = str(Path(__file__).parents[3])
+    return subprocess.run(
+        [sys.executable, "-m", "anvil.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=cwd,
+        env={"PYTHONPATH": root, "PATH": "/usr/bin:/bin"},
+    )
+
+
+def test_without_a_running_node_it_says_how_to_start_one(tmp_path: Path) -> None:
+    done = anvil("admin", "tenant", "list", cwd=tmp_path)
+    assert done.returncode == Exit.UNAVAILABLE
+    assert "no node runs on" in done.stderr
+    assert "anvil server --data-dir" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_wrong_usage_is_code_2_and_help_names_the_commands(tmp_path: Path) -> None:
+    assert anvil("admin", "tenant", "fly", cwd=tmp_path).returncode == Exit.USAGE
+    assert anvil("fly", cwd=tmp_path).returncode == Exit.USAGE
+    shown = anvil("--help", cwd=tmp_path).stdout
+    for name in ("server", "config", "doctor", "admin", "version"):
+        assert name in shown
+
+
+def test_config_prints_the_reference_and_the_values(tmp_path: Path) -> None:
+    assert "ANVIL_DATA_DIR" in anvil("config", cwd=tmp_path).stdout
+    values = json.loads(anvil("config", "--effective", "--json", cwd=tmp_path).stdout)
+    assert values["api"]["listen_addr"] == "127.0.0.1:50051"
+    anvil("config", "--write", "reference.md", cwd=tmp_path)
+    assert (tmp_path / "reference.md").read_text().startswith("# Configuration")
+
+
+def test_small_commands_import_little(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[3])
+    code = "import sys; sys.argv=['anvil','version']; from anvil.cli.main import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted(name for name in ('rich', 'asyncpg', 'uvloop', 'asyncio', 'prometheus_client') if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env={"PYTHONPATH": root}
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_doctor_looks_at_drives_and_judges_databases(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    found = doctor._drive(tmp_path / "disk", "disk")
+    assert "fsync" in found.value
+    assert found.state in ("ok", "warning", "problem")
+    assert list((tmp_path / "disk").iterdir()) == [], "nothing is left behind"
+    (tmp_path / "file").touch()
+    assert "does not exist" in doctor._drive(tmp_path / "none", "none").value
+    good = {"server_version": "16.4", "fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+    assert all(finding.state == "ok" for finding in doctor._judge_database("global", good))
+    bad = doctor._judge_database("global", {**good, "server_version": "14.1", "synchronous_commit": "off", "fsync": "off"})
+    assert [finding.state for finding in bad] == ["problem", "problem", "problem", "ok"]
+
+
+def test_doctor_measures_in_reasonable_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert doctor._fsync_ms(tmp_path) > 0
+    assert time.monotonic() - began < 10
