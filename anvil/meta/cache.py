@@ -37,11 +37,20 @@ class ChangeCache:
         self._hastened = False
         self._reading: asyncio.Task[None] | None = None
         self._generation = 0
+        self._named: set[str] = set()  # what changed since `changes` was asked last, "*" for everything
         self.reads = 0
 
     async def listen(self, connection: asyncpg.Connection) -> None:
         """For Link's on_connect: a NOTIFY makes the next request read the log at once."""
         await connection.add_listener(_CHANNEL, lambda *_: self.hasten())
+
+    async def changes(self) -> tuple[str, ...]:
+        """Read the log now. Returns what it named since the last call, as `kind:name`, or `*` when anything may have changed. Raises
+        DatabaseUnavailable; nothing is lost by that, the next call returns it."""
+        self.hasten()
+        await self._refresh()
+        named, self._named = self._named, set()
+        return ("*",) if "*" in named else tuple(sorted(named))
 
     def hasten(self) -> None:
         """Something changed: what is cached is not fresh any more."""
@@ -88,10 +97,12 @@ class ChangeCache:
         if self._position == 0 or began - self._read_at > CHANGE_LOG_KEEP_S / 2 or xmin < self._position:
             self._entries.clear()
             self._generation += 1
+            self._named = {"*"}
         for row in rows:
             if row["kind"] is not None:
                 self._entries.pop((row["kind"], row["name"]), None)
                 self._generation += 1
+                self._named.add(f"{row['kind']}:{row['name']}" if len(self._named) < CATALOG_ROWS_MAX else "*")
         self._position = xmin
         self._read_at = began
         self.reads += 1

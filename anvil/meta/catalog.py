@@ -125,6 +125,11 @@ class GlobalCatalog:
     async def bucket(self, name: str) -> Bucket | None:
         return await self._cache.get("bucket", name, lambda: self._buckets.submit(name))
 
+    async def changes(self) -> Sequence[str]:
+        """`app:ACCESS_KEY` and `bucket:NAME` of rows changed since the last call, or `*`. Raises DatabaseUnavailable; what could not be
+        reported then is reported by the next call."""
+        return await self._cache.changes()
+
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
         return [self._bucket_from(row) for row in await self.query(_BUCKETS_SQL, tenant_id)]
 
