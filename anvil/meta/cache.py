@@ -47,6 +47,8 @@ class ChangeCache:
     async def changes(self) -> tuple[str, ...]:
         """Read the log now. Returns what it named since the last call, as `kind:name`, or `*` when anything may have changed. Raises
         DatabaseUnavailable; nothing is lost by that, the next call returns it."""
+        if self._reading is not None:
+            await asyncio.wait([self._reading])  # it began before this call, so it cannot answer it
         self.hasten()
         await self._refresh()
         named, self._named = self._named, set()
