@@ -272,10 +272,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _advance(self) -> None:
         """Serve what has been received. A loop, not a recursion: a client may pipeline thousands of refused requests."""
-        while self._phase == _HEAD and not self.out.paused:
+        while self._phase == _HEAD:
+            if self.out.paused:
+                self._pause_reading()  # a client that does not read its answers may not ask for more
+                return
             if not self._pending:
                 if self._eof or (self._port.draining and not self._first):
                     self._close()
+                self._resume_reading()
                 return
             if not self._begin():
                 return
@@ -354,28 +358,32 @@ class Connection(asyncio.BufferedProtocol):
         """The connection's task: runs the handler for one request after the other. A task for each request would cost as much as
         parsing its head."""
         port = self._port
-        while self._phase == _BUSY:
-            stream = self._stream
-            assert stream is not None
-            try:
-                stream.running = True
-                await port.handler(stream)
-                if not stream.finished and not self._transport.is_closing():
-                    raise RuntimeError("the handler returned without a whole answer")
-            except Exception as error:
-                self._fail(stream, error)
-            finally:
-                port.stats.requests_in_flight -= 1
-                self._counted = False
-                self._end(stream)
-                if self._pending or self._eof or port.draining:
-                    self._advance()
-                    port.settle()
-            if self._phase == _BUSY:
-                await asyncio.sleep(0)  # pipelined: others get their turn first
-            elif self._phase in (_HEAD, _DRAIN):
-                self._wake = port.loop.create_future()
-                await self._wake
+        try:
+            while self._phase == _BUSY:
+                stream = self._stream
+                assert stream is not None
+                try:
+                    stream.running = True
+                    await port.handler(stream)
+                    if not stream.finished and not self._transport.is_closing():
+                        raise RuntimeError("the handler returned without a whole answer")
+                except Exception as error:
+                    self._fail(stream, error)
+                finally:
+                    port.stats.requests_in_flight -= 1
+                    self._counted = False
+                    self._end(stream)
+                    if self._pending or self._eof or port.draining:
+                        self._advance()
+                        port.settle()
+                if self._phase == _BUSY:
+                    await asyncio.sleep(0)  # pipelined: others get their turn first
+                elif self._phase in (_HEAD, _DRAIN):
+                    self._wake = port.loop.create_future()
+                    await self._wake
+        except BaseException:
+            self.abort()  # cancelled, or the error handling itself failed: nothing serves this connection any more
+            raise
         self._task = None
 
     def _fail(self, stream: HttpStream, error: Exception) -> None:
@@ -443,6 +451,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if body.complete:
             self._next()
+        elif self._eof:
+            self._close()
         else:
             self._resume_reading()
 
@@ -462,6 +472,8 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = _CLOSING
         self._since_s = self._port.now_s
         self._pending = b""
+        if self._transport.is_closing():
+            return
         if linger and not self._eof and self._transport.can_write_eof():
             self._transport.write_eof()
             self._resume_reading()

@@ -273,6 +273,21 @@ async def test_pipelined_bytes_are_held_up_to_one_read() -> None:
 
 
 @on_loop
+async def test_a_client_that_reads_no_answers_is_not_asked_for_more() -> None:
+    async with rig(ok, requests_in_flight=0, write_high_water_bytes=64 * KIB) as net:
+        client = await net.client(receive_bytes=16 * KIB)
+        client.writer.write(get() * 300_000)
+        (connection,) = net.server._port.connections
+        await until(lambda: connection.out.paused)
+        for _ in range(100):
+            await asyncio.sleep(0.001)
+        assert connection.out.queued_bytes <= 128 * KIB
+        assert net.stats.bytes_in <= net.stats.requests * len(get()) + 2 * READ_BYTES
+        for _ in range(1000):
+            assert (await client.answer()).status == 503
+
+
+@on_loop
 async def test_a_writer_waits_for_its_client() -> None:
     async def handler(stream: Stream) -> None:
         stream.start(200, [], 100 * MIB)
@@ -466,6 +481,37 @@ async def test_a_cut_answer_to_http_1_0_does_not_look_whole() -> None:
         with pytest.raises(ConnectionResetError):
             while await client.reader.read(100):
                 pass
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@on_loop
+async def test_a_handler_that_cancels_itself_does_not_leave_its_connection_unserved(answered: bool) -> None:
+    async def handler(stream: Stream) -> None:
+        if answered:
+            await stream.respond(200, [], b"ok")
+        raise asyncio.CancelledError
+
+    async with rig(handler) as net:
+        client = await net.client()
+        await client.send(get() + get())
+        assert (await client.closed()).count(b"HTTP/1.1 200") == answered
+        await until(lambda: net.server.connections_open == 0)
+
+
+@on_loop
+async def test_an_early_answer_to_a_client_that_left_amid_its_body() -> None:
+    held = Held()
+    async with rig(held) as net:
+        client = await net.client()
+        await client.send(get(b"/", b"Content-Length: 1000", method=b"PUT") + b"x")
+        client.writer.write_eof()
+        await until(lambda: held.running == 1)
+        (connection,) = net.server._port.connections
+        connection._resume_reading()  # a body byte held back keeps the end from being seen until somebody reads
+        await until(lambda: connection._eof)
+        held.release.set()
+        assert (await client.answer()).body == b"ok"
+        assert await client.closed() == b""
 
 
 @on_loop
