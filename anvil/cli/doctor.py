@@ -13,7 +13,6 @@ import statistics
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -209,35 +208,15 @@ def _databases(config: Config) -> list[Finding]:
         return [Finding("databases", "embedded", error.message)]
     found: list[Finding] = []
     for name, url in zip(("global", "regional"), urls, strict=True):
-        try:
-            settings = asyncio.run(_settings(url))
-        except AnvilError as error:
-            found.append(Finding("databases", name, error.message, "problem", "the node cannot start without it"))
-        else:
-            found += _judge_database(name, settings)
+        version, problems = asyncio.run(_database(url, name))
+        found.append(
+            Finding("databases", name, f"PostgreSQL {version}" if version else "no answer", "ok" if version else "problem")
+        )
+        found += [Finding("databases", f"{name} database", problem, "problem") for problem in problems]
     return found
 
 
-async def _settings(url: str) -> dict[str, str]:
+async def _database(url: str, name: str) -> tuple[str, tuple[str, ...]]:
     from anvil.node.assemble import database_settings
 
-    return await database_settings(url, ("server_version", "fsync", "synchronous_commit", "full_page_writes"))
-
-
-def _judge_database(name: str, settings: dict[str, Any]) -> list[Finding]:
-    version = str(settings.get("server_version", "unknown"))
-    major = int(version.split(".", maxsplit=1)[0]) if version.split(".", maxsplit=1)[0].isdigit() else 0
-    found = [
-        Finding("databases", name, f"PostgreSQL {version}", "ok")
-        if major >= 16
-        else Finding("databases", name, f"PostgreSQL {version}", "problem", "PostgreSQL 16 or later is needed")
-    ]
-    for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-        value = str(settings.get(setting, "unknown"))
-        if value in ("off", "local") if setting == "synchronous_commit" else value == "off":
-            found.append(
-                Finding("databases", f"{name} {setting}", value, "problem", "acknowledged objects can be lost: turn it on")
-            )
-        else:
-            found.append(Finding("databases", f"{name} {setting}", value, "ok"))
-    return found
+    return await database_settings(url, name)

@@ -1,0 +1,107 @@
+"""`anvil admin` over the databases: the AdminOps of `cli/admin_ops.py` by `meta`.
+
+Owns: how an app is named (by access key, or by a name that is unique). Not here: SQL, printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from anvil.base.config import Config
+from anvil.base.errors import InvalidArgument, UnknownName
+from anvil.cli.admin_ops import AppRow, NewKeys, UsageRow
+from anvil.meta.admin import Admin, AppInfo, Credentials
+from anvil.meta.catalog import GlobalCatalog
+from anvil.meta.keyring import Keyring
+from anvil.meta.regional import RegionalStore
+from anvil.model.identity import Policy, Tenant
+
+
+@asynccontextmanager
+async def open_catalog(
+    config: Config, global_url: str, regional_url: str, name: str
+) -> AsyncIterator[tuple[GlobalCatalog, RegionalStore]]:
+    """Both databases, connected. `name`: shown in pg_stat_activity. Raises DatabaseUnavailable."""
+    regional = RegionalStore(regional_url, name=name)
+    catalog = GlobalCatalog(global_url, Keyring(config.security.master_key), regional, config.node.region, name=name)
+    try:
+        await regional.start()
+        await catalog.start()
+        yield catalog, regional
+    finally:
+        await catalog.close()
+        await regional.close()
+
+
+@asynccontextmanager
+async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
+    """For one command."""
+    async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
+        yield DatabaseAdmin(catalog.admin)
+
+
+class DatabaseAdmin:
+    """AdminOps over `meta.admin.Admin`."""
+
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
+
+    async def region_create(self, name: str) -> None:
+        await self._admin.create_region(name)
+
+    async def tenant_create(self, name: str) -> Tenant:
+        return await self._admin.create_tenant(name)
+
+    async def tenant_list(self) -> Sequence[Tenant]:
+        return await self._admin.tenants()
+
+    async def app_create(self, tenant: str, name: str) -> NewKeys:
+        return _keys(await self._admin.create_app(tenant, name))
+
+    async def app_list(self, tenant: str | None) -> Sequence[AppRow]:
+        return [AppRow(app.tenant, app.name, app.access_key) for app in await self._admin.apps(tenant)]
+
+    async def app_reset_secret(self, app: str, tenant: str | None) -> NewKeys:
+        found = await self._app(app, tenant)
+        return _keys(await self._admin.reset_secret(found.tenant, found.name))
+
+    async def app_delete(self, app: str, tenant: str | None) -> None:
+        found = await self._app(app, tenant)
+        await self._admin.delete_app(found.tenant, found.name)
+
+    async def policy_grant(self, app: str, tenant: str | None, policy: Policy) -> bool:
+        found = await self._app(app, tenant)
+        await self._admin.grant(found.tenant, found.name, policy)
+        return policy not in found.policies
+
+    async def policy_revoke(self, app: str, tenant: str | None, policy: Policy) -> bool:
+        found = await self._app(app, tenant)
+        await self._admin.revoke(found.tenant, found.name, policy)
+        return policy in found.policies
+
+    async def policy_list(self, app: str, tenant: str | None) -> Sequence[Policy]:
+        return (await self._app(app, tenant)).policies
+
+    async def bucket_set_public(self, name: str, allow: bool) -> None:
+        await self._admin.set_public(name, allow)
+
+    async def usage(self) -> Sequence[UsageRow]:
+        return [
+            UsageRow(row.tenant, row.bucket, row.usage.objects, row.usage.bytes, row.usage.upload_parts, row.usage.upload_bytes)
+            for row in await self._admin.usage()
+        ]
+
+    async def _app(self, named: str, tenant: str | None) -> AppInfo:
+        found = [app for app in await self._admin.apps(tenant) if named in (app.access_key, app.name)]
+        by_key = [app for app in found if app.access_key == named]
+        if len(by_key or found) > 1:
+            tenants = ", ".join(sorted(app.tenant for app in found))
+            raise InvalidArgument(f"several tenants have an app {named!r} ({tenants}): add --tenant, or use its access key")
+        if not found:
+            raise UnknownName(f"there is no app {named!r}: `anvil admin app list` shows them")
+        return (by_key or found)[0]
+
+
+def _keys(made: Credentials) -> NewKeys:
+    return NewKeys(made.tenant, made.app, made.access_key, made.secret)

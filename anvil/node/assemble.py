@@ -1,0 +1,286 @@
+"""The composition root: builds every process of the node out of its parts. The only place that knows all of them.
+
+Invariant: what is opened here is closed here, in the opposite order. Not here: any rule, any loop that serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+from anvil._ec.digest import DigestLanes
+from anvil.api.s3.app import S3Api
+from anvil.api.s3.call import Services
+from anvil.auth.authenticate import Authenticator
+from anvil.auth.authorize import Authorizer
+from anvil.base import instruments
+from anvil.base.clock import SYSTEM_CLOCK
+from anvil.base.config import Config
+from anvil.base.errors import DatabaseUnavailable, WriterFenced
+from anvil.base.ids import random_id, request_id
+from anvil.base.limits import COLLECT_BATCH, DRAIN_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.metrics import REGISTRY
+from anvil.base.owned import OwnedTasks
+from anvil.ec.buffers import Buffers
+from anvil.ec.codecs import codec_for, self_test
+from anvil.ec.executor import JobRunner, NativeExecutor
+from anvil.engine.context import Context, Placement
+from anvil.engine.engine import Engine
+from anvil.engine.session import WriterSession
+from anvil.meta.admin import tenant_totals
+from anvil.meta.catalog import GlobalCatalog
+from anvil.meta.embedded import EmbeddedPostgres
+from anvil.meta.health import check
+from anvil.meta.migrate import Database, migrate
+from anvil.meta.regional import RegionalStore
+from anvil.net.server import Server, serve
+from anvil.net.stream import Handler
+from anvil.node.admin import open_admin, open_catalog
+from anvil.node.background import BackgroundParts
+from anvil.node.child import Child
+from anvil.node.health import Check, DriveProbe
+from anvil.node.local import NO_SESSION, attach_drives, detach_drives, prepare_drives, scheme_of
+from anvil.node.observe import EngineEvents, request_finished
+from anvil.node.parts import KeyPair, Parts
+from anvil.node.payload import open_body
+from anvil.node.worker import WorkerLink
+from anvil.shards.identity import IDENTITY
+from anvil.tasks.collect import Collector
+from anvil.tasks.periodic import Periodic
+from anvil.tasks.repair import Repairer
+
+CODING_THREADS: Final = 2  # per worker, beside one for the digest lanes
+USAGE_EVERY_S: Final = 15.0
+COLLECT_EVERY_S: Final = 5.0
+REPAIR_EVERY_S: Final = 2.0
+RESUME_EVERY_S: Final = 30.0
+
+
+# -- before anything serves ------------------------------------------------------------------------------------------------
+
+
+async def prepare(config: Config, global_url: str, regional_url: str, node_id: bytes) -> KeyPair | None:
+    """Migrations, region, tenant and first app, drives."""
+    self_test()
+    await migrate(global_url, Database.GLOBAL)
+    await migrate(regional_url, Database.REGIONAL)
+    await prepare_drives(config, node_id)
+    async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, _):
+        first = await catalog.admin.bootstrap(config.node.region)
+    return KeyPair(first.access_key, first.secret)
+
+
+def embedded(config: Config) -> EmbeddedPostgres:
+    return EmbeddedPostgres(config.node.data_path / "postgres")
+
+
+PARTS = Parts(embedded, prepare, "anvil.node.worker", "anvil.node.background")
+
+
+# -- a worker --------------------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A built worker (`node/worker.py: Serving`)."""
+
+    def __init__(
+        self,
+        process: Child,
+        api: Handler,
+        metadata: RegionalStore,
+        session: WriterSession,
+        owned: OwnedTasks,
+        opened: AsyncExitStack,
+    ) -> None:
+        self.handler = api
+        self._metadata = metadata
+        self._plan = process.plan
+        self._session = session
+        self._owned = owned
+        self._opened = opened
+        self._server: Server | None = None
+
+    @property
+    def lease(self) -> bool:
+        try:
+            return bool(self._session.current)
+        except WriterFenced:
+            return False
+
+    async def listen(self, handler: Handler) -> None:
+        self._server = await serve(handler, [(self._plan.listen_host, self._plan.listen_port)], reuse_port=True)
+        REGISTRY.before_snapshot.append(self._fill)
+
+    def _fill(self) -> None:
+        if self._server is not None:
+            stats = self._server.stats
+            instruments.API_IN_FLIGHT.labels("s3").set(stats.requests_in_flight)
+            for reason, count in stats.rejected.items():
+                instruments.API_REJECTED.labels(reason).set(count)
+        instruments.DB_POOL_CONNECTIONS.labels("regional", "open").set(REGIONAL_CONNECTIONS_MAX if self._metadata.up else 0)
+
+    async def drain(self, deadline_s: float) -> None:
+        if self._server is not None:
+            await self._server.drain(deadline_s)
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.close()
+        await self._owned.close(DRAIN_S)
+        await self._opened.aclose()
+
+
+async def build_worker(process: Child, link: WorkerLink) -> Worker:
+    """Everything a request needs. Raises DatabaseUnavailable, DriveFailed."""
+    loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
+    async with AsyncExitStack() as opened:
+        metadata = RegionalStore(plan.regional_url, name=f"anvil {plan.name}")
+        opened.push_async_callback(metadata.close)
+        await metadata.start()
+        session = WriterSession(metadata, plan.node_id, plan.index)
+        current = await session.open()
+        opened.push_async_callback(session.close)
+        native = NativeExecutor(loop, CODING_THREADS)
+        opened.push_async_callback(native.close)
+        lanes = JobRunner(loop, DigestLanes())
+        opened.push_async_callback(lanes.close)
+        placement = await attach_drives(config, native, current)
+        opened.push_async_callback(detach_drives, placement)
+        opened.callback(loop.create_task(session.keep()).cancel)
+        owned = OwnedTasks(plan.name)
+        scheme = scheme_of(config.storage)
+        engine = Engine(
+            Context(
+                metadata=metadata,
+                placement=lambda: placement,
+                scheme=lambda: scheme,
+                native=native,
+                lanes=lanes,
+                buffers=Buffers(loop),
+                codecs=codec_for,
+                session=session,
+                events=EngineEvents(),
+                owned=owned,
+                new_id=random_id,
+                now_us=SYSTEM_CLOCK.now_us,
+            )
+        )
+        endpoint = config.api.public_urls[0]
+        api = S3Api(
+            Services(engine, link.catalog, Authorizer(), open_body, config.node.region, {config.node.region: endpoint}),
+            Authenticator(link.catalog, config.node.region, config.api.public_hosts, trusted_proxies=config.api.trusted_proxies),
+            base_domains=config.api.base_domains,
+            observers=(request_finished,),
+            host_id=plan.node_id.hex(),
+            request_ids=request_id,
+        )
+        return Worker(process, api, metadata, session, owned, opened.pop_all())
+
+
+# -- the background process ------------------------------------------------------------------------------------------------
+
+
+async def build_background(process: Child) -> BackgroundParts:
+    """Catalog, checks, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
+    loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
+    scheme = scheme_of(config.storage)
+    async with AsyncExitStack() as opened:
+        catalog, metadata = await opened.enter_async_context(
+            open_catalog(config, plan.global_url, plan.regional_url, "anvil background")
+        )
+        native = NativeExecutor(loop, 1)
+        opened.push_async_callback(native.close)
+        placement = await attach_drives(config, native, NO_SESSION)
+        opened.push_async_callback(detach_drives, placement)
+        named = zip(config.storage.drives, config.storage.labels, strict=True)
+        probes = [DriveProbe(Path(path), label, IDENTITY) for path, label in named]
+        checks = [
+            Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
+            Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
+        ]
+        tasks = _tasks(config, catalog, metadata, placement, native, Buffers(loop))
+        return BackgroundParts(catalog, checks, probes, scheme.k, scheme.quorum, tasks, opened.pop_all().aclose)
+
+
+def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None]]:
+    up = instruments.DB_UP.labels(database.value)
+
+    async def ask() -> None:
+        found = await check(url, database)
+        up.set(float(found.ok))
+        if not found.ok:
+            raise DatabaseUnavailable("; ".join(found.problems))
+
+    return ask
+
+
+def _tasks(
+    config: Config,
+    catalog: GlobalCatalog,
+    metadata: RegionalStore,
+    placement: Placement,
+    native: NativeExecutor,
+    buffers: Buffers,
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    collector = Collector(metadata, placement, config.storage.gc_grace_s)
+    repairer = Repairer(metadata, placement, native, buffers, codec_for)
+
+    async def collect() -> bool:
+        return await collector.run() >= COLLECT_BATCH
+
+    async def repair() -> bool:
+        for result in await repairer.run():
+            instruments.SHARD_REPAIRS.labels(str(result)).inc()
+        instruments.SHARDS_UNHEALTHY.labels("missing").set(sum(debt.missing.bit_count() for debt in await metadata.debts(1000)))
+        return False
+
+    async def usage() -> bool:
+        await metadata.fold_usage()
+        await _publish_usage(catalog)
+        return False
+
+    async def resume() -> bool:
+        await metadata.expire_sessions()
+        await catalog.resume_bucket_changes()
+        return False
+
+    work = {
+        "collect": (COLLECT_EVERY_S, collect),
+        "repair": (REPAIR_EVERY_S, repair),
+        "usage": (USAGE_EVERY_S, usage),
+        "resume": (RESUME_EVERY_S, resume),
+    }
+    return {name: Periodic(name, every_s, run, _task_ended).run for name, (every_s, run) in work.items()}
+
+
+def _task_ended(name: str, result: str, seconds: float) -> None:
+    instruments.TASK_RUNS.labels(name, result).inc()
+    instruments.TASK_DURATION.labels(name).observe(seconds)
+
+
+async def _publish_usage(catalog: GlobalCatalog) -> None:
+    """Fill the usage gauges anew, so that what was deleted disappears from them."""
+    rows = await catalog.admin.usage()
+    for metric in (instruments.BUCKET_USAGE, instruments.BUCKET_OBJECTS, instruments.TENANT_USAGE, instruments.TENANT_OBJECTS):
+        metric.clear()
+    for row in rows:
+        # Added, not set: the buckets beyond the bound share one series.
+        instruments.BUCKET_USAGE.labels(row.tenant, row.bucket).inc(row.usage.bytes)
+        instruments.BUCKET_OBJECTS.labels(row.tenant, row.bucket).inc(row.usage.objects)
+    for tenant, (objects, stored) in tenant_totals(rows).items():
+        instruments.TENANT_USAGE.labels(tenant).set(stored)
+        instruments.TENANT_OBJECTS.labels(tenant).set(objects)
+    instruments.USAGE_UPDATED.set(time.time())
+
+
+async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
+    """The server's version, and what is wrong with the database `global` or `regional`, for `anvil doctor`."""
+    found = await check(url, Database(name))
+    return found.version, found.problems
+
+
+__all__ = ["PARTS", "build_background", "build_worker", "database_settings", "open_admin"]
