@@ -11,7 +11,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from anvil.base.errors import AnvilError, DriveFailed, StorageFull
 from anvil.base.limits import READ_INLINE_BYTES_MAX
@@ -37,10 +37,10 @@ class CountingJob(Job, Protocol):
 
 
 class Executor(Protocol):
-    """Runs jobs: `run` on a C thread, `run_small` here and now. Both raise what the job's `check` raises."""
+    """Runs the jobs of an `IoJobs` made for it: `run` on a C thread, `run_small` here and now. Both raise what `check` raises."""
 
-    async def run(self, job: Job) -> object: ...
-    def run_small(self, job: Job) -> object: ...
+    async def run(self, job: Any) -> object: ...
+    def run_small(self, job: Any) -> object: ...
 
 
 class IoJobs(Protocol):
