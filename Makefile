@@ -32,7 +32,7 @@ dev: build $(VENV)/dev
 
 $(VENV)/python: tools/system-packages.sh
 	@tools/system-packages.sh $(PYTHON)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/deps: $(VENV)/python pyproject.toml requirements.lock tools/requirements.py
