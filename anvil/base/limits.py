@@ -146,7 +146,6 @@ SECRET_CHARS_MIN: Final = 32
 WORKER_HEALTHY_S: Final = 30.0  # a child that lived this long starts its backoff from the beginning again
 START_S_MAX: Final = 60.0  # how long a child may take until it says that it serves
 STOP_MARGIN_S: Final = 5.0  # beyond the drain time, before a child that does not stop is killed
-EMBEDDED_CHECK_S: Final = 0.5  # how often the supervisor looks after the embedded PostgreSQL
 CHANNEL_FRAME_BYTES_MAX: Final = 16 * MIB  # one message between processes; the largest is a metrics snapshot
 CHANNEL_PENDING_MAX: Final = 8192  # calls of one process waiting for an answer; beyond it SlowDown
 CHANNEL_CALL_S: Final = 15.0  # longer than DATABASE_WAIT_S, so that the other side's own error arrives

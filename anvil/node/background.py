@@ -31,7 +31,7 @@ from anvil.node.exposition import ProcessMetrics, exposition
 from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, WorkerReport
 from anvil.node.worker import Hello, Welcome
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("anvil.node.background")
 GZIP_LEVEL = 1
 
 

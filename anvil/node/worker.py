@@ -28,7 +28,7 @@ from anvil.node.child import Child
 from anvil.node.endpoints import NodeEndpoints
 from anvil.node.health import HealthSnapshot, Readiness, WorkerReport, judged
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("anvil.node.worker")
 SNAPSHOT_EVERY = 4  # heartbeats
 
 

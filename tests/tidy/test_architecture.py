@@ -1,0 +1,206 @@
+"""Who may import whom, and what else holds for every file (DESIGN.md "Shape", CONVENTIONS.md).
+
+A rule that needs an exception gets it here, by name and with its reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "anvil"
+
+BASE = {"base"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "base": set(),
+    "model": BASE,
+    "_ec": BASE,
+    "ec": BASE | {"_ec", "model"},
+    "wire": BASE | {"_ec", "model"},
+    # Contracts that are types alone: what a request's head is (net.stream), what the engine needs (engine.ports).
+    "auth": BASE | {"model", "net", "engine"},
+    "engine": BASE | {"model", "_ec", "ec"},
+    "shards": BASE | {"model", "_ec", "ec", "engine"},
+    "meta": BASE | {"model", "engine"},
+    "tasks": BASE | {"model", "_ec", "ec", "engine"},
+    "net": BASE | {"model", "wire", "auth", "engine"},
+    "api": BASE | {"model", "wire", "auth", "engine", "net", "_ec"},
+    "node": BASE | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli"},
+    "cli": BASE | {"model", "node", "_ec"},
+}
+# Packages that another may import only for these modules.
+ONLY_MODULES: dict[tuple[str, str], set[str]] = {
+    ("auth", "net"): {"anvil.net.stream"},
+    ("auth", "engine"): {"anvil.engine.ports"},
+    ("net", "engine"): {"anvil.engine.ports"},
+    ("net", "auth"): {"anvil.auth.types"},
+    ("shards", "engine"): {"anvil.engine.ports"},
+    ("meta", "engine"): {"anvil.engine.ports"},
+    ("node", "cli"): {"anvil.cli.admin_ops"},
+    ("cli", "_ec"): {"anvil._ec.codec", "anvil._ec.digest"},  # doctor names the kernels
+}
+ONLY_HERE = {
+    "asyncpg": "meta",
+    "lmdb": "shards",
+    "grpc": "api or peers",
+    "prometheus_client": "node",
+    "click": "cli",
+    "rich": "cli",
+}
+READS_ENVIRONMENT = {"anvil/base/config.py"}
+
+FILE_LINES_MAX = 500
+FUNCTION_LINES_MAX = 70
+LONG_FILES: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {}
+
+
+def sources(suffix: str = ".py") -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob(f"*{suffix}") if "__pycache__" not in path.parts)
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every module a file imports, also inside functions and for type checking alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}:{node.lineno} imports relatively"
+            module = node.module or ""
+            for alias in node.names:
+                whole = f"{module}.{alias.name}"
+                is_module = (ROOT / Path(*whole.split("."))).with_suffix(".py").exists() or (
+                    ROOT / Path(*whole.split("."))
+                ).is_dir()
+                yield node.lineno, whole if is_module else module
+
+
+def test_packages_import_only_what_the_table_allows() -> None:
+    wrong = []
+    for path in sources():
+        parts = path.relative_to(PACKAGE).parts
+        if len(parts) < 2:
+            continue
+        package = parts[0]
+        for line, module in imports(path):
+            names = module.split(".")
+            if names[0] != "anvil" or len(names) < 2 or names[1] == package:
+                continue
+            target = names[1]
+            only = ONLY_MODULES.get((package, target))
+            if target not in MAY_IMPORT[package] or (only is not None and module not in only):
+                wrong.append(f"{relative(path)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_covers_every_package() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("library", ONLY_HERE)
+def test_a_library_is_used_in_one_place(library: str) -> None:
+    homes = set(ONLY_HERE[library].split(" or "))
+    wrong = [
+        f"{relative(path)}:{line}"
+        for path in sources()
+        for line, module in imports(path)
+        if module.split(".")[0] == library and path.relative_to(PACKAGE).parts[0] not in homes
+    ]
+    assert not wrong, f"only {ONLY_HERE[library]} may import {library}: {wrong}"
+
+
+def test_only_the_configuration_reads_the_environment() -> None:
+    wrong = []
+    for path in sources():
+        if relative(path) in READS_ENVIRONMENT:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            named = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "putenv")
+            if named and isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                wrong.append(f"{relative(path)}:{node.lineno}")
+    assert not wrong, wrong
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    missing = [
+        relative(path)
+        for path in sources()
+        if path.read_text().strip() and not (ast.get_docstring(ast.parse(path.read_text())) or "").strip()
+    ]
+    assert not missing, missing
+
+
+def test_files_are_short() -> None:
+    long = {
+        relative(path): len(path.read_text().splitlines())
+        for path in [*sources(".py"), *sources(".pyx")]
+        if len(path.read_text().splitlines()) > FILE_LINES_MAX
+    }
+    assert set(long) <= set(LONG_FILES), f"over {FILE_LINES_MAX} lines, so perhaps two things: {long}"
+    assert set(LONG_FILES) <= set(long), "an exception that is no longer needed"
+
+
+def test_functions_are_short() -> None:
+    long = {}
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > FUNCTION_LINES_MAX:
+                    long[f"{relative(path)}:{node.name}"] = lines
+    assert set(long) <= set(LONG_FUNCTIONS), f"over {FUNCTION_LINES_MAX} lines, so perhaps two things: {long}"
+    assert set(LONG_FUNCTIONS) <= set(long), "an exception that is no longer needed"
+
+
+def test_nothing_is_left_for_later() -> None:
+    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
+    wrong = [
+        f"{relative(path)}:{number}: {line.strip()}"
+        for path in [*sources(".py"), *sources(".pyx"), *sources(".pyi"), *sources(".sql")]
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if words.search(line)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_error_is_swallowed() -> None:
+    """`except Exception: pass`, and bare `except:`, hide what an operator must know."""
+    wrong = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                name = node.type.id if isinstance(node.type, ast.Name) else None
+                silent = all(isinstance(line, (ast.Pass, ast.Continue)) for line in node.body)
+                if node.type is None or (name in ("Exception", "BaseException") and silent):
+                    wrong.append(f"{relative(path)}:{node.lineno}")
+    assert not wrong, wrong
+
+
+def test_every_limit_limits_something() -> None:
+    """A bound in base/limits.py that no code names bounds nothing."""
+    limits = (PACKAGE / "base" / "limits.py").read_text()
+    names = re.findall(r"^([A-Z][A-Z0-9_]+): Final", limits, re.MULTILINE)
+    code = "\n".join(path.read_text() for path in [*sources(".py"), *sources(".pyx")] if path.name != "limits.py")
+    unused = [name for name in names if not re.search(rf"\b{name}\b", code) and name not in ("KIB", "MIB", "GIB", "TIB")]
+    assert not unused, unused
+
+
+def test_every_metric_is_counted_somewhere() -> None:
+    """A metric that is declared and never touched would show an eternal zero."""
+    declared = re.findall(r"^([A-Z_]+) = _", (PACKAGE / "base" / "instruments.py").read_text(), re.MULTILINE)
+    code = "\n".join(path.read_text() for path in sources() if path.name != "instruments.py")
+    unused = [name for name in declared if not re.search(rf"\b{name}\b", code)]
+    assert not unused, unused
+
+
+def test_each_extension_has_its_interface_file() -> None:
+    assert [relative(path) for path in sources(".pyx") if not path.with_suffix(".pyi").exists()] == []
