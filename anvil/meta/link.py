@@ -39,7 +39,14 @@ _SETTINGS: Final = {
     "enable_bitmapscan": "off",
 }
 
-CONNECTION_ERRORS: Final = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, TimeoutError)
+# InternalClientError is what asyncpg says of a connection on which the server announced its end out of turn.
+CONNECTION_ERRORS: Final = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+    TimeoutError,
+)
 
 
 def connection_lost(error: BaseException) -> bool:
@@ -130,7 +137,9 @@ class Link:
         connection = await self.connected(deadline)
         prepared = self._statements.get(sql)
         if prepared is None:
-            prepared = self._statements[sql] = await connection.prepare(sql)
+            # Without a name of our own asyncpg, its cache being off, would have the statement parsed and planned at every use.
+            prepared = await connection.prepare(sql, name=f"anvil_{len(self._statements)}")
+            self._statements[sql] = prepared
         return prepared
 
     async def bury(self, incarnation: str, deadline: float) -> None:
