@@ -9,7 +9,8 @@ import pytest
 
 from anvil.auth.types import Payload
 from anvil.model.records import Algorithm, Attributes, Checksum, ChecksumType, PartRecord
-from tests.unit.api.fakes import ACME, LAST_MODIFIED, NOW_US, OTHER, World, app_of
+from tests.unit.api.fake_engine import NOW_US
+from tests.unit.api.fakes import ACME, LAST_MODIFIED, OTHER, World, app_of
 
 DATA = b"0123456789"
 ETAG = hashlib.md5(DATA).hexdigest()
