@@ -18,6 +18,7 @@ from hmac import compare_digest
 from anvil.auth.credentials import (
     Claim,
     header_claim,
+    is_v2,
     iso,
     parse_payload,
     printable,
@@ -26,6 +27,7 @@ from anvil.auth.credentials import (
     single_headers,
 )
 from anvil.auth.hosts import Hosts
+from anvil.auth.sigv2 import claim_v2, verify_v2
 from anvil.auth.sigv4 import PRESIGNED, VERBATIM, canonical_request, derive_key, signature, string_to_sign, unsigned_headers
 from anvil.auth.types import Authenticated, ChunkSeed, Payload
 from anvil.base.errors import (
@@ -91,6 +93,8 @@ class Authenticator:
             )
         if b"x-amz-security-token" in headers or (params is not None and "X-Amz-Security-Token" in params):
             raise InvalidToken()
+        if params is not None and is_v2(params):
+            return await self._presigned_v2(head, headers)
         if params is not None:
             claim = query_claim(params)
             declared = _declared_presigned(headers, params)
@@ -121,6 +125,18 @@ class Authenticator:
         if payload in _SIGNED_STREAMING:
             seed = ChunkSeed(key, claim.signature.decode(), claim.amz_date.decode(), claim.scope.decode())
         return Authenticated(Principal(app), payload, digest, seed, claim.presigned)
+
+    async def _presigned_v2(self, head: RequestHead, headers: dict[bytes, bytes]) -> Authenticated:
+        """See `sigv2`. The payload of such a request is not signed, but a digest it declares still counts."""
+        claim = claim_v2(head, int(self._clock()))
+        payload, digest = parse_payload(headers.get(b"x-amz-content-sha256"))
+        if payload in _STREAMING:
+            raise InvalidRequest("A payload in chunks needs its credentials in the Authorization header.")
+        app = await self._catalog.app(claim.access_key)
+        if app is None:
+            raise InvalidAccessKey(AWSAccessKeyId=claim.access_key)
+        verify_v2(head, claim, app, self.hosts.virtual_bucket(head.authority))
+        return Authenticated(Principal(app), payload, digest, None, True)
 
     def _check_scope(self, claim: Claim) -> None:
         """Region, service and date of the credential. The region comes first: clients mend it and repeat."""

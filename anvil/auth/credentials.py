@@ -93,7 +93,7 @@ def single_headers(head: RequestHead) -> dict[bytes, bytes]:
     return found
 
 
-def _decoded(text: bytes) -> bytes:
+def decoded(text: bytes) -> bytes:
     """A name or value of a query, as the canonical query reads it: `+` is a space."""
     if b"+" in text:
         text = text.replace(b"+", b" ")
@@ -107,10 +107,15 @@ def query_credentials(query: bytes) -> dict[str, list[bytes]] | None:
     found: dict[str, list[bytes]] = {}
     for text in query.split(b"&"):
         name, _, value = text.partition(b"=")
-        decoded = _decoded(name).decode("latin-1")
-        if decoded in _QUERY_KNOWN:
-            found.setdefault(decoded, []).append(_decoded(value))
+        plain = decoded(name).decode("latin-1")
+        if plain in _QUERY_KNOWN:
+            found.setdefault(plain, []).append(decoded(value))
     return None if _QUERY_CREDENTIALS.isdisjoint(found) else found
+
+
+def is_v2(params: dict[str, list[bytes]]) -> bool:
+    """Whether the credentials of a query are those of signature version 2, and of nothing else."""
+    return _QUERY_V4_SET.isdisjoint(params)
 
 
 def amz_seconds(text: bytes) -> int | None:

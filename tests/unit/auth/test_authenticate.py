@@ -298,20 +298,9 @@ def test_an_access_key_may_contain_slashes() -> None:
 # -- other mechanisms -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "head",
-    [
-        head_of("GET", f"{ENDPOINT}/b/k", {"authorization": f"AWS {ACCESS_KEY}:frJIUN8DYpKDtOLCwo//yllqDzg="}),
-        head_of(
-            "GET", f"{ENDPOINT}/b/k?AWSAccessKeyId={ACCESS_KEY}&Expires=1175139620&Signature=NpgCjnDzrM%2BWFzoENXmpNDUsSn8%3D"
-        ),
-        head_of("GET", f"{ENDPOINT}/b/k?Signature=x"),
-    ],
-    ids=["header", "query", "signature alone"],
-)
-def test_signature_version_2_is_named_and_refused(head: object) -> None:
+def test_signature_version_2_in_the_header_is_named_and_refused() -> None:
     with pytest.raises(InvalidRequest) as refused:
-        run(head)
+        run(head_of("GET", f"{ENDPOINT}/b/k", {"authorization": f"AWS {ACCESS_KEY}:frJIUN8DYpKDtOLCwo//yllqDzg="}))
     assert refused.value.message == (
         "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
     )
