@@ -45,12 +45,14 @@ _APP_SQL: Final = """
         ARRAY(SELECT p.action FROM policies p WHERE p.app_id = a.app_id ORDER BY p.action, p.resource) AS actions,
         ARRAY(SELECT p.resource FROM policies p WHERE p.app_id = a.app_id ORDER BY p.action, p.resource) AS resources
     FROM unnest($1::text[]) WITH ORDINALITY AS i (access_key, ord)
-    JOIN apps a ON a.access_key = i.access_key JOIN tenants t ON t.tenant_id = a.tenant_id"""
+    CROSS JOIN LATERAL (SELECT * FROM apps x WHERE x.access_key = i.access_key LIMIT 1) AS a
+    JOIN tenants t ON t.tenant_id = a.tenant_id"""
 _BUCKET_COLUMNS: Final = """b.bucket_id, b.name, b.region, b.created_us, b.state, b.public_read, b.sealed_key, b.meta_shard,
     t.tenant_id, t.name AS tenant"""
 _BUCKET_SQL: Final = f"""
     SELECT i.ord, {_BUCKET_COLUMNS} FROM unnest($1::text[]) WITH ORDINALITY AS i (name, ord)
-    JOIN buckets b ON b.name = i.name COLLATE "C" JOIN tenants t ON t.tenant_id = b.tenant_id WHERE b.state = 'active'"""
+    CROSS JOIN LATERAL (SELECT * FROM buckets x WHERE x.name = i.name COLLATE "C" LIMIT 1) AS b
+    JOIN tenants t ON t.tenant_id = b.tenant_id WHERE b.state = 'active'"""
 _BUCKETS_SQL: Final = f"""
     SELECT {_BUCKET_COLUMNS} FROM buckets b JOIN tenants t ON t.tenant_id = b.tenant_id
     WHERE b.tenant_id = $1 AND b.state = 'active' ORDER BY b.name"""

@@ -119,6 +119,7 @@ class Coalescer(Generic[I, R]):
         self._wake.set()
         await asyncio.wait([task], timeout=STATEMENT_TIMEOUT_S)
         task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     async def submit(self, item: I) -> R:
         """Raises SlowDown (queue full), DatabaseUnavailable (nothing happened), OutcomeUnknown, or the item's own error."""
@@ -153,6 +154,10 @@ class Coalescer(Generic[I, R]):
                 self.rows += len(batch)
                 try:
                     await self._run(batch)
+                except asyncio.CancelledError:
+                    for waiting in batch:
+                        waiting.fail(OutcomeUnknown())
+                    raise
                 except Exception as error:
                     log.exception("%s: a batch failed in an unforeseen way", self._operation.name)
                     for waiting in batch:

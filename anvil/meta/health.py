@@ -21,6 +21,7 @@ _FACTS_SQL: Final = """
     SELECT current_setting('server_version') AS version, current_setting('synchronous_commit') AS synchronous_commit,
            current_setting('fsync') AS fsync, current_setting('full_page_writes') AS full_page_writes,
            pg_is_in_recovery() AS standby,
+           current_setting('server_encoding') AS encoding,
            (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
            (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline"""
 
@@ -82,6 +83,8 @@ def _problems(row: asyncpg.Record) -> list[str]:
     for setting in ("fsync", "full_page_writes"):
         if row[setting] != "on":
             problems.append(f"{setting} is off: a crash would lose or damage data")
+    if row["encoding"] != "UTF8":
+        problems.append(f"the database's encoding is {row['encoding']}: it must be created with ENCODING 'UTF8'")
     if int(row["version"].split(".")[0]) < 16:
         problems.append(f"PostgreSQL {row['version']} is too old: 16 or later is needed")
     return problems

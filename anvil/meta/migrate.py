@@ -61,6 +61,10 @@ async def migrate(url: str, database: Database) -> int:
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
         raise DatabaseUnavailable(f"cannot reach the {database} database: {error}") from error
     try:
+        if (encoding := await connection.fetchval("SHOW server_encoding")) != "UTF8":
+            raise InvalidSetting(
+                f"the {database} database has the encoding {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0"
+            )
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         await connection.execute(_TABLE)
         done = 0

@@ -61,7 +61,9 @@ class RegionalStore:
         self._get_upload = self._coalescer(self._reads, uploads.GET)
         self._list_parts = self._coalescer(self._reads, uploads.LIST_PARTS)
         self._put = self._coalescer(self._writes, objects.PUT)
-        self._put_if = self._coalescer(self._writes, objects.PUT_IF)
+        # Kept apart: a batch of both kinds would lock its rows in two passes, and could deadlock with another.
+        self._put_if_match = self._coalescer(self._writes, objects.PUT_IF)
+        self._put_if_none_match = self._coalescer(self._writes, objects.PUT_IF)
         self._replace = self._coalescer(self._writes, objects.REPLACE)
         self._delete = self._coalescer(self._writes, objects.DELETE)
         self._create = self._coalescer(self._writes, uploads.CREATE)
@@ -98,7 +100,11 @@ class RegionalStore:
 
     def batch_sizes(self) -> dict[str, tuple[int, int]]:
         """(batches, rows) so far, by kind of call: how well coalescing works."""
-        return {coalescer.name: (coalescer.batches, coalescer.rows) for coalescer in self._coalescers}
+        sizes: dict[str, tuple[int, int]] = {}
+        for coalescer in self._coalescers:
+            batches, rows = sizes.get(coalescer.name, (0, 0))
+            sizes[coalescer.name] = (batches + coalescer.batches, rows + coalescer.rows)
+        return sizes
 
     async def query(self, sql: str, *args: object) -> Sequence[asyncpg.Record]:
         """A statement of the background's, on the third connection. It may be run twice when the connection is lost."""
@@ -111,7 +117,10 @@ class RegionalStore:
         return record
 
     async def put_object(self, commit: PutCommit) -> Committed:
-        committed: Committed = await (self._put_if if commit.condition else self._put).submit(commit)
+        coalescer = self._put
+        if commit.condition:
+            coalescer = self._put_if_none_match if commit.condition.if_match is None else self._put_if_match
+        committed: Committed = await coalescer.submit(commit)
         return committed
 
     async def replace_attributes(self, commit: PutCommit, expected: VersionId) -> Committed:

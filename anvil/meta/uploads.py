@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from anvil.base.errors import AnvilError, DatabaseUnavailable, InvalidPart, NoSuchBucket, NoSuchUpload, WriterFenced
+from anvil.base.limits import LIST_KEYS_MAX
 from anvil.meta.coalesce import Operation, Query, Rows
-from anvil.meta.objects import FENCED, FENCES, condition_error, fence_error
+from anvil.meta.objects import FENCED, FENCES, WHY_SQL, condition_error, fence_error
 from anvil.meta.rows import (
     CONTENT_COLUMNS,
     pack_attributes,
@@ -60,18 +61,12 @@ def _by_upload(item: UploadCommit) -> tuple[BucketId, UploadId]:
     return item.bucket_id, item.upload_id
 
 
-_WHY_SQL: Final = """
-    SELECT EXISTS (SELECT FROM writer_sessions w WHERE w.session_id = i.session_id) AS live,
-           EXISTS (SELECT FROM buckets b WHERE b.bucket_id = i.bucket_id) AS fence
-    FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS i (session_id, bucket_id, ord) ORDER BY ord"""
-
-
 def _why_args(items: Sequence[Any]) -> Sequence[object]:
     return [item.session for item in items], [item.bucket_id for item in items]
 
 
 _WHY: Final[Query[Any, Any]] = Query(
-    _WHY_SQL, _why_args, lambda _items, rows: [fence_error(row["live"], row["fence"]) or NoSuchUpload() for row in rows]
+    WHY_SQL, _why_args, lambda _items, rows: [fence_error(row["live"], row["fence"]) or NoSuchUpload() for row in rows]
 )
 
 
@@ -118,8 +113,8 @@ def _absent(items: Sequence[UploadCommit], rows: Rows) -> Sequence[bool | None]:
 
 
 _THERE_SQL: Final = """
-    SELECT u.upload_id FROM unnest($1::bigint[], $2::bytea[]) AS i (bucket_id, upload_id)
-    JOIN uploads u ON u.bucket_id = i.bucket_id AND u.upload_id = i.upload_id"""
+    SELECT i.upload_id FROM unnest($1::bigint[], $2::bytea[]) AS i (bucket_id, upload_id)
+    WHERE (SELECT true FROM uploads u WHERE u.bucket_id = i.bucket_id AND u.upload_id = i.upload_id)"""
 
 
 def _there_args(items: Sequence[UploadCommit]) -> Sequence[object]:
@@ -139,7 +134,8 @@ _ABORT_SQL: Final = f"""
     gone AS (
         DELETE FROM uploads u
         USING unnest($1::bytea[], $2::bigint[], $3::bytea[], $4::text[]) AS i (session_id, bucket_id, upload_id, key)
-        WHERE {FENCED} AND u.bucket_id = i.bucket_id AND u.upload_id = i.upload_id AND u.key = i.key AND u.version_id IS NULL
+        WHERE {FENCED} AND u.bucket_id = ANY (ARRAY[i.bucket_id]) AND u.upload_id = ANY (ARRAY[i.upload_id]) AND u.key = i.key
+          AND coalesce(u.version_id, '') = ''  -- in progress, said so that no partial index seems to fit
         RETURNING u.upload_id
     )
     SELECT upload_id FROM gone"""
@@ -169,7 +165,8 @@ UploadName = tuple[BucketId, str, UploadId]
 
 _GET_SQL: Final = """
     SELECT i.ord, u.* FROM unnest($1::bigint[], $2::text[], $3::bytea[]) WITH ORDINALITY AS i (bucket_id, key, upload_id, ord)
-    JOIN uploads u ON u.bucket_id = i.bucket_id AND u.upload_id = i.upload_id AND u.key = i.key"""
+    CROSS JOIN LATERAL (SELECT * FROM uploads x WHERE x.bucket_id = i.bucket_id AND x.upload_id = i.upload_id LIMIT 1) AS u
+    WHERE u.key = i.key"""
 
 
 def _get_results(items: Sequence[UploadName], rows: Rows) -> Sequence[UploadRecord | None]:
@@ -187,9 +184,14 @@ _PART_COLUMNS: Final = "bucket_id, upload_id, number, size, etag, checksum, blob
 _PART_SQL: Final = f"""
     WITH {FENCES},
     open AS MATERIALIZED (
-        SELECT u.upload_id, u.key FROM uploads u
-        WHERE u.bucket_id = ANY ($2::bigint[]) AND u.upload_id = ANY ($4::bytea[]) AND u.version_id IS NULL
-        ORDER BY u.bucket_id, u.upload_id FOR SHARE
+        SELECT u.upload_id, u.key
+        FROM (
+            SELECT DISTINCT bucket_id, upload_id FROM unnest($2::bigint[], $4::bytea[]) AS n (bucket_id, upload_id) ORDER BY 1, 2
+        ) AS d
+        CROSS JOIN LATERAL (
+            SELECT x.upload_id, x.key FROM uploads x
+            WHERE x.bucket_id = d.bucket_id AND x.upload_id = d.upload_id AND coalesce(x.version_id, '') = '' LIMIT 1 FOR SHARE
+        ) AS u
     ),
     input AS NOT MATERIALIZED (
         SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::bytea[], $5::int[], $6::bigint[], $7::text[], $8::bytea[],
@@ -237,8 +239,10 @@ def _part_results(items: Sequence[PartCommit], rows: Rows) -> Sequence[int | Non
 _PART_SETTLE_SQL: Final = """
     SELECT p.upload_id, p.number, p.modified_us
     FROM unnest($1::bigint[], $2::bytea[], $3::int[], $4::bytea[], $5::text[]) AS i (bucket_id, upload_id, number, blob_id, etag)
-    JOIN parts p ON p.bucket_id = i.bucket_id AND p.upload_id = i.upload_id AND p.number = i.number
-        AND p.etag = i.etag AND p.blob_id IS NOT DISTINCT FROM i.blob_id"""
+    CROSS JOIN LATERAL (
+        SELECT * FROM parts x WHERE x.bucket_id = i.bucket_id AND x.upload_id = i.upload_id AND x.number = i.number LIMIT 1
+    ) AS p
+    WHERE p.etag = i.etag AND p.blob_id IS NOT DISTINCT FROM i.blob_id"""
 
 
 def _part_settle_args(items: Sequence[PartCommit]) -> Sequence[object]:
@@ -351,11 +355,11 @@ _LIST_SQL: Final = "SELECT name, is_prefix, (upload).* FROM list_uploads_page($1
 
 def _list_args(items: Sequence[UploadsQuery]) -> Sequence[object]:
     (item,) = items
-    return item.bucket_id, item.prefix, item.delimiter, item.key_marker, item.upload_marker, item.limit + 1
+    return item.bucket_id, item.prefix, item.delimiter, item.key_marker, item.upload_marker, min(item.limit, LIST_KEYS_MAX) + 1
 
 
 def _list_results(items: Sequence[UploadsQuery], rows: Rows) -> Sequence[UploadsPage]:
-    limit = items[0].limit
+    limit = min(items[0].limit, LIST_KEYS_MAX)
     page = rows[:limit]
     uploads = tuple(upload_from(row) for row in page if not row["is_prefix"])
     prefixes = tuple(row["name"] for row in page if row["is_prefix"])

@@ -13,9 +13,10 @@ BEGIN
         INSERT INTO outbox (bucket_id, blob_id, scheme) SELECT * FROM unnest(blobs_bucket, blobs, schemes);
     END IF;
     IF cardinality(lost_uploads) > 0 THEN
+        -- = ANY (ARRAY[x]) instead of = x: usable as an index condition, but never as a reason to read the whole table in order.
         DELETE FROM uploads u USING unnest(uploads_bucket, lost_uploads) AS l (bucket_id, upload_id)
-        WHERE u.bucket_id = l.bucket_id AND u.upload_id = l.upload_id
-          AND NOT EXISTS (SELECT FROM versions v WHERE v.upload_id = l.upload_id);
+        WHERE u.bucket_id = ANY (ARRAY[l.bucket_id]) AND u.upload_id = ANY (ARRAY[l.upload_id])
+          AND (SELECT true FROM versions v WHERE v.upload_id = l.upload_id AND v.upload_id IS NOT NULL LIMIT 1) IS NULL;
     END IF;
 END $$;
 
@@ -87,7 +88,7 @@ CREATE TRIGGER versions_deleted AFTER DELETE ON versions REFERENCING OLD TABLE A
 -- An upload takes its parts with it. The statement below sees parts committed while the delete waited for the upload's row.
 CREATE FUNCTION uploads_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM parts p USING old_rows o WHERE p.bucket_id = o.bucket_id AND p.upload_id = o.upload_id;
+    DELETE FROM parts p USING old_rows o WHERE p.bucket_id = ANY (ARRAY[o.bucket_id]) AND p.upload_id = ANY (ARRAY[o.upload_id]);
     RETURN NULL;
 END $$;
 

@@ -154,7 +154,9 @@ BEGIN
 
     SELECT count(*), coalesce(sum(p.size), 0) INTO matching, matching_size
     FROM unnest(p_numbers, p_etags) AS l (number, etag)
-    JOIN parts p ON p.bucket_id = p_bucket AND p.upload_id = p_upload AND p.number = l.number AND p.etag = l.etag;
+    CROSS JOIN LATERAL (  -- from the list's side, one index probe each, however many parts there are
+        SELECT x.size, x.etag FROM parts x WHERE x.bucket_id = p_bucket AND x.upload_id = p_upload AND x.number = l.number LIMIT 1
+    ) AS p WHERE p.etag = l.etag;
     IF matching <> cardinality(p_numbers) OR matching = 0 OR matching_size <> p_size THEN outcome := 'bad_part'; RETURN; END IF;
 
     IF p_if_match IS NULL THEN
@@ -206,11 +208,12 @@ BEGIN
     RETURN since_us <= now_us() - grace_us AND NOT EXISTS (SELECT FROM settings WHERE name = 'backup_hold');
 END $$;
 
--- Whether some row names the blob now. Inline content has no shards, so nobody asks about it.
+-- Whether some row names the blob now. Inline content has no shards, so nobody asks about it. (Scalar sub-selects: the planner may
+-- answer EXISTS by reading a whole table into a hash.)
 CREATE FUNCTION blob_owned(blob bytea) RETURNS boolean LANGUAGE sql STABLE
-    AS $$ SELECT EXISTS (SELECT FROM objects WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL)
-              OR EXISTS (SELECT FROM parts WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL)
-              OR EXISTS (SELECT FROM versions WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL) $$;
+    AS $$ SELECT (SELECT true FROM objects WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL LIMIT 1) IS TRUE
+              OR (SELECT true FROM parts WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL LIMIT 1) IS TRUE
+              OR (SELECT true FROM versions WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL LIMIT 1) IS TRUE $$;
 
 -- Remove a bucket's fence. outcome: done, not_empty, gone. Call it in a transaction of its own: the test for emptiness runs after the
 -- fence was locked FOR UPDATE, so it sees every commit that held it, and none can come after. Uploads in progress go with the bucket.

@@ -1,0 +1,65 @@
+"""No hot statement may ever read a whole table, whatever the planner believes about its size when it plans for good."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+
+import pytest
+
+from anvil.meta import collect, link, objects, uploads
+from anvil.meta.coalesce import Operation, Query
+from anvil.meta.migrate import Database
+from tests.postgres_fixture import Postgres
+
+OPERATIONS = [
+    *(objects.GET, objects.PUT, objects.PUT_IF, objects.REPLACE, objects.DELETE),
+    *(uploads.CREATE, uploads.ABORT, uploads.GET, uploads.PUT_PART, uploads.LIST_PARTS),
+]
+
+
+def queries(operation: Operation) -> list[Query]:  # type: ignore[type-arg]
+    return [query for query in (operation.query, operation.settle, operation.refused) if query is not None]
+
+
+STATEMENTS = {f"{op.name} {n}": query.sql for op in OPERATIONS for n, query in enumerate(queries(op))} | {
+    "owe": collect.OWE_SQL,
+    "owned": collect.OWNED_SQL,
+    "garbage": collect.GARBAGE_SQL,
+    "debts": collect.DEBTS_SQL,
+}
+ONE_ROW = """
+    INSERT INTO buckets VALUES (1);
+    INSERT INTO writer_sessions VALUES (uuid_send(gen_random_uuid()), uuid_send(gen_random_uuid()), 0, 0, 0, now());
+    INSERT INTO objects (bucket_id, key, version_id, size, etag) VALUES (1, 'k', uuid_send(gen_random_uuid()), 0, 'e');
+    INSERT INTO uploads (bucket_id, upload_id, key, initiated_us, owner) VALUES (1, uuid_send(gen_random_uuid()), 'k', 1, 'x');
+    INSERT INTO parts (bucket_id, upload_id, number, size, etag) SELECT 1, upload_id, 1, 0, 'e' FROM uploads;
+    VACUUM ANALYZE;"""
+
+
+@pytest.fixture(scope="module", params=["empty", "one row"])
+def url(request: pytest.FixtureRequest, postgres: Postgres) -> str:
+    made = postgres.fresh(Database.REGIONAL)
+    if request.param == "one row":
+        psql(postgres, made, ONE_ROW)
+    return made
+
+
+def psql(postgres: Postgres, url: str, sql: str) -> str:
+    command = [str(postgres.cluster.bin_dir / "psql"), "-XqAt", "-v", "ON_ERROR_STOP=1", url]
+    done = subprocess.run(command, input=sql, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(STATEMENTS))
+def test_every_row_is_reached_by_its_key(postgres: Postgres, url: str, name: str) -> None:
+    planner = "".join(f"SET {k} = '{v}';" for k, v in link._SETTINGS.items() if k.startswith("enable_"))
+    plan = psql(postgres, url, f"{planner} EXPLAIN (GENERIC_PLAN, COSTS OFF) {STATEMENTS[name]};")
+    lines = [*plan.splitlines(), ""]
+    for line, below in itertools.pairwise(lines):
+        if re.search(r"Scan .*on (objects|versions|uploads|parts|writer_sessions|buckets)\b", line):
+            assert "Index Cond:" in below, plan
+    assert "Hash Join" not in plan
+    assert "Merge Join" not in plan
