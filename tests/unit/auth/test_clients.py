@@ -51,10 +51,9 @@ def client(endpoint: str = ENDPOINT, **config: Any) -> tuple[Any, list[AWSPrepar
 
 
 def arrived(request: AWSPreparedRequest) -> Any:
-    headers = [
-        (name, value.decode() if isinstance(value, bytes) else value)
-        for name, value in [*request.headers.items(), ("host", urlsplit(request.url).netloc)]
-    ]
+    headers = {name.lower(): value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()}
+    # With awscrt installed, botocore signs with it and names the host itself; else the connection would.
+    headers.setdefault("host", urlsplit(request.url).netloc)
     return head_of(request.method, request.url, headers)
 
 
