@@ -124,11 +124,21 @@ class InvalidAccessKey(Denied):
     default = "The access key ID you provided does not exist in our records."
 
 
+class InvalidToken(Denied):
+    """Temporary credentials (x-amz-security-token): Anvil issues none, so none can be valid. S3 answers 400."""
+
+    default = "The provided token is malformed or otherwise invalid."
+
+
 class SignatureMismatch(Denied):
+    """`fields`: AWSAccessKeyId, SignatureProvided, StringToSign, CanonicalRequest, so that a client's author can compare."""
+
     default = "The request signature we calculated does not match the signature you provided. Check your key and signing method."
 
 
 class RequestTimeSkewed(Denied):
+    """`fields`: RequestTime, ServerTime, MaxAllowedSkewMilliseconds."""
+
     default = "The difference between the request time and the server's time is too large."
 
 
@@ -237,6 +247,8 @@ class AuthorizationHeaderMalformed(Invalid):
 
 
 class AuthorizationQueryError(Invalid):
+    """S3's AuthorizationQueryParametersError. `fields`: Region, as above."""
+
     default = "Error parsing the X-Amz-* query parameters."
 
 
@@ -322,6 +334,12 @@ class DataLost(Corrupt):
     """Fewer than k good shards exist."""
 
     default = "Stored data is damaged beyond repair."
+
+
+class KernelFault(Corrupt):
+    """A native kernel gave a wrong answer in the self-test: this process must not store anything."""
+
+    default = "A native kernel gave a wrong answer in the self-test."
 
 
 class BadRecord(Corrupt):
