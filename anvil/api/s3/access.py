@@ -10,6 +10,7 @@ from anvil.api.s3.call import Call, owner_id
 from anvil.base.errors import AccessDenied, AnvilError, NoSuchBucket, NoSuchKey, NoSuchVersion, PermanentRedirect
 from anvil.engine.types import ObjectInfo
 from anvil.model.identity import Action, Bucket
+from anvil.model.records import Condition
 
 
 async def bucket_for(call: Call, *actions: Action) -> Bucket:
@@ -54,6 +55,13 @@ def _checked(call: Call, bucket: Bucket, owner_header: bytes) -> Bucket:
         endpoint = call.services.endpoints.get(bucket.region)
         raise PermanentRedirect(Bucket=bucket.name, Endpoint=endpoint, Region=bucket.region)
     return bucket
+
+
+def check_condition(call: Call, bucket: Bucket, key: str, condition: Condition) -> None:
+    """If-Match on a write tells what is there, so it needs the right to read (S3 User Guide, "Conditional requests",
+    "Permissions"). Raises AccessDenied."""
+    if condition.if_match is not None:
+        call.services.authorizer.require_object(call.principal, Action.OBJECT_READ, bucket, key)
 
 
 async def find(call: Call, bucket: Bucket, key: str, *, content: bool, version: str | None) -> ObjectInfo:

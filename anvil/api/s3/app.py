@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import random
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from typing import Protocol
 
 from anvil.api.s3 import features
 from anvil.api.s3.call import Call, Finished, Services
@@ -21,27 +21,34 @@ from anvil.api.s3.errors import classify, error_headers, error_xml
 from anvil.api.s3.ports import Authenticator
 from anvil.api.s3.request import Address, parse_address, parse_request
 from anvil.api.s3.routes import refuse, resolve
-from anvil.api.s3.xml import CONTENT_TYPE
+from anvil.api.s3.xml import CONTENT_TYPE, Xml
 from anvil.base.errors import AnvilError
-from anvil.net.stream import RequestHead, Stream
+from anvil.net.stream import Headers, RequestHead, Stream
 
 log = logging.getLogger(__name__)
 
 AdminHandler = Callable[[Stream], Awaitable[None]]
 Observer = Callable[[Finished], None]
-
 CLIENT_GONE = 499  # as nginx counts it; never sent
 
 
+class Refused(Protocol):
+    """A request that was refused before it reached a handler; `code` is S3's."""
+
+    @property
+    def code(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+
+
 def new_request_id() -> str:
-    """16 upper-case hex digits, as S3's look."""
-    return secrets.token_hex(8).upper()
+    """16 upper-case hex digits, as S3's look. Unique enough to find a request in a log; nothing depends on its being secret."""
+    return f"{random.getrandbits(64):016X}"
 
 
 class S3Api:
     """Serves S3 on streams. `base_domains`: names under which `bucket.name` addresses a bucket. `admin_paths`: exact paths
-    (`/ready`, `/metrics`, ...) served to unsigned GET and HEAD. `observers` are called once for each request, after it; they
-    must not raise."""
+    (`/ready`, `/metrics`, ...) served to unsigned GET and HEAD. `observers` are called once for each request, after it."""
 
     def __init__(
         self,
@@ -80,6 +87,22 @@ class S3Api:
             await self._fail(call, error)
         finally:
             self._observe(call)
+
+    def refusal(self, refused: Refused) -> tuple[Headers, bytes]:
+        """What to answer to a request that `net` refuses before there is a stream: the same document and headers as any error."""
+        request_id = self._request_ids()
+        doc = Xml()
+        doc.open("Error")
+        for name, value in (("Code", refused.code), ("Message", refused.message), ("RequestId", request_id)):
+            doc.text(name, value)
+        doc.text("HostId", self._host_id)
+        doc.close("Error")
+        headers = [
+            CONTENT_TYPE,
+            (b"x-amz-request-id", request_id.encode("ascii")),
+            (b"x-amz-id-2", self._host_id.encode("ascii")),
+        ]
+        return headers, doc.bytes()
 
     async def _serve(self, call: Call) -> None:
         head = call.stream.head
@@ -138,8 +161,10 @@ class S3Api:
     def _observe(self, call: Call) -> None:
         finished = call.finished()
         for observer in self._observers:
-            with suppress(Exception):
+            try:
                 observer(finished)
+            except Exception:
+                log.exception("request %s: an observer failed", call.request_id)
 
 
 def _has_credentials(head: RequestHead) -> bool:

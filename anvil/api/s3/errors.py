@@ -24,7 +24,7 @@ class S3Error(NamedTuple):
 _ARGUMENT = ("ArgumentName", "ArgumentValue")
 _SIZE = ("ProposedSize", "MaxSizeAllowed", "MinSizeAllowed", "PartNumber", "ETag")
 _DATE = ("RequestTime", "ServerTime", "MaxAllowedSkewMilliseconds")
-_EXPIRED = ("Expires", "ServerTime", "X-Amz-Expires")
+_EXPIRED = ("X-Amz-Expires", "Expires", "ServerTime")
 
 TABLE: dict[type[e.AnvilError], S3Error] = {
     e.AnvilError: S3Error("InternalError", 500),
@@ -47,8 +47,9 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.NameTaken: S3Error("EntityAlreadyExists", 409),
     # Denied
     e.Denied: S3Error("AccessDenied", 403),
-    e.AccessDenied: S3Error("AccessDenied", 403),
+    e.AccessDenied: S3Error("AccessDenied", 403, ("HeadersNotSigned",)),
     e.InvalidAccessKey: S3Error("InvalidAccessKeyId", 403, ("AWSAccessKeyId",)),
+    e.InvalidToken: S3Error("InvalidToken", 400),
     e.SignatureMismatch: S3Error(
         "SignatureDoesNotMatch", 403, ("AWSAccessKeyId", "StringToSign", "SignatureProvided", "CanonicalRequest")
     ),
@@ -80,7 +81,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.RequestTimeout: S3Error("RequestTimeout", 400),
     e.MalformedXML: S3Error("MalformedXML", 400),
     e.AuthorizationHeaderMalformed: S3Error("AuthorizationHeaderMalformed", 400, ("Region",)),
-    e.AuthorizationQueryError: S3Error("AuthorizationQueryParametersError", 400),
+    e.AuthorizationQueryError: S3Error("AuthorizationQueryParametersError", 400, ("Region",)),
     e.IllegalLocationConstraint: S3Error("IllegalLocationConstraintException", 400),
     e.PermanentRedirect: S3Error("PermanentRedirect", 301, ("Bucket", "Endpoint", "Region")),
     e.MethodNotAllowed: S3Error("MethodNotAllowed", 405, ("Method", "ResourceType")),
@@ -102,6 +103,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.Corrupt: S3Error("InternalError", 500),
     e.DataLost: S3Error("InternalError", 500),
     e.BadRecord: S3Error("InternalError", 500),
+    e.KernelFault: S3Error("InternalError", 500),
 }
 
 INTERNAL_MESSAGE = "We encountered an internal error. Please try again."

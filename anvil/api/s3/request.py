@@ -23,6 +23,7 @@ SERVICE, BUCKET, OBJECT = "service", "bucket", "object"
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a field name (RFC 9110, 5.6.2), lower case
 _META = b"x-amz-meta-"
 
 # Repeating these is the same as one comma-separated value (RFC 9110, 5.3); everything Anvil acts on must come once.
@@ -192,8 +193,8 @@ def _hoist(query: dict[str, str], headers: dict[bytes, bytes], special: list[byt
         if lower in _NOT_HOISTED:
             continue
         name, value = lower.encode("utf-8"), text.encode("utf-8")
-        if any(byte < 0x20 or byte == 0x7F for byte in name + value):
-            raise InvalidArgument("A header given as a query parameter contains control characters.", ArgumentName=parameter)
+        if not _TOKEN.fullmatch(name) or any(byte < 0x20 or byte == 0x7F for byte in value):
+            raise InvalidArgument("A query parameter that stands for a header could not be one.", ArgumentName=parameter)
         if name in headers:
             if headers[name] != value:
                 raise InvalidRequest(f"{parameter} is given as a header and as a query parameter, with different values.")

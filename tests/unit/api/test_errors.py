@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from xml.etree import ElementTree
 
 import pytest
 
@@ -76,6 +77,16 @@ def test_document() -> None:
     assert answer.text("Resource") == "/bucket/a%26%3C"
     assert answer.text("RequestId") == answer.headers["x-amz-request-id"]
     assert answer.text("HostId") == answer.headers["x-amz-id-2"]
+
+
+def test_refusals_of_the_port_look_the_same() -> None:
+    class Refusal:
+        code, message = "RequestHeaderSectionTooLarge", "a < b"
+
+    headers, body = World(host_id="node-1").api.refusal(Refusal())
+    root = ElementTree.fromstring(body)
+    assert (root.findtext("Code"), root.findtext("Message")) == (Refusal.code, Refusal.message)
+    assert dict(headers)[b"x-amz-request-id"].decode() == root.findtext("RequestId")
 
 
 def test_head_has_no_body() -> None:

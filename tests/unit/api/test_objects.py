@@ -334,6 +334,14 @@ def test_delete_conditions(world: World, headers: dict[str, str], status: int) -
     assert world.ask("HEAD", "/bucket/key").status == (404 if status == 204 else 200)
 
 
+def test_if_match_on_a_write_needs_the_right_to_read(world: World) -> None:
+    world.act_as(app_of(ACME, ("object:write", "bucket/*"), ("object:delete", "bucket/*")))
+    for key in ("key", "missing"):
+        for method, body in (("PUT", b"new"), ("DELETE", None)):
+            assert world.ask(method, f"/bucket/{key}", body, headers={"if-match": QUOTED}).code == "AccessDenied"
+    assert world.ask("PUT", "/bucket/key", b"new", headers={"if-none-match": "*"}).code == "PreconditionFailed"
+
+
 def test_deleting_nothing_is_fine(world: World) -> None:
     assert world.ask("DELETE", "/bucket/missing").status == 204
     assert world.ask("DELETE", "/bucket/missing", headers={"if-match": '"x"'}).code == "NoSuchKey"

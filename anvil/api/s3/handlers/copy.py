@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from anvil.api.s3 import checksums, conditions, metadata
-from anvil.api.s3.access import find, object_bucket, source_bucket
+from anvil.api.s3.access import check_condition, find, object_bucket, source_bucket
 from anvil.api.s3.call import Call
 from anvil.api.s3.handlers.objects import refuse_version
 from anvil.api.s3.longanswer import answer_when_done
@@ -90,12 +90,9 @@ async def copy_object(call: Call) -> None:
             "metadata, storage class, website redirect location or encryption attributes."
         )
     verify, digests = computed(algorithm)
-    spec = PutSpec(
-        attributes=_attributes(call, info, replace),
-        verify=verify,
-        digests=digests,
-        condition=conditions.write_condition(headers),
-    )
+    condition = conditions.write_condition(headers)
+    check_condition(call, target, request.key, condition)
+    spec = PutSpec(attributes=_attributes(call, info, replace), verify=verify, digests=digests, condition=condition)
     answer: metadata.HeaderList = [metadata.SEALED]
     if info.is_null and b"?versionId=" in headers[b"x-amz-copy-source"]:
         answer.append((b"x-amz-copy-source-version-id", b"null"))

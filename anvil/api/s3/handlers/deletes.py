@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from anvil.api.s3 import checksums, conditions
-from anvil.api.s3.access import bucket_for
+from anvil.api.s3.access import bucket_for, check_condition
 from anvil.api.s3.call import Call
 from anvil.api.s3.documents import Deletion, deletions
 from anvil.api.s3.errors import INTERNAL_MESSAGE, classify
@@ -72,6 +72,7 @@ async def _delete(call: Call, bucket: Bucket, line: Deletion) -> None:
     condition = NO_CONDITION
     if line.etag is not None:
         condition = Condition(if_match=conditions.etags(line.etag.encode("utf-8")))
+        check_condition(call, bucket, line.key, condition)
     await call.services.engine.delete_object(bucket, line.key, condition)
 
 

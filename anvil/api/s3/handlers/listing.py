@@ -14,7 +14,7 @@ from anvil.api.s3.call import Call, owner_id
 from anvil.api.s3.handlers.paging import decode_token, encode_token, encoder_of, flag_of, limit_of
 from anvil.api.s3.metadata import iso_date
 from anvil.api.s3.request import check_key
-from anvil.api.s3.xml import Xml
+from anvil.api.s3.xml import Xml, escape
 from anvil.base.errors import InvalidArgument, KeyTooLong
 from anvil.model.identity import Action, Bucket
 from anvil.model.records import ListEntry, ListPage, ListQuery
@@ -139,14 +139,14 @@ def _owner(bucket: Bucket) -> str:
 
 
 def _write_entry(xml: Xml, entry: ListEntry, encode: Encoder, owner: str, element: str) -> None:
-    xml.open(element)
-    xml.text("Key", encode(entry.key))
-    if element == "Version":
-        xml.raw("<VersionId>null</VersionId><IsLatest>true</IsLatest>")
-    xml.text("LastModified", iso_date(entry.modified_us))
-    xml.raw(f"<ETag>&quot;{entry.etag}&quot;</ETag>")
+    """One piece of text per entry: a page of 1,000 is written on the event loop."""
+    version = "<VersionId>null</VersionId><IsLatest>true</IsLatest>" if element == "Version" else ""
+    checksum = ""
     if entry.checksum is not None:
-        xml.text("ChecksumAlgorithm", checksums.API_NAME[entry.checksum.algorithm])
-        xml.text("ChecksumType", entry.checksum.type)
-    xml.raw(f"<Size>{entry.size}</Size>{owner}<StorageClass>STANDARD</StorageClass>")
-    xml.close(element)
+        name = checksums.API_NAME[entry.checksum.algorithm]
+        checksum = f"<ChecksumAlgorithm>{name}</ChecksumAlgorithm><ChecksumType>{entry.checksum.type}</ChecksumType>"
+    xml.raw(
+        f"<{element}><Key>{escape(encode(entry.key))}</Key>{version}<LastModified>{iso_date(entry.modified_us)}</LastModified>"
+        f"<ETag>&quot;{entry.etag}&quot;</ETag>{checksum}<Size>{entry.size}</Size>{owner}"
+        f"<StorageClass>STANDARD</StorageClass></{element}>"
+    )

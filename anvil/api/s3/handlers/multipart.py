@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from anvil.api.s3 import checksums, conditions, metadata
-from anvil.api.s3.access import bucket_for, object_bucket
+from anvil.api.s3.access import bucket_for, check_condition, object_bucket
 from anvil.api.s3.call import Call, owner_id
 from anvil.api.s3.documents import complete_parts
 from anvil.api.s3.handlers.copy import computed, open_source, write_copied
@@ -122,6 +122,7 @@ async def complete_upload(call: Call) -> None:
         raise MalformedXML("You must specify at least one part")
     parts = complete_parts(document)
     condition = conditions.write_condition(headers)
+    check_condition(call, bucket, request.key, condition)
     size = headers.get(b"x-amz-mp-object-size")
     if size is not None and not (size.isdigit() and len(size) <= 15):
         raise InvalidRequest("Value for x-amz-mp-object-size header is invalid.")

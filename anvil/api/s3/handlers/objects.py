@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from anvil.api.s3 import checksums, conditions, metadata, ranges
-from anvil.api.s3.access import find, object_bucket
+from anvil.api.s3.access import check_condition, find, object_bucket
 from anvil.api.s3.call import Call
 from anvil.api.s3.handlers.paging import limit_of
 from anvil.api.s3.payload import open_upload
@@ -31,6 +31,7 @@ async def put_object(call: Call) -> None:
     bucket = await object_bucket(call, Action.OBJECT_WRITE)
     attributes = metadata.attributes(request)
     condition = conditions.write_condition(request.headers)
+    check_condition(call, bucket, request.key, condition)
     body, stated = open_upload(call)
     result = await call.services.engine.put_object(bucket, request.key, body, stated.spec(body, attributes, condition))
     await call.respond(200, written_headers(result))
@@ -126,6 +127,7 @@ async def delete_object(call: Call) -> None:
     refuse_version(call)
     bucket = await object_bucket(call, Action.OBJECT_DELETE)
     condition = conditions.write_condition(request.headers, delete=True)
+    check_condition(call, bucket, request.key, condition)
     await call.services.engine.delete_object(bucket, request.key, condition)
     await call.respond(204)
 
