@@ -22,6 +22,8 @@ from anvil.model.identity import App
 from anvil.net.stream import RequestHead
 
 _CREDENTIALS = frozenset((b"AWSAccessKeyId", b"Signature", b"Expires"))
+# botocore repeats these headers in the query. What counts, for the signature and for the request, is the header itself.
+_ECHOED = frozenset((b"content-type", b"content-md5"))
 _SUBRESOURCES = frozenset(
     b"acl accelerate analytics cors defaultObjectAcl delete inventory lifecycle location logging metrics notification object-lock "
     b"partNumber policy policyStatus publicAccessBlock replication requestPayment restore retention legal-hold select select-type "
@@ -32,12 +34,14 @@ _SUBRESOURCES = frozenset(
 
 
 class ClaimV2(msgspec.Struct, frozen=True):
-    """Credentials as claimed. `signed`: the covered query parameters, decoded, in the order of their names."""
+    """Credentials as claimed. `signed`: the covered query parameters, decoded, in the order of their names. `amz`: parameters that
+    stand for `x-amz-*` headers, which the signature covers as such."""
 
     access_key: str
     signature: bytes
     expires: bytes
     signed: tuple[tuple[bytes, bytes | None], ...]
+    amz: tuple[tuple[bytes, bytes], ...] = ()
 
 
 def claim_v2(head: RequestHead, now: int) -> ClaimV2:
@@ -45,6 +49,7 @@ def claim_v2(head: RequestHead, now: int) -> ClaimV2:
     RequestExpired."""
     credentials: dict[bytes, bytes] = {}
     signed: list[tuple[bytes, bytes | None]] = []
+    amz: dict[bytes, bytes] = {}
     for text in head.query.split(b"&"):
         name, equals, value = text.partition(b"=")
         name = decoded(name)
@@ -52,7 +57,9 @@ def claim_v2(head: RequestHead, now: int) -> ClaimV2:
             credentials[name] = decoded(value)
         elif name in _SUBRESOURCES:
             signed.append((name, decoded(value) if equals else None))
-        elif text:
+        elif name.startswith(b"x-amz-") and name == name.lower() and name not in amz:
+            amz[name] = decoded(value)
+        elif text and name not in _ECHOED:
             raise InvalidRequest(
                 f"The parameter {printable(name)[:64]} is not covered by a version 2 signature. Please use AWS4-HMAC-SHA256."
             )
@@ -68,7 +75,7 @@ def claim_v2(head: RequestHead, now: int) -> ClaimV2:
     if int(expires) > now + PRESIGNED_S_MAX + CLOCK_SKEW_S_MAX:
         raise AccessDenied(f"Expires must be less than a week ({PRESIGNED_S_MAX} seconds) in the future")
     signed.sort()
-    return ClaimV2(credentials[b"AWSAccessKeyId"].decode(), credentials[b"Signature"], expires, tuple(signed))
+    return ClaimV2(credentials[b"AWSAccessKeyId"].decode(), credentials[b"Signature"], expires, tuple(signed), tuple(amz.items()))
 
 
 def verify_v2(head: RequestHead, claim: ClaimV2, app: App, virtual_bucket: str | None) -> None:
@@ -87,6 +94,9 @@ def string_to_sign(head: RequestHead, claim: ClaimV2, virtual_bucket: str | None
     for name, value in head.headers:
         if name.startswith(b"x-amz-"):
             amz.setdefault(name, []).append(value)
+    for name, value in claim.amz:
+        if amz.setdefault(name, [value]) != [value]:
+            raise InvalidRequest(f"{printable(name)[:64]} is given as a header and as a parameter, with different values.")
     resource = (b"/" + virtual_bucket.encode() if virtual_bucket else b"") + head.path
     query = b"&".join(name if value is None else name + b"=" + value for name, value in claim.signed)
     return b"\n".join(

@@ -96,7 +96,8 @@ class Worker:
         owned: OwnedTasks,
         opened: AsyncExitStack,
     ) -> None:
-        self.handler = api
+        self.handler: Handler = api
+        self._api = api
         self._metadata = metadata
         self._plan = process.plan
         self._session = session
@@ -112,7 +113,8 @@ class Worker:
             return False
 
     async def listen(self, handler: Handler) -> None:
-        self._server = await serve(handler, [(self._plan.listen_host, self._plan.listen_port)], reuse_port=True)
+        address = (self._plan.listen_host, self._plan.listen_port)
+        self._server = await serve(handler, [address], reuse_port=True, render_refusal=self._api.refusal)
         REGISTRY.before_snapshot.append(self._fill)
 
     def _fill(self) -> None:

@@ -7,12 +7,16 @@ import hashlib
 import io
 import random
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import pytest
 from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
 from botocore.exceptions import ClientError
 from minio import Minio
+
 from tests.support.node import AnvilNode
 
 PART = 5 << 20
@@ -212,6 +216,23 @@ def test_what_is_not_there_says_so(s3: Any, bucket: str) -> None:
         with pytest.raises(ClientError) as error:
             call()
         assert code(error) == (501, "NotImplemented")
+
+
+@pytest.mark.parametrize("version", [None, "s3v4"])
+def test_presigned_urls(node: AnvilNode, bucket: str, version: str | None) -> None:
+    """As boto3 makes them when nobody configured a signature version, and with the one that should be."""
+    s3 = node.s3(config=Config(signature_version=version)) if version else node.s3()
+    put = s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": "dir/a b", "ContentType": "text/x"})
+    with urlopen(Request(put, data=b"by url", method="PUT", headers={"content-type": "text/x"}), timeout=10) as answer:
+        assert answer.status == 200
+    disposition = 'attachment; filename="x y"'
+    params = {"Bucket": bucket, "Key": "dir/a b", "ResponseContentDisposition": disposition}
+    with urlopen(s3.generate_presigned_url("get_object", Params=params), timeout=10) as answer:
+        assert (answer.read(), answer.headers["content-type"]) == (b"by url", "text/x")
+        assert answer.headers["content-disposition"] == disposition
+    with pytest.raises(HTTPError) as refused:
+        urlopen(s3.generate_presigned_url("get_object", Params=params).replace("dir/a", "dir/b"), timeout=10)
+    assert refused.value.code == 403
 
 
 def test_minio_py(node: AnvilNode, bucket: str) -> None:

@@ -40,7 +40,14 @@ def test_response_overrides_and_headers_are_covered() -> None:
     with pytest.raises(SignatureMismatch):
         run(changed(head, query=head.query.replace(b"text%2Fplain", b"text%2Fhtml")))
     put = presigned_v2("PUT", "/b/k", {"x-amz-meta-a": "1", "content-type": "text/plain"})
+    assert b"x-amz-meta-a=1" in put.query, "botocore moves them into the query"
     assert run(put).principal.app is APP
+    assert run(changed(put, headers={"x-amz-meta-a": None})).principal.app is APP, "the API reads it from there"
+    for change in ({"x-amz-meta-a": "2"}, {"x-amz-meta-b": "2"}, {"content-type": "text/html"}):
+        with pytest.raises((SignatureMismatch, InvalidRequest)):
+            run(changed(put, headers=change))
+    with pytest.raises(SignatureMismatch):
+        run(changed(head_without := presigned_v2("GET", "/b/k"), query=head_without.query + b"&x-amz-acl=public-read"))
 
 
 def test_the_string_to_sign_of_the_documentation() -> None:
@@ -69,7 +76,7 @@ def test_what_it_covers_cannot_be_changed(change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", ["prefix=a", "list-type=2", "attributes", "x-amz-acl=public-read", "X-Amz-Content-Sha256=x", "a"]
+    "extra", ["prefix=a", "list-type=2", "attributes", "x-amz-Acl=public-read", "X-Amz-Content-Sha256=x", "a"]
 )
 def test_what_it_does_not_cover_is_refused(extra: str) -> None:
     head = presigned_v2("GET", "/b/k")
