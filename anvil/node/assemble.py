@@ -90,7 +90,7 @@ class Worker:
     def __init__(
         self,
         process: Child,
-        api: Handler,
+        api: S3Api,
         metadata: RegionalStore,
         session: WriterSession,
         owned: OwnedTasks,
