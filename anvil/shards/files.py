@@ -184,6 +184,7 @@ class LargeShardFile:
         self._start = len(self._head)
         self._end = self._start + header.blob.geometry.shard_bytes
         self._busy = False
+        self._unwanted = False
         self._open = True
 
     async def write(self, frames: Buffer) -> None:
@@ -200,12 +201,14 @@ class LargeShardFile:
         await self._alone(self._publish(footer))
 
     async def abort(self) -> None:
-        """Remove what was written; after publish nothing. Never raises."""
-        if self._open:
+        """Remove what was written; after publish nothing. A call under way ends first: a C thread may be writing to the descriptor, whose
+        number, once closed, comes to mean another file. Never raises."""
+        self._unwanted = True
+        if self._open and not self._busy:
             self._close()
 
     async def _alone(self, work: Awaitable[None]) -> None:
-        if self._busy or not self._open:
+        if self._busy or self._unwanted or not self._open:
             if asyncio.iscoroutine(work):
                 work.close()
             raise RuntimeError("a large shard takes one call at a time, and none after its end")
@@ -221,6 +224,8 @@ class LargeShardFile:
             raise
         finally:
             self._busy = False
+            if self._unwanted:
+                self._close()
 
     async def _append(self, frames: Buffer, length: int) -> None:
         first = self._offset == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -269,5 +270,28 @@ def test_the_identity_is_not_disturbed(tmp_path: Path) -> None:
         async with opened(tmp_path / "d", expected=first) as drive:
             assert drive.drive_id == first
             assert (tmp_path / "d" / identity.IDENTITY).exists()
+
+    run(main())
+
+
+def test_aborting_in_the_middle_of_a_flush_keeps_the_descriptor_until_it_ended(tmp_path: Path) -> None:
+    """A closed number comes to mean another file, and the C thread would write into that."""
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            header = make_header(SIZE)
+            shard = await drive.create(header)
+            await shard.write(make_frames(header))
+            jobs.faults.gate = threading.Event()
+            publishing = asyncio.create_task(shard.publish(make_footer()))
+            await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
+            await shard.abort()
+            os.fstat(shard._fd)  # raises once it is closed
+            jobs.faults.gate.set()
+            await asyncio.wait([publishing])
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(shard._fd)
+            assert list((tmp_path / "d/tmp").iterdir()) == []
 
     run(main())
