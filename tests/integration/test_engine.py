@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 import uvloop
 
-from anvil.base.errors import BadDigest, DataLost, IncompleteBody, NoSuchKey, ReadQuorumLost, WriteQuorumLost, WriterFenced
+from anvil.base.errors import (
+    BadDigest,
+    DataLost,
+    IncompleteBody,
+    NoSuchKey,
+    ReadQuorumLost,
+    SlowDown,
+    WriteQuorumLost,
+    WriterFenced,
+)
 from anvil.engine.types import CompletePart
 from anvil.meta.migrate import Database
 from anvil.model.layout import PARTITIONS, partition
@@ -306,5 +315,46 @@ def test_a_short_write_becomes_a_debt_and_is_paid(postgres: Postgres, tmp_path: 
         assert record is not None and record.content is not None
         found = await bench.survey.partition(partition(record.content.blob.blob_id), deep=True)
         assert (found.shards, found.missing, found.corrupt) == (6, 0, 0)
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("size", [4096, 300_000, 3_000_000])
+def test_a_drive_that_is_busy_counts_like_one_that_failed(postgres: Postgres, tmp_path: Path, size: int) -> None:
+    """Its refusal must not leave the shards that other drives took meanwhile behind, nobody's for as long as the session lives."""
+
+    class Busy:
+        def __init__(self, shard: Any) -> None:
+            self.abort = shard.abort
+
+        async def write(self, frames: object) -> None:
+            raise SlowDown
+
+    async def scenario(bench: Bench) -> None:
+        def busy(number: int) -> None:
+            drive = bench.drives[number]
+            create = drive.create
+
+            async def refuse(*args: object) -> None:
+                raise SlowDown
+
+            async def refuse_later(header: Any) -> Any:
+                return Busy(await create(header))
+
+            drive.put, drive.create = refuse, refuse_later  # type: ignore[method-assign, assignment]
+
+        busy(0)
+        data = data_of(size)
+        await bench.put("one busy", data)
+        assert await bench.get("one busy") == data
+        for number in range(1, 5):
+            busy(number)
+        before = await shards_on(bench)
+        with pytest.raises(SlowDown):
+            await bench.put("nearly all busy", data)
+        while len(bench.context.owned):
+            await asyncio.sleep(0.01)
+        assert await shards_on(bench) == before
+        assert [path for drive in range(6) for path in (tmp_path / f"drive{drive}/tmp").iterdir()] == []
 
     on_bench(postgres, tmp_path, scenario)
