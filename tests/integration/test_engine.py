@@ -23,6 +23,7 @@ from anvil.base.errors import (
     WriteQuorumLost,
     WriterFenced,
 )
+from anvil.engine.blobs_read import BlobReader, DamageOnce
 from anvil.engine.types import CompletePart
 from anvil.meta.migrate import Database
 from anvil.model.layout import PARTITIONS, partition
@@ -356,5 +357,27 @@ def test_a_drive_that_is_busy_counts_like_one_that_failed(postgres: Postgres, tm
             await asyncio.sleep(0.01)
         assert await shards_on(bench) == before
         assert [path for drive in range(6) for path in (tmp_path / f"drive{drive}/tmp").iterdir()] == []
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_shard_found_bad_by_one_stripe_while_another_is_about_to_read_it(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(3_000_000)
+        await bench.put("k", data)
+        [extent] = (await bench.engine.open(bench.bucket, "k")).extents
+        assert extent.content is not None
+        reader = BlobReader(bench.context, bench.bucket, extent.content.blob, DamageOnce())
+        assert bytes(await reader.stripe(0)) == data[: 1 << 20]
+        start = bench.context.owned.start
+
+        def start_and_report(work: Any) -> Any:
+            task = start(work)
+            reader._report("corrupt", 0)
+            return task
+
+        bench.context.owned.start = start_and_report  # type: ignore[method-assign]
+        assert bytes(await reader.stripe(1)) == data[1 << 20 : 2 << 20]
+        assert [damage[::2] for damage in bench.events.damages] == [("corrupt", 0)]
 
     on_bench(postgres, tmp_path, scenario)
