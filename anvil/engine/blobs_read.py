@@ -175,11 +175,14 @@ class BlobReader:
             while sum(frame is not None for frame in frames) < k:
                 have = {index for index, frame in enumerate(frames) if frame is not None} | set(reading.values())
                 wanted = k - len(have)
-                for found in await self._usable(wanted, have) if wanted > 0 else ():
+                usable = await self._usable(wanted, have) if wanted > 0 else []
+                for found in usable:
                     await self._start(number, found, frames, free, reading)
                 if not reading:
                     if sum(frame is not None for frame in frames) >= k:
                         return
+                    if usable:
+                        continue  # a lone copy, read without a task, was no good: there may be another
                     raise ReadQuorumLost() if self._away else DataLost()
                 done, _ = await asyncio.wait(reading, timeout=READ_SPARE_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import shutil
 from collections.abc import Callable, Coroutine
@@ -379,5 +380,31 @@ def test_a_shard_found_bad_by_one_stripe_while_another_is_about_to_read_it(postg
         bench.context.owned.start = start_and_report  # type: ignore[method-assign]
         assert bytes(await reader.stripe(1)) == data[1 << 20 : 2 << 20]
         assert [damage[::2] for damage in bench.events.damages] == [("corrupt", 0)]
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("size", [4096, 60_000, 100_000, 3_000_000])
+def test_truncated_files_are_read_around(postgres: Postgres, tmp_path: Path, size: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(size)
+        await bench.put("k", data)
+        [extent] = (await bench.engine.open(bench.bucket, "k")).extents
+        assert extent.content is not None
+        blob = extent.content.blob
+        holders = bench.context.placement().order(blob.blob_id)[:2]
+        for index, drive in enumerate(holders):
+            assert drive is not None
+            place = await drive.open(blob.blob_id, index)
+            assert place is not None
+            ref: Any = place.ref
+            folder = next(tmp_path / f"drive{n}" for n, d in enumerate(bench.drives) if d is drive)
+            if hasattr(ref, "path"):
+                os.truncate(ref.path, 2000)
+            else:
+                [segment] = (folder / "segments").glob(f"{ref.place.segment:016x}.seg")
+                os.truncate(segment, ref.place.offset + ref.place.header_bytes + 100)
+        assert await bench.get("k") == data
+        assert [damage[0] for damage in bench.events.damages] == ["corrupt", "corrupt"]
 
     on_bench(postgres, tmp_path, scenario)
