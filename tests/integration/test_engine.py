@@ -408,3 +408,30 @@ def test_truncated_files_are_read_around(postgres: Postgres, tmp_path: Path, siz
         assert [damage[0] for damage in bench.events.damages] == ["corrupt", "corrupt"]
 
     on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_drive_that_is_away_does_not_stop_collection(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows would fill the head of the outbox, and space would run out on all the others."""
+    monkeypatch.setattr("anvil.tasks.collect.COLLECT_BATCH", 2)
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(5):
+            await bench.put(f"k{number}", data_of(3_000_000))
+        (tmp_path / "drive1").rename(tmp_path / "elsewhere")
+        await bench.drives[1].probe()
+        for number in range(5):
+            assert await bench.engine.delete_object(bench.bucket, f"k{number}", NO_CONDITION)
+        while await bench.collector().run():
+            pass
+        assert list(await bench.metadata.garbage(10, 0.0)) == []
+        (tmp_path / "elsewhere").rename(tmp_path / "drive1")
+        await bench.drives[1].probe()
+        assert await shards_on(bench) == 5, "only the drive that was away still holds its shards"
+        await bench.metadata.close_session(bench.session.current)
+        for number in range(PARTITIONS):
+            await bench.survey.partition(number, deep=False)
+        assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario)
