@@ -17,6 +17,7 @@ import uvloop
 from anvil.base.errors import (
     BadDigest,
     DataLost,
+    EntityTooLarge,
     IncompleteBody,
     NoSuchKey,
     ReadQuorumLost,
@@ -433,5 +434,36 @@ def test_a_drive_that_is_away_does_not_stop_collection(
         for number in range(PARTITIONS):
             await bench.survey.partition(number, deep=False)
         assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_completing_again_with_other_parts_names_the_object_that_is_there(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        upload = await bench.engine.create_upload(bench.bucket, "k", Attributes(), "owner", None, None)
+        data = [data_of(5 << 20), data_of(1000)]
+        parts = []
+        for number, piece in enumerate(data, 1):
+            put = await bench.engine.put_part(bench.bucket, "k", upload.upload_id, number, Bytes(piece), plain_spec())
+            parts.append(CompletePart(number, put.etag))
+        options: Any = {"condition": NO_CONDITION, "expected_size": None, "expected": None}
+        first = await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, parts, **options)
+        again = await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, parts[:1], **options)
+        assert again == first
+        assert (await bench.engine.stat(bench.bucket, "k")).etag == first.etag
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_an_object_of_parts_has_a_largest_size(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 TiB in S3; 1,000 bytes here."""
+    monkeypatch.setattr("anvil.engine.multipart.OBJECT_BYTES_MAX", 1000)
+
+    async def scenario(bench: Bench) -> None:
+        upload = await bench.engine.create_upload(bench.bucket, "k", Attributes(), "owner", None, None)
+        put = await bench.engine.put_part(bench.bucket, "k", upload.upload_id, 1, Bytes(data_of(1001)), plain_spec())
+        options: Any = {"condition": NO_CONDITION, "expected_size": None, "expected": None}
+        with pytest.raises(EntityTooLarge):
+            await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, [CompletePart(1, put.etag)], **options)
 
     on_bench(postgres, tmp_path, scenario)
