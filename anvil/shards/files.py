@@ -82,7 +82,8 @@ class FolderSync:
         self._waiting: dict[Path, asyncio.Task[None]] = {}
 
     async def sync(self, folder: Path) -> None:
-        """On return everything that was entered into `folder` before the call is durable. Raises OSError."""
+        """On return everything that was entered into `folder` before the call is durable. Raises OSError, also where the flush that was
+        under way at the call failed."""
         task = self._waiting.get(folder)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._turn(folder, self._running.get(folder)))
@@ -100,6 +101,9 @@ class FolderSync:
             await asyncio.wait([before])
         self._running[folder] = self._waiting.pop(folder)
         try:
+            if before is not None:
+                # Entries of ours may have been among those it failed to write, and a second flush would not say so.
+                before.result()
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 await self._io.sync(fd, full=True)

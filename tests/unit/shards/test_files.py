@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -14,7 +15,8 @@ from anvil.base.errors import BadRecord, DriveFailed, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
 from anvil.shards.drive import DriveSettings
-from anvil.shards.files import blob_path, parse_blob_name
+from anvil.shards.files import FolderSync, blob_path, parse_blob_name
+from anvil.shards.io import Io
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
@@ -293,5 +295,34 @@ def test_aborting_in_the_middle_of_a_flush_keeps_the_descriptor_until_it_ended(t
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(shard._fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
+
+    run(main())
+
+
+def test_a_failed_flush_of_a_folder_fails_those_who_came_meanwhile(tmp_path: Path) -> None:
+    """The kernel reports a lost write once: the next flush succeeds, though what they had entered may be lost too."""
+
+    class OneFailure:
+        def __init__(self) -> None:
+            self.begun, self.go_on, self.flushes = asyncio.Event(), asyncio.Event(), 0
+
+        async def sync(self, fd: int, *, full: bool) -> None:
+            self.flushes += 1
+            self.begun.set()
+            await self.go_on.wait()
+            if self.flushes == 1:
+                raise OSError(errno.EIO, "lost")
+
+    async def main() -> None:
+        io = OneFailure()
+        folders = FolderSync(cast(Io, io))
+        first = asyncio.create_task(folders.sync(tmp_path))
+        await io.begun.wait()
+        second = asyncio.create_task(folders.sync(tmp_path))
+        await asyncio.sleep(0)
+        io.go_on.set()
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [OSError, OSError]
+        await folders.sync(tmp_path)
 
     run(main())
