@@ -114,6 +114,9 @@ class ObjectReader:
         return (await reader.stripe(piece.stripe))[piece.lo : piece.hi]
 
 
+_Found = tuple[int, Drive, ShardPlace]
+
+
 class BlobReader:
     """One blob being read. Remembers where its shards are and which of them are no good."""
 
@@ -172,11 +175,14 @@ class BlobReader:
             while sum(frame is not None for frame in frames) < k:
                 have = {index for index, frame in enumerate(frames) if frame is not None} | set(reading.values())
                 wanted = k - len(have)
-                for index in await self._usable(wanted, have) if wanted > 0 else ():
-                    await self._start(number, index, frames, free, reading)
+                usable = await self._usable(wanted, have) if wanted > 0 else []
+                for found in usable:
+                    await self._start(number, found, frames, free, reading)
                 if not reading:
                     if sum(frame is not None for frame in frames) >= k:
                         return
+                    if usable:
+                        continue  # a lone copy, read without a task, was no good: there may be another
                     raise ReadQuorumLost() if self._away else DataLost()
                 done, _ = await asyncio.wait(reading, timeout=READ_SPARE_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -185,8 +191,8 @@ class BlobReader:
                         self._unreadable(index)
                 if not done and free:
                     have |= set(reading.values())
-                    for index in await self._usable(1, have):
-                        await self._start(number, index, frames, free, reading)
+                    for found in await self._usable(1, have):
+                        await self._start(number, found, frames, free, reading)
         finally:
             for task in reading:
                 task.cancel()
@@ -194,24 +200,25 @@ class BlobReader:
     async def _start(
         self,
         number: int,
-        index: int,
+        found: _Found,
         frames: list[memoryview | None],
         free: list[memoryview],
         reading: dict[asyncio.Task[bool], int],
     ) -> None:
         """Begin to read one shard's frame; a lone one without a task."""
+        index = found[0]
         if not free:
             free.append(await self._room(self._geometry.frame_len(number)))
         view = free.pop()
         if self._blob.scheme.k == 1 and not reading and len(view) <= INLINE_JOB_BYTES_MAX + 64:
-            if not await self._read_one(number, index, view, frames):
+            if not await self._read_one(number, found, view, frames):
                 free.append(view)
                 self._unreadable(index)
             return
-        reading[self._context.owned.start(self._read_one(number, index, view, frames))] = index
+        reading[self._context.owned.start(self._read_one(number, found, view, frames))] = index
 
-    async def _read_one(self, number: int, index: int, view: memoryview, frames: list[memoryview | None]) -> bool:
-        drive, place = self._places[index]
+    async def _read_one(self, number: int, found: _Found, view: memoryview, frames: list[memoryview | None]) -> bool:
+        index, drive, place = found
         try:
             count = await drive.read(place, self._geometry.frame_offset(number), view)
         except DriveFailed:
@@ -223,24 +230,26 @@ class BlobReader:
 
     def _unreadable(self, index: int) -> None:
         """A shard that was there could not be read whole."""
-        drive, _ = self._places[index]
-        if drive.readable:
+        if index in self._bad or index not in self._places:
+            return  # the reader of another stripe was faster
+        if self._places[index][0].readable:
             self._report("corrupt", index)
         else:
             self._away = True
             self._places.pop(index)
             self._bad.add(index)
 
-    async def _usable(self, count: int, exclude: set[int]) -> list[int]:
-        """Up to `count` indexes of shards that can be read, data shards first, finding them where necessary."""
-        found: list[int] = []
+    async def _usable(self, count: int, exclude: set[int]) -> list[_Found]:
+        """Up to `count` shards that can be read, data shards first, finding them where necessary. With their places, which the reader
+        of another stripe may forget at any time."""
+        found: list[_Found] = []
         for index in range(self._blob.scheme.width):
             if len(found) == count:
                 break
             if index in exclude or index in self._bad:
                 continue
             if index in self._places or await self._find(index):
-                found.append(index)
+                found.append((index, *self._places[index]))
         return found
 
     async def _find(self, index: int) -> bool:

@@ -17,7 +17,7 @@ import msgspec
 
 from anvil._ec.digest import DigestJob, Digests
 from anvil._ec.stripe import BlobKey, EncodeJob
-from anvil.base.errors import AnvilError, DriveFailed, IncompleteBody, StorageFull, WriteQuorumLost
+from anvil.base.errors import AnvilError, DriveFailed, IncompleteBody, Unavailable, WriteQuorumLost
 from anvil.base.limits import (
     INLINE_BYTES_MAX,
     INLINE_JOB_BYTES_MAX,
@@ -138,8 +138,9 @@ class _OneBlob:
     def _require_quorum(self, durable: Sequence[bool]) -> int:
         """The mask of missing shards. Raises when fewer than the quorum are durable."""
         if sum(durable) < self._blob.scheme.quorum:
-            full = [error for error in self._errors if isinstance(error, StorageFull)]
-            raise full[0] if full and len(full) == len(self._errors) else WriteQuorumLost()
+            # Full, busy, shutting down: where all of them say the same, the client hears it too.
+            alike = self._errors and len({type(error) for error in self._errors}) == 1
+            raise self._errors[0] if alike and not isinstance(self._errors[0], DriveFailed) else WriteQuorumLost()
         return sum(1 << index for index, good in enumerate(durable) if not good)
 
     def _written(self, results: dict[Algorithm, bytes], checksum: Checksum | None, missing: int) -> Written:
@@ -184,13 +185,13 @@ class _OneBlob:
         self, encode: EncodeJob, footer: ShardFooter, results: dict[Algorithm, bytes], checksum: Checksum | None
     ) -> Written:
         width = self._blob.scheme.width
-        if width == 1:
-            durable = [await self._put_one(0, encode, footer)]
-        else:
-            durable = await self._settle([self._put_one(index, encode, footer) for index in range(width)])
         try:
+            if width == 1:
+                durable = [await self._put_one(0, encode, footer)]
+            else:
+                durable = await self._settle([self._put_one(index, encode, footer) for index in range(width)])
             missing = self._require_quorum(durable)
-        except AnvilError:
+        except Exception:
             await _remove(self._drives, self._blob)
             raise
         return self._written(results, checksum, missing)
@@ -200,7 +201,7 @@ class _OneBlob:
             try:
                 await drive.put(self._header(index), encode.frame(index), footer)
                 return True
-            except (DriveFailed, StorageFull) as error:
+            except Unavailable as error:
                 self._failed(index, error)
         return False
 
@@ -216,10 +217,13 @@ class _OneBlob:
             if left is not None and left <= 0:
                 break
             _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            good = sum(1 for task in tasks if task.done() and task.result())
+            good = sum(map(_succeeded, tasks))
             if deadline is None and good >= self._blob.scheme.quorum:
                 deadline = loop.time() + STRAGGLER_S
-        return [task.done() and task.result() for task in tasks]
+        for task in tasks:
+            if task.done():
+                task.result()  # what is no failure of a drive is raised, once nobody writes behind its back
+        return [_succeeded(task) for task in tasks]
 
     # -- many stripes, shards in files of their own --------------------------------------------------------------------
 
@@ -243,7 +247,7 @@ class _OneBlob:
             while shard is None and (drive := self._next_drive(index)) is not None:
                 try:
                     shard = await drive.create(self._header(index))
-                except (DriveFailed, StorageFull) as error:
+                except Unavailable as error:
                     self._failed(index, error)
             shards.append(shard)
         if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
@@ -304,7 +308,7 @@ class _OneBlob:
     async def _append(self, index: int, shard: LargeShard, shards: list[LargeShard | None], encode: EncodeJob) -> None:
         try:
             await shard.write(encode.frame(index))
-        except (DriveFailed, StorageFull) as error:
+        except Unavailable as error:
             self._failed(index, error)
             shards[index] = None
             await shard.abort()
@@ -316,10 +320,10 @@ class _OneBlob:
         results: dict[Algorithm, bytes],
         checksum: Checksum | None,
     ) -> Written:
-        durable = await self._settle([self._publish_one(index, shard, footer) for index, shard in enumerate(shards)])
         try:
+            durable = await self._settle([self._publish_one(index, shard, footer) for index, shard in enumerate(shards)])
             missing = self._require_quorum(durable)
-        except AnvilError:
+        except Exception:
             await _remove(self._drives, self._blob)
             raise
         return self._written(results, checksum, missing)
@@ -330,9 +334,13 @@ class _OneBlob:
         try:
             await shard.publish(footer)
             return True
-        except (DriveFailed, StorageFull) as error:
+        except Unavailable as error:
             self._failed(index, error)
             return False
+
+
+def _succeeded(task: asyncio.Task[bool]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None and task.result()
 
 
 async def _as_coroutine(work: Awaitable[T]) -> T:

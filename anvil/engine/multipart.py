@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Sequence
 
 from anvil._ec.digest import Digests, crc_combine
-from anvil.base.errors import BadDigest, EntityTooSmall, InvalidPart, InvalidRequest, NoSuchUpload
-from anvil.base.limits import PART_BYTES_MIN
+from anvil.base.errors import BadDigest, EntityTooLarge, EntityTooSmall, InvalidPart, InvalidRequest, NoSuchUpload
+from anvil.base.limits import OBJECT_BYTES_MAX, PART_BYTES_MIN
 from anvil.engine.blobs_write import BlobWriter, Owner
 from anvil.engine.context import Context
 from anvil.engine.manifests import all_parts
@@ -111,6 +111,8 @@ class Multipart:
             small = next(part for part in chosen[:-1] if part.size < PART_BYTES_MIN)
             raise EntityTooSmall(ProposedSize=small.size, MinSizeAllowed=PART_BYTES_MIN, PartNumber=small.number, ETag=small.etag)
         size = sum(part.size for part in chosen)
+        if size > OBJECT_BYTES_MAX:
+            raise EntityTooLarge(ProposedSize=size, MaxSizeAllowed=OBJECT_BYTES_MAX)
         if expected_size is not None and expected_size != size:
             raise InvalidRequest("The provided 'x-amz-mp-object-size' header does not match the size of the listed parts.")
         checksum = combined_checksum(chosen, upload.checksum_algorithm, upload.checksum_type)
@@ -129,7 +131,16 @@ class Multipart:
             condition=condition,
         )
         committed = await self._context.owned.finish(self._context.metadata.complete_upload(commit))
+        if committed.version_id != commit.version_id:
+            return await self._completed_before(commit)
         return PutResult(commit.etag, committed.version_id, committed.modified_us, size, checksum)
+
+    async def _completed_before(self, commit: CompleteCommit) -> PutResult:
+        """A repeated completion gets what the first one made, which may have listed other parts."""
+        record = await self._context.metadata.get_object(commit.bucket_id, commit.key)
+        if record is None or record.upload_id != commit.upload_id:
+            raise NoSuchUpload()  # replaced or deleted since
+        return PutResult(record.etag, record.version_id, record.modified_us, record.size, record.checksum)
 
     async def abort(self, bucket: Bucket, key: str, upload_id: UploadId) -> None:
         await self._context.metadata.abort_upload(self._context.session.current, bucket.bucket_id, key, upload_id)

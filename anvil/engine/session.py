@@ -53,6 +53,9 @@ class WriterSession:
                     self._good_until = asked + SESSION_LEASE_S
             except Unavailable as error:
                 log.warning("writer session not renewed: %s", error)
+            except Exception:
+                # Whatever it is: a loop that ended here would leave a worker that never writes again.
+                log.exception("writer session not renewed")
 
     async def close(self) -> None:
         """Give the session back, so that nobody has to wait for its lease."""

@@ -82,7 +82,8 @@ class FolderSync:
         self._waiting: dict[Path, asyncio.Task[None]] = {}
 
     async def sync(self, folder: Path) -> None:
-        """On return everything that was entered into `folder` before the call is durable. Raises OSError."""
+        """On return everything that was entered into `folder` before the call is durable. Raises OSError, also where the flush that was
+        under way at the call failed."""
         task = self._waiting.get(folder)
         if task is None:
             task = asyncio.get_running_loop().create_task(self._turn(folder, self._running.get(folder)))
@@ -100,6 +101,9 @@ class FolderSync:
             await asyncio.wait([before])
         self._running[folder] = self._waiting.pop(folder)
         try:
+            if before is not None:
+                # Entries of ours may have been among those it failed to write, and a second flush would not say so.
+                before.result()
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 await self._io.sync(fd, full=True)
@@ -184,6 +188,7 @@ class LargeShardFile:
         self._start = len(self._head)
         self._end = self._start + header.blob.geometry.shard_bytes
         self._busy = False
+        self._unwanted = False
         self._open = True
 
     async def write(self, frames: Buffer) -> None:
@@ -200,12 +205,14 @@ class LargeShardFile:
         await self._alone(self._publish(footer))
 
     async def abort(self) -> None:
-        """Remove what was written; after publish nothing. Never raises."""
-        if self._open:
+        """Remove what was written; after publish nothing. A call under way ends first: a C thread may be writing to the descriptor, whose
+        number, once closed, comes to mean another file. Never raises."""
+        self._unwanted = True
+        if self._open and not self._busy:
             self._close()
 
     async def _alone(self, work: Awaitable[None]) -> None:
-        if self._busy or not self._open:
+        if self._busy or self._unwanted or not self._open:
             if asyncio.iscoroutine(work):
                 work.close()
             raise RuntimeError("a large shard takes one call at a time, and none after its end")
@@ -221,6 +228,8 @@ class LargeShardFile:
             raise
         finally:
             self._busy = False
+            if self._unwanted:
+                self._close()
 
     async def _append(self, frames: Buffer, length: int) -> None:
         first = self._offset == 0

@@ -285,10 +285,10 @@ class SegmentWriter:
         if spare is not None:
             await asyncio.wait([spare])
             if spare.exception() is None:
-                self._active = spare.result()
-                if self._active.size - self._active.start >= need:
+                if spare.result().size - spare.result().start >= need:
+                    self._active = spare.result()
                     return self._active
-                self._discard(self._active)
+                self._discard(spare.result())  # closed: it must never be taken for the active one, should the next line fail
         self._active = await self._create(need)
         return self._active
 

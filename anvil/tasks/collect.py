@@ -1,7 +1,8 @@
 """The collector: removes the shards of blobs that nobody owns any more.
 
-Owns: the order "recheck, remove everywhere, forget". Invariant: an outbox row goes only when every drive the node knows has confirmed;
-a drive that is away keeps its rows waiting. What is garbage is decided by the regional outbox alone, so running twice, or not at all,
+Owns: the order "recheck, remove everywhere, forget". Invariant: an outbox row goes only when every drive that can be reached has
+confirmed. What a drive that is away or failing still holds is an orphan, which the survey removes when it is back: rows that waited for
+it would stand at the head of the outbox and stop all collection for as long as one disk is broken. What is garbage is decided by the regional outbox alone, so running twice, or not at all,
 does no harm. Not here: what becomes garbage (triggers in `meta`), orphans without any row (`sweep`).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from anvil.base.errors import AnvilError
+from anvil.base.errors import AnvilError, DriveFailed
 from anvil.base.limits import COLLECT_BATCH
 from anvil.engine.context import Placement
 from anvil.engine.ports import Metadata
@@ -33,15 +34,17 @@ class Collector:
         return len(done)
 
     async def _remove(self, item: Garbage) -> bool:
-        everywhere = True
+        asked = 0
         for drive in self._placement.drives.values():
             if not drive.readable:
-                everywhere = False
                 continue
             try:
                 for index in range(item.scheme.width):
                     await drive.remove(item.blob_id, index)
+                asked += 1
+            except DriveFailed as error:
+                log.warning("blob %s stays on %s, for the survey: %s", item.blob_id.hex(), drive.label, error)
             except AnvilError as error:
-                log.warning("blob %s stays on %s for now: %s", item.blob_id.hex(), drive.label, error)
-                everywhere = False
-        return everywhere and all(drive is not None for drive in self._placement.order(item.blob_id))
+                log.warning("blob %s stays for now: %s", item.blob_id.hex(), error)
+                return False
+        return asked > 0

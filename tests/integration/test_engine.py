@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import shutil
 from collections.abc import Callable, Coroutine
@@ -13,7 +14,18 @@ from typing import Any
 import pytest
 import uvloop
 
-from anvil.base.errors import BadDigest, DataLost, IncompleteBody, NoSuchKey, ReadQuorumLost, WriteQuorumLost, WriterFenced
+from anvil.base.errors import (
+    BadDigest,
+    DataLost,
+    EntityTooLarge,
+    IncompleteBody,
+    NoSuchKey,
+    ReadQuorumLost,
+    SlowDown,
+    WriteQuorumLost,
+    WriterFenced,
+)
+from anvil.engine.blobs_read import BlobReader, DamageOnce
 from anvil.engine.types import CompletePart
 from anvil.meta.migrate import Database
 from anvil.model.layout import PARTITIONS, partition
@@ -306,5 +318,152 @@ def test_a_short_write_becomes_a_debt_and_is_paid(postgres: Postgres, tmp_path: 
         assert record is not None and record.content is not None
         found = await bench.survey.partition(partition(record.content.blob.blob_id), deep=True)
         assert (found.shards, found.missing, found.corrupt) == (6, 0, 0)
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("size", [4096, 300_000, 3_000_000])
+def test_a_drive_that_is_busy_counts_like_one_that_failed(postgres: Postgres, tmp_path: Path, size: int) -> None:
+    """Its refusal must not leave the shards that other drives took meanwhile behind, nobody's for as long as the session lives."""
+
+    class Busy:
+        def __init__(self, shard: Any) -> None:
+            self.abort = shard.abort
+
+        async def write(self, frames: object) -> None:
+            raise SlowDown
+
+    async def scenario(bench: Bench) -> None:
+        def busy(number: int) -> None:
+            drive = bench.drives[number]
+            create = drive.create
+
+            async def refuse(*args: object) -> None:
+                raise SlowDown
+
+            async def refuse_later(header: Any) -> Any:
+                return Busy(await create(header))
+
+            drive.put, drive.create = refuse, refuse_later  # type: ignore[method-assign, assignment]
+
+        busy(0)
+        data = data_of(size)
+        await bench.put("one busy", data)
+        assert await bench.get("one busy") == data
+        for number in range(1, 5):
+            busy(number)
+        before = await shards_on(bench)
+        with pytest.raises(SlowDown):
+            await bench.put("nearly all busy", data)
+        while len(bench.context.owned):
+            await asyncio.sleep(0.01)
+        assert await shards_on(bench) == before
+        assert [path for drive in range(6) for path in (tmp_path / f"drive{drive}/tmp").iterdir()] == []
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_shard_found_bad_by_one_stripe_while_another_is_about_to_read_it(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(3_000_000)
+        await bench.put("k", data)
+        [extent] = (await bench.engine.open(bench.bucket, "k")).extents
+        assert extent.content is not None
+        reader = BlobReader(bench.context, bench.bucket, extent.content.blob, DamageOnce())
+        assert bytes(await reader.stripe(0)) == data[: 1 << 20]
+        start = bench.context.owned.start
+
+        def start_and_report(work: Any) -> Any:
+            task = start(work)
+            reader._report("corrupt", 0)
+            return task
+
+        bench.context.owned.start = start_and_report  # type: ignore[method-assign]
+        assert bytes(await reader.stripe(1)) == data[1 << 20 : 2 << 20]
+        assert [damage[::2] for damage in bench.events.damages] == [("corrupt", 0)]
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("size", [4096, 60_000, 100_000, 3_000_000])
+def test_truncated_files_are_read_around(postgres: Postgres, tmp_path: Path, size: int) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(size)
+        await bench.put("k", data)
+        [extent] = (await bench.engine.open(bench.bucket, "k")).extents
+        assert extent.content is not None
+        blob = extent.content.blob
+        holders = bench.context.placement().order(blob.blob_id)[:2]
+        for index, drive in enumerate(holders):
+            assert drive is not None
+            place = await drive.open(blob.blob_id, index)
+            assert place is not None
+            ref: Any = place.ref
+            folder = next(tmp_path / f"drive{n}" for n, d in enumerate(bench.drives) if d is drive)
+            if hasattr(ref, "path"):
+                os.truncate(ref.path, 2000)
+            else:
+                [segment] = (folder / "segments").glob(f"{ref.place.segment:016x}.seg")
+                os.truncate(segment, ref.place.offset + ref.place.header_bytes + 100)
+        assert await bench.get("k") == data
+        assert [damage[0] for damage in bench.events.damages] == ["corrupt", "corrupt"]
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_a_drive_that_is_away_does_not_stop_collection(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows would fill the head of the outbox, and space would run out on all the others."""
+    monkeypatch.setattr("anvil.tasks.collect.COLLECT_BATCH", 2)
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(5):
+            await bench.put(f"k{number}", data_of(3_000_000))
+        (tmp_path / "drive1").rename(tmp_path / "elsewhere")
+        await bench.drives[1].probe()
+        for number in range(5):
+            assert await bench.engine.delete_object(bench.bucket, f"k{number}", NO_CONDITION)
+        while await bench.collector().run():
+            pass
+        assert list(await bench.metadata.garbage(10, 0.0)) == []
+        (tmp_path / "elsewhere").rename(tmp_path / "drive1")
+        await bench.drives[1].probe()
+        assert await shards_on(bench) == 5, "only the drive that was away still holds its shards"
+        await bench.metadata.close_session(bench.session.current)
+        for number in range(PARTITIONS):
+            await bench.survey.partition(number, deep=False)
+        assert await shards_on(bench) == 0
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_completing_again_with_other_parts_names_the_object_that_is_there(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        upload = await bench.engine.create_upload(bench.bucket, "k", Attributes(), "owner", None, None)
+        data = [data_of(5 << 20), data_of(1000)]
+        parts = []
+        for number, piece in enumerate(data, 1):
+            put = await bench.engine.put_part(bench.bucket, "k", upload.upload_id, number, Bytes(piece), plain_spec())
+            parts.append(CompletePart(number, put.etag))
+        options: Any = {"condition": NO_CONDITION, "expected_size": None, "expected": None}
+        first = await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, parts, **options)
+        again = await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, parts[:1], **options)
+        assert again == first
+        assert (await bench.engine.stat(bench.bucket, "k")).etag == first.etag
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+def test_an_object_of_parts_has_a_largest_size(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """5 TiB in S3; 1,000 bytes here."""
+    monkeypatch.setattr("anvil.engine.multipart.OBJECT_BYTES_MAX", 1000)
+
+    async def scenario(bench: Bench) -> None:
+        upload = await bench.engine.create_upload(bench.bucket, "k", Attributes(), "owner", None, None)
+        put = await bench.engine.put_part(bench.bucket, "k", upload.upload_id, 1, Bytes(data_of(1001)), plain_spec())
+        options: Any = {"condition": NO_CONDITION, "expected_size": None, "expected": None}
+        with pytest.raises(EntityTooLarge):
+            await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, [CompletePart(1, put.etag)], **options)
 
     on_bench(postgres, tmp_path, scenario)

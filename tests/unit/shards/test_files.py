@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -13,7 +15,8 @@ from anvil.base.errors import BadRecord, DriveFailed, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
 from anvil.shards.drive import DriveSettings
-from anvil.shards.files import blob_path, parse_blob_name
+from anvil.shards.files import FolderSync, blob_path, parse_blob_name
+from anvil.shards.io import Io
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
@@ -269,5 +272,57 @@ def test_the_identity_is_not_disturbed(tmp_path: Path) -> None:
         async with opened(tmp_path / "d", expected=first) as drive:
             assert drive.drive_id == first
             assert (tmp_path / "d" / identity.IDENTITY).exists()
+
+    run(main())
+
+
+def test_aborting_in_the_middle_of_a_flush_keeps_the_descriptor_until_it_ended(tmp_path: Path) -> None:
+    """A closed number comes to mean another file, and the C thread would write into that."""
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            header = make_header(SIZE)
+            shard = await drive.create(header)
+            await shard.write(make_frames(header))
+            jobs.faults.gate = threading.Event()
+            publishing = asyncio.create_task(shard.publish(make_footer()))
+            await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
+            await shard.abort()
+            os.fstat(shard._fd)  # raises once it is closed
+            jobs.faults.gate.set()
+            await asyncio.wait([publishing])
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(shard._fd)
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+
+    run(main())
+
+
+def test_a_failed_flush_of_a_folder_fails_those_who_came_meanwhile(tmp_path: Path) -> None:
+    """The kernel reports a lost write once: the next flush succeeds, though what they had entered may be lost too."""
+
+    class OneFailure:
+        def __init__(self) -> None:
+            self.begun, self.go_on, self.flushes = asyncio.Event(), asyncio.Event(), 0
+
+        async def sync(self, fd: int, *, full: bool) -> None:
+            self.flushes += 1
+            self.begun.set()
+            await self.go_on.wait()
+            if self.flushes == 1:
+                raise OSError(errno.EIO, "lost")
+
+    async def main() -> None:
+        io = OneFailure()
+        folders = FolderSync(cast(Io, io))
+        first = asyncio.create_task(folders.sync(tmp_path))
+        await io.begun.wait()
+        second = asyncio.create_task(folders.sync(tmp_path))
+        await asyncio.sleep(0)
+        io.go_on.set()
+        outcomes = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [OSError, OSError]
+        await folders.sync(tmp_path)
 
     run(main())

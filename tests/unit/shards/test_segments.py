@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from anvil.base.errors import DriveFailed, SlowDown, StorageFull
-from anvil.base.limits import APPEND_QUEUE_RECORDS
+from anvil.base.limits import APPEND_QUEUE_RECORDS, KIB, MIB
+from anvil.shards.drive import DriveSettings
 from anvil.shards.format import BLOCK_BYTES
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import make_footer, make_frames, make_header
@@ -298,5 +299,26 @@ def test_a_new_session_writes_new_segments(tmp_path: Path) -> None:
             assert rows[1].sealed
             assert await get(drive, new) == frames
             assert await get(drive, old) is not None
+
+    run(main())
+
+
+def test_a_spare_that_was_too_small_is_never_written(tmp_path: Path) -> None:
+    """Its descriptor is closed, and its number may mean another file by then."""
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        tiny = DriveSettings(floor_bytes=MIB, segment_bytes=16 * KIB, segment_first_bytes=16 * KIB)
+        async with opened(tmp_path / "d", jobs, settings=tiny) as drive:
+            await put(drive)
+            spare = drive._store.writer._spare
+            assert spare is not None
+            await asyncio.wait([spare])
+            jobs.faults.write_errnos = [errno.ENOSPC]
+            with pytest.raises(StorageFull):
+                await put(drive, 50_000)
+            await drive.probe()
+            header, frames = await put(drive)
+            assert await get(drive, header) == frames
 
     run(main())

@@ -1,0 +1,48 @@
+"""The writer session's renewal: what ends it, and what must not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from anvil.base.errors import DatabaseUnavailable, WriterFenced
+from anvil.engine.session import WriterSession
+
+
+class Sessions:
+    """The two calls it needs; `faults` are raised one after the other by renewals."""
+
+    def __init__(self, faults: list[Exception]) -> None:
+        self.faults = faults
+        self.opened = 0
+        self.renewed = asyncio.Event()
+
+    async def open_session(self, node_id: bytes, worker: int) -> bytes:
+        self.opened += 1
+        return self.opened.to_bytes(16, "big")
+
+    async def renew_session(self, session: bytes) -> bool:
+        if self.faults:
+            raise self.faults.pop(0)
+        self.renewed.set()
+        return True
+
+
+def test_renewal_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anvil.engine.session.SESSION_RENEW_S", 0.001)
+
+    async def main() -> None:
+        sessions = Sessions([DatabaseUnavailable(), RuntimeError("what nobody foresaw"), OSError("nor this")])
+        session = WriterSession(cast(Any, sessions), bytes(16), 0)
+        with pytest.raises(WriterFenced):
+            _ = session.current
+        first = await session.open()
+        keeping = asyncio.create_task(session.keep())
+        await asyncio.wait_for(sessions.renewed.wait(), 10)
+        assert not keeping.done()
+        assert session.current == first
+        keeping.cancel()
+
+    asyncio.run(main())
