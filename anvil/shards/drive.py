@@ -38,7 +38,7 @@ from anvil.model.records import BlobId, DriveId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
 from anvil.shards import reader
 from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
-from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders
+from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders, partitions_in
 from anvil.shards.format import encode_footer
 from anvil.shards.identity import identity_place
 from anvil.shards.index import partition_key
@@ -356,6 +356,12 @@ class LocalDrive:
             return False
         self.stats.removed += 1
         return True
+
+    async def partitions(self) -> frozenset[int]:
+        """The partitions of which this drive holds anything (or did: folders stay). Raises DriveFailed."""
+        store = self._reading()
+        with self._reads():
+            return frozenset(store.index.partitions() | await asyncio.to_thread(partitions_in, store.folder.blobs))
 
     async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
         """Every shard (of one partition), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
