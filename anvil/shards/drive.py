@@ -420,8 +420,10 @@ class LocalDrive:
 
     async def compact(self, owned: OwnerCheck) -> CompactionReport:
         """Rewrite the sealed segments in which most bytes are dead, and unlink those that became empty. One at a time per drive
-        and process. Raises StorageFull, DriveFailed, SlowDown."""
-        store = self._writing(0)
+        and process. A full drive may use its reserve for it. Raises StorageFull, DriveFailed, SlowDown."""
+        store = self._reading()
+        if self._failed:
+            raise DriveFailed(drive=self.label, reason="read-only")
         writer = store.new_writer(self._session)
         try:
             return await compact(store, writer, owned, self._hold)

@@ -21,6 +21,7 @@ from anvil.base.errors import DriveFailed
 from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SCRUB_PASS_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
 from anvil.engine.context import Placement
 from anvil.model.layout import PARTITIONS
+from anvil.model.records import DriveId
 from anvil.tasks.survey import Findings, Survey
 
 log = logging.getLogger("anvil.survey")
@@ -57,7 +58,7 @@ class Surveyor:
         self._before = before
         self._swept = swept
         self._now_s = now_s
-        self._readable: frozenset[bytes] | None = None
+        self._readable: frozenset[DriveId] | None = None
         self._asked: set[bool] = set()  # passes to come: deep or not
         self._hurry = False
         self._deep = False
@@ -72,19 +73,21 @@ class Surveyor:
         return SurveyState(self._number, self._deep, len(self._todo), self._findings)
 
     def ask(self, reason: str, *, deep: bool = False) -> int:
-        """Have a pass made soon, from the beginning. Returns its number at the latest."""
+        """Have a pass made soon, from the beginning. Returns its number (a later one may take its place, and includes it)."""
         log.info("a survey of all shards begins soon", extra={"reason": reason, "deep": deep})
         self._asked.add(deep)
         self.wake.set()
-        return self._number + len(self._asked)
+        return self._number + 1
 
-    def watch(self) -> None:
-        """Look whether a drive came back; what it brings may be deleted by now, and what it lacks was written without it."""
+    def watch(self) -> frozenset[DriveId]:
+        """The drives that came back since the last call. What they bring may be deleted by now, and what they lack was written without
+        them, so a pass is made."""
         readable = frozenset(drive.drive_id for drive in self._placement.drives.values() if drive.readable)
         came = readable - self._readable if self._readable is not None else frozenset()
         self._readable = readable
         if came:
             self.ask(f"back: {', '.join(self._placement.drives[drive_id].label for drive_id in came)}")
+        return came
 
     async def sweep(self) -> bool:
         """One pass, or the rest of one that was interrupted. True when another was asked for. Raises DatabaseUnavailable."""
@@ -105,7 +108,7 @@ class Surveyor:
 
     async def _begin(self) -> None:
         self._hurry = bool(self._asked)
-        self._deep = True in self._asked
+        self._deep = True in self._asked or (self._deep and bool(self._todo))  # a deep pass under way is not given up
         held: set[int] = set()
         for drive in self._placement.drives.values():
             try:
