@@ -1,4 +1,4 @@
-"""`anvil admin`: tenants, apps, policies, buckets and usage, straight in the databases.
+"""`anvil admin`: tenants, apps, policies, buckets, usage and drives, straight in the databases.
 
 Invariant: every command takes `--json`; what a command changed is in effect on all nodes within a second. Not here: the SQL
 behind it.
@@ -7,6 +7,7 @@ behind it.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ def app_options(function: Command) -> Command:
 @click.option("--data-dir", metavar="DIR", help="Data directory of the node (./anvil-data).")
 @click.pass_context
 def command(context: click.Context, config_file: str | None, data_dir: str | None) -> None:
-    """Tenants, apps, policies, buckets and usage."""
+    """Tenants, apps, policies, buckets, usage and drives."""
     if not isinstance(context.obj, Session):
         context.obj = Session(config_file, data_dir)
 
@@ -227,6 +228,51 @@ def bucket_set_public(session: Session, name: str, allow: bool, as_json: bool) -
     """Let anybody read a bucket's objects, or no longer. In effect within a second."""
     session.run(lambda ops: ops.bucket_set_public(name, allow))
     emit({"bucket": name, "public": allow}, as_json, f"bucket {name} is {'public' if allow else 'private'}")
+
+
+@command.group()
+def drive() -> None:
+    """Drives of the node on this data directory."""
+
+
+@drive.command("list")
+@as_json
+@click.pass_obj
+def drive_list(session: Session, as_json: bool) -> None:
+    """List the drives, and whether each is there."""
+    found = session.run(lambda ops: ops.drive_list())
+    table([msgspec.structs.asdict(one) for one in found], as_json, "no drives")
+
+
+@drive.command("replace")
+@click.argument("path")
+@click.option("--yes", is_flag=True, help="Really give up what the old drive held.")
+@as_json
+@click.pass_obj
+def drive_replace(session: Session, path: str, yes: bool, as_json: bool) -> None:
+    """Give the dead drive of the folder PATH up. At the next start the folder, empty by then, becomes a new drive, and what the old
+    one held is rebuilt onto it from the others."""
+    path = os.path.abspath(path)  # noqa: PTH100 - keeps symbolic links, as ANVIL_DRIVES does
+    if not yes:
+        raise InvalidSetting(f"what the drive at {path!r} held is given up and rebuilt from the others: repeat this with --yes")
+    gone = session.run(lambda ops: ops.drive_replace(path))
+    emit(gone, as_json, f"drive {gone.drive} is given up: mount an empty disk at {path}, and restart the node")
+
+
+@command.command()
+@click.option("--shallow", is_flag=True, help="Look for missing and abandoned shards only, without reading their content.")
+@click.option("--no-wait", is_flag=True, help="Only begin.")
+@as_json
+@click.pass_obj
+def scrub(session: Session, shallow: bool, no_wait: bool, as_json: bool) -> None:
+    """Have the node read all its shards now. What is missing or damaged is repaired afterwards."""
+    from anvil.node.assemble import survey
+
+    config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
+    state = asyncio.run(survey(config, not shallow, not no_wait))
+    found = state.findings
+    text = f"{found.shards} shards: {found.missing} missing, {found.corrupt} damaged, {found.orphans} abandoned ones removed"
+    emit({"over": state.over, **msgspec.structs.asdict(found)}, as_json, "begun" if no_wait else text)
 
 
 @command.command()

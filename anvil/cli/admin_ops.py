@@ -48,6 +48,15 @@ class UsageRow(msgspec.Struct, frozen=True):
     upload_bytes: int
 
 
+class DriveInfo(msgspec.Struct, frozen=True):
+    """`state`: active, failed (not there at the last start), absent (not there now), other (another drive in its place)."""
+
+    path: str
+    drive: str
+    state: str
+    capacity_bytes: int
+
+
 class AdminOps(Protocol):
     """Every call raises DatabaseUnavailable; those that name something UnknownName, those that make something NameTaken.
 
@@ -72,6 +81,13 @@ class AdminOps(Protocol):
     async def policy_list(self, app: str, tenant: str | None) -> Sequence[Policy]: ...
     async def bucket_set_public(self, name: str, allow: bool) -> None: ...
     async def usage(self) -> Sequence[UsageRow]: ...
+    async def drive_list(self) -> Sequence[DriveInfo]:
+        """Of the node on this data directory."""
+        ...
+
+    async def drive_replace(self, path: str) -> DriveInfo:
+        """Give the drive that belongs at that folder up for good. Raises UnknownName, Conflict while it is there."""
+        ...
 
 
 class Opener(Protocol):

@@ -213,7 +213,26 @@ def _databases(config: Config) -> list[Finding]:
             Finding("databases", name, f"PostgreSQL {version}" if version else "no answer", "ok" if version else "problem")
         )
         found += [Finding("databases", f"{name} database", problem, "problem") for problem in problems]
-    return found
+    return found + _known_drives(config, urls[1])
+
+
+def _known_drives(config: Config, regional_url: str) -> list[Finding]:
+    """What the region knows of this node's drives and the folders do not hold."""
+    from anvil.node.assemble import NodeDrives
+
+    if not (config.node.data_path / "node-id").exists():
+        return []
+    try:
+        known = asyncio.run(NodeDrives(config, regional_url).list())
+    except AnvilError as error:
+        return [Finding("databases", "drives", error.message, "problem")]
+    said = {"absent": "is not there", "other": "is not there: another drive is in its place"}
+    remedy = "mount it again; if it is dead: anvil admin drive replace PATH"
+    return [
+        Finding("databases", f"drive {one.path}", f"{one.drive} {said[one.state]}", "problem", remedy)
+        for one in known
+        if one.state in said
+    ]
 
 
 async def _database(url: str, name: str) -> tuple[str, tuple[str, ...]]:

@@ -303,4 +303,5 @@ class BlobReader:
         if self._damage.first(self._blob.blob_id, index):
             self._context.events.damage(kind, drive.label if drive else "absent", self._blob.blob_id, index)
             debt = [(self._blob.blob_id, 1 << index)]
-            self._context.owned.start(self._context.metadata.add_debt(self._bucket.bucket_id, debt))
+            corrupt = kind == "corrupt"
+            self._context.owned.start(self._context.metadata.add_debt(self._bucket.bucket_id, debt, corrupt=corrupt))

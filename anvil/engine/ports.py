@@ -122,13 +122,21 @@ class Metadata(Protocol):
         ...
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None: ...
-    async def debts(self, limit: int) -> Sequence[Debt]: ...
+    async def debts(self, limit: int) -> Sequence[Debt]:
+        """Those that may be tried now, oldest first; never those of blobs that no row owns."""
+        ...
+
+    async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
+        """These debts cannot be paid now: not to be handed out again before `delay_s` has passed or more damage was found."""
+        ...
+
     async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
         """Clear those bits; the row goes when none is left."""
         ...
 
-    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]]) -> None:
-        """Damage found by a reader or scrub: missing bits to be rebuilt (merged by OR)."""
+    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]], *, corrupt: bool = False) -> None:
+        """Damage found by a reader or scrub: missing bits to be rebuilt (merged by OR). `corrupt`: the shards were met, with wrong
+        content."""
         ...
 
     async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
@@ -213,6 +221,10 @@ class Drive(Protocol):
 
     async def remove(self, blob_id: BlobId, index: int) -> bool:
         """Forget a shard (all copies of that index on this drive); space comes back by unlink or compaction. True if it had it."""
+        ...
+
+    async def partitions(self) -> frozenset[int]:
+        """The partitions of which this drive holds anything (perhaps a few more). Cheap. Raises DriveFailed."""
         ...
 
     def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:

@@ -89,13 +89,23 @@ class _Waiting(Generic[I, R]):
 
 
 Batch = list[_Waiting[I, R]]
+Observe = Callable[[str, int], None]
+"""Told the kind of call and the number of rows of each batch. Cheap, and never raises."""
 
 
 class Coalescer(Generic[I, R]):
     """Runs one Operation on one Link. `start` before use, `close` at the end."""
 
-    def __init__(self, link: Link, operation: Operation[I, R], *, wait_s: float = DATABASE_WAIT_S) -> None:
+    def __init__(
+        self,
+        link: Link,
+        operation: Operation[I, R],
+        *,
+        wait_s: float = DATABASE_WAIT_S,
+        observe: Observe = lambda statement, rows: None,
+    ) -> None:
         self._link = link
+        self._observe = observe
         self._operation = operation
         self._wait_s = wait_s
         self._queue: deque[_Waiting[I, R]] = deque()
@@ -152,6 +162,7 @@ class Coalescer(Generic[I, R]):
                     continue
                 self.batches += 1
                 self.rows += len(batch)
+                self._observe(self._operation.name, len(batch))
                 try:
                     await self._run(batch)
                 except asyncio.CancelledError:

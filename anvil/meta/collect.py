@@ -31,19 +31,29 @@ DONE_SQL: Final = "DELETE FROM outbox WHERE outbox_id = ANY ($1::bigint[])"
 
 DEBTS_SQL: Final = """
     WITH head AS MATERIALIZED (
-        SELECT d.*, blob_owned(d.blob_id) AS owned FROM (SELECT * FROM degraded ORDER BY since_us LIMIT $1) AS d
+        SELECT d.*, blob_owned(d.blob_id) AS owned
+        FROM (SELECT * FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $1) AS d
     ),
     settled AS (DELETE FROM degraded WHERE blob_id = ANY (ARRAY(SELECT blob_id FROM head WHERE NOT owned)))
-    SELECT bucket_id, blob_id, size, scheme, stripe_bytes, key_mode, missing FROM head WHERE owned ORDER BY since_us"""
+    SELECT bucket_id, blob_id, size, scheme, stripe_bytes, key_mode, missing FROM head WHERE owned ORDER BY due_us, since_us"""
+
+DEFER_SQL: Final = "UPDATE degraded SET due_us = now_us() + $2::bigint WHERE blob_id = ANY ($1::bytea[])"
 
 # A bit that is set while this runs stays set: then the blob is looked at once more.
 PAID_SQL: Final = """
     WITH settled AS (DELETE FROM degraded WHERE blob_id = $1 AND missing & ~$2::int = 0)
-    UPDATE degraded SET missing = missing & ~$2::int WHERE blob_id = $1 AND missing & ~$2::int <> 0"""
+    UPDATE degraded SET missing = missing & ~$2::int, corrupt = corrupt & ~$2::int
+    WHERE blob_id = $1 AND missing & ~$2::int <> 0"""
+
+# Counted up to a bound, since it is asked every few seconds: beyond it, the number only says "many".
+UNHEALTHY_SQL: Final = """
+    SELECT coalesce(sum(bit_count((missing & ~corrupt)::bit(32))), 0)::bigint AS missing,
+           coalesce(sum(bit_count((missing & corrupt)::bit(32))), 0)::bigint AS corrupt
+    FROM (SELECT missing, corrupt FROM degraded LIMIT $1) AS d"""
 
 OWE_SQL: Final = """
-    INSERT INTO degraded (blob_id, bucket_id, size, scheme, stripe_bytes, key_mode, missing)
-    SELECT i.blob_id, $1, o.size, o.scheme, o.stripe_bytes, o.key_mode, i.missing
+    INSERT INTO degraded (blob_id, bucket_id, size, scheme, stripe_bytes, key_mode, missing, corrupt)
+    SELECT i.blob_id, $1, o.size, o.scheme, o.stripe_bytes, o.key_mode, i.missing, CASE WHEN $4::boolean THEN i.missing ELSE 0 END
     FROM (
         SELECT blob_id, bit_or(missing) AS missing FROM unnest($2::bytea[], $3::int[]) AS u (blob_id, missing) GROUP BY blob_id
     ) AS i
@@ -59,10 +69,12 @@ OWE_SQL: Final = """
         LIMIT 1
     ) AS o
     WHERE i.missing > 0 ORDER BY i.blob_id
-    ON CONFLICT (blob_id) DO UPDATE SET missing = degraded.missing | EXCLUDED.missing"""
+    ON CONFLICT (blob_id) DO UPDATE SET
+        missing = degraded.missing | EXCLUDED.missing, corrupt = degraded.corrupt | EXCLUDED.corrupt, due_us = 0"""
 
 OWNED_SQL: Final = """
-    SELECT blob_owned(i.blob_id) FROM unnest($1::bytea[]) WITH ORDINALITY AS i (blob_id, ord) ORDER BY ord"""
+    SELECT blob_owned(i.blob_id) OR EXISTS (SELECT FROM outbox o WHERE o.blob_id = i.blob_id)
+    FROM unnest($1::bytea[]) WITH ORDINALITY AS i (blob_id, ord) ORDER BY ord"""
 
 HOLD_SQL: Final = """
     INSERT INTO settings (name, value) VALUES ('backup_hold', to_jsonb($1::text))

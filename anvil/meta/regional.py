@@ -15,9 +15,9 @@ from typing import Any
 import asyncpg
 
 from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
-from anvil.base.limits import DATABASE_WAIT_S, REGIONAL_CONNECTIONS_MAX, USAGE_FOLD_ROWS_MAX
+from anvil.base.limits import DATABASE_WAIT_S, REGIONAL_CONNECTIONS_MAX, UNHEALTHY_COUNTED, USAGE_FOLD_ROWS_MAX
 from anvil.meta import collect, listing, objects, sessions, uploads, usage
-from anvil.meta.coalesce import Coalescer, Operation, call
+from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
 from anvil.meta.uploads import PartsQuery, UploadCommit
@@ -48,9 +48,13 @@ from anvil.model.records import (
 class RegionalStore:
     """Implements `anvil.engine.ports.Metadata`. Make it in the running loop, `start` it, `close` it."""
 
-    def __init__(self, url: str, *, name: str = "anvil", wait_s: float = DATABASE_WAIT_S) -> None:
-        """`wait_s`: how long a call waits for a database that is away before it raises DatabaseUnavailable."""
+    def __init__(
+        self, url: str, *, name: str = "anvil", wait_s: float = DATABASE_WAIT_S, observe: Observe = lambda statement, rows: None
+    ) -> None:
+        """`wait_s`: how long a call waits for a database that is away before it raises DatabaseUnavailable. `observe`: told of
+        every batch."""
         self._wait_s = wait_s
+        self._observe = observe
         self._reads = Link(url, f"{name} reads")
         self._writes = Link(url, f"{name} writes")
         self._misc = Link(url, f"{name} misc")
@@ -74,7 +78,7 @@ class RegionalStore:
         self._abort = self._coalescer(self._misc, uploads.ABORT)
 
     def _coalescer(self, link: Link, operation: Operation[Any, Any]) -> Coalescer[Any, Any]:
-        coalescer = Coalescer(link, operation, wait_s=self._wait_s)
+        coalescer = Coalescer(link, operation, wait_s=self._wait_s, observe=self._observe)
         self._coalescers.append(coalescer)
         return coalescer
 
@@ -180,17 +184,24 @@ class RegionalStore:
         """End the sessions whose lease ran out; their commits in flight are waited for. Returns their ids."""
         return [row[0] for row in await self.query(sessions.EXPIRE_SQL)]
 
+    async def fence(self, node_id: bytes, worker: int | None = None) -> Sequence[SessionId]:
+        """End the sessions of a worker, or of all workers of the node, that are known to have ended (a new one takes their place)."""
+        return [row[0] for row in await self.query(sessions.FENCE_SQL, node_id, worker)]
+
     async def live_sessions(self) -> frozenset[SessionId]:
         return frozenset(row[0] for row in await self.query(sessions.LIVE_SQL))
 
     # -- collector, repair, sweep -----------------------------------------------------------------------------------------
 
     async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
-        grace_us = int(grace_s * 1_000_000)
-        allowed = await self.query(collect.ALLOWED_SQL, grace_us)
-        if not allowed[0][0]:
+        if not await self.removal_allowed(grace_s):
             return []
+        grace_us = int(grace_s * 1_000_000)
         return [collect.garbage_from(row) for row in await self.query(collect.GARBAGE_SQL, limit, grace_us)]
+
+    async def removal_allowed(self, grace_s: float) -> bool:
+        """Whether anything may be unlinked now: no backup holds it, and the database has been this one for `grace_s`."""
+        return bool((await self.query(collect.ALLOWED_SQL, int(grace_s * 1_000_000)))[0][0])
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         await self.query(collect.DONE_SQL, list(outbox_ids))
@@ -198,12 +209,20 @@ class RegionalStore:
     async def debts(self, limit: int) -> Sequence[Debt]:
         return [collect.debt_from(row) for row in await self.query(collect.DEBTS_SQL, limit)]
 
+    async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
+        await self.query(collect.DEFER_SQL, list(blob_ids), int(delay_s * 1_000_000))
+
     async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
         await self.query(collect.PAID_SQL, blob_id, repaired)
 
-    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]]) -> None:
+    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]], *, corrupt: bool = False) -> None:
         blobs = [blob_id for blob_id, _ in blob_ids]
-        await self.query(collect.OWE_SQL, bucket_id, blobs, [missing for _, missing in blob_ids])
+        await self.query(collect.OWE_SQL, bucket_id, blobs, [missing for _, missing in blob_ids], corrupt)
+
+    async def unhealthy(self) -> tuple[int, int]:
+        """Shards in debt: missing ones, and ones met with wrong content; of the first UNHEALTHY_COUNTED blobs."""
+        [row] = await self.query(collect.UNHEALTHY_SQL, UNHEALTHY_COUNTED)
+        return row["missing"], row["corrupt"]
 
     async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
         return [row[0] for row in await self.query(collect.OWNED_SQL, [blob_id for _, blob_id in owners])]

@@ -20,3 +20,6 @@ CLOSE_SQL: Final = "DELETE FROM writer_sessions WHERE session_id = $1"
 LIVE_SQL: Final = "SELECT session_id FROM writer_sessions"
 # Waits for commits in flight (they hold the row FOR KEY SHARE).
 EXPIRE_SQL: Final = "DELETE FROM writer_sessions WHERE lease_until < clock_timestamp() RETURNING session_id"
+# A worker (or, with NULL, every worker of the node) that is known to have ended: nobody has to wait for its lease.
+FENCE_SQL: Final = """
+    DELETE FROM writer_sessions WHERE node_id = $1 AND ($2::int IS NULL OR worker = $2::int) RETURNING session_id"""

@@ -1,21 +1,32 @@
-"""`anvil admin` over the databases: the AdminOps of `cli/admin_ops.py` by `meta`.
+"""`anvil admin` over the databases: the AdminOps of `cli/admin_ops.py` by `meta`; and over the running node where it is about its shards.
 
-Owns: how an app is named (by access key, or by a name that is unique). Not here: SQL, printing.
+Owns: how an app is named (by access key, or by a name that is unique); which drive may be given up. Not here: SQL, printing.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
 
 from anvil.base.config import Config
-from anvil.base.errors import InvalidArgument, UnknownName
-from anvil.cli.admin_ops import AppRow, NewKeys, UsageRow
+from anvil.base.errors import Conflict, DriveFailed, InvalidArgument, Unavailable, UnknownName
+from anvil.cli.admin_ops import AppRow, DriveInfo, NewKeys, UsageRow
 from anvil.meta.admin import Admin, AppInfo, Credentials
 from anvil.meta.catalog import GlobalCatalog
+from anvil.meta.cluster import ClusterTables, DriveRow
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
 from anvil.model.identity import Policy, Tenant
+from anvil.node.channel import connect
+from anvil.node.datadir import DataDirectory
+from anvil.shards.identity import read_identity
+from anvil.tasks.surveyor import SurveyState
+
+SURVEY_LOOK_S = 0.2
 
 
 @asynccontextmanager
@@ -38,14 +49,66 @@ async def open_catalog(
 async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
     """For one command."""
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
-        yield DatabaseAdmin(catalog.admin)
+        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url))
+
+
+class NodeDrives:
+    """The drives of the node on this data directory."""
+
+    def __init__(self, config: Config, regional_url: str) -> None:
+        self._url = regional_url
+        self._directory = DataDirectory(config.node.data_path)
+
+    async def list(self) -> Sequence[DriveInfo]:
+        async with ClusterTables(self._url) as tables:
+            return [_drive_info(row) for row in await tables.drives(self._directory.node_id())]
+
+    async def replace(self, path: str) -> DriveInfo:
+        node_id = self._directory.node_id()
+        async with ClusterTables(self._url) as tables:
+            rows = {row.path: row for row in await tables.drives(node_id)}
+            row = rows.get(path)
+            if row is None:
+                raise UnknownName(f"no drive of this node belongs at {path!r}: `anvil admin drive list` shows them")
+            if _drive_info(row).state == "active":
+                raise Conflict(f"the drive at {path!r} is there: to take it out, remove it from ANVIL_DRIVES and restart")
+            await tables.put_drives(node_id, [msgspec.structs.replace(row, state="gone")])
+        return msgspec.structs.replace(_drive_info(row), state="gone")
+
+
+def _drive_info(row: DriveRow) -> DriveInfo:
+    try:
+        identity = read_identity(Path(row.path), row.path)
+    except DriveFailed:
+        identity = None
+    state = "absent" if identity is None else "active" if bytes.fromhex(identity.drive_id) == row.drive_id else "other"
+    return DriveInfo(row.path, row.drive_id.hex(), state, row.capacity_bytes)
+
+
+async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
+    """Have the running node look at all its shards; with `wait`, until it has. Raises Unavailable."""
+    try:
+        channel = await connect(config.node.data_path / "run" / "background.sock", {}, {}, lambda closed: None)
+    except OSError as error:
+        raise Unavailable(f"no node runs on {config.node.data_dir!r}, or it is not yours ({error.strerror})") from None
+    try:
+        number = await channel.call("survey.ask", deep, int)
+        state = await channel.call("survey.state", None, SurveyState)
+        while wait and not (state.number >= number and state.over):
+            await asyncio.sleep(SURVEY_LOOK_S)
+            state = await channel.call("survey.state", None, SurveyState)
+        return state
+    finally:
+        channel.close()
 
 
 class DatabaseAdmin:
     """AdminOps over `meta.admin.Admin`."""
 
-    def __init__(self, admin: Admin) -> None:
+    def __init__(self, admin: Admin, drives: NodeDrives) -> None:
         self._admin = admin
+        self.drive_list = drives.list
+        self.drive_replace = drives.replace
 
     async def region_create(self, name: str) -> None:
         await self._admin.create_region(name)

@@ -6,10 +6,8 @@ Invariant: what is opened here is closed here, in the opposite order. Not here: 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 
 from anvil._ec.digest import DigestLanes
@@ -22,7 +20,7 @@ from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
 from anvil.base.errors import DatabaseUnavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
-from anvil.base.limits import COLLECT_BATCH, DRAIN_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.limits import DRAIN_S, REGIONAL_CONNECTIONS_MAX
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
@@ -31,33 +29,36 @@ from anvil.ec.executor import JobRunner, NativeExecutor
 from anvil.engine.context import Context, Placement
 from anvil.engine.engine import Engine
 from anvil.engine.session import WriterSession
-from anvil.meta.admin import tenant_totals
-from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
 from anvil.net.server import Server, serve
 from anvil.net.stream import Handler
-from anvil.node.admin import open_admin, open_catalog
+from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
 from anvil.node.child import Child
-from anvil.node.health import Check, DriveProbe
-from anvil.node.local import NO_SESSION, attach_drives, detach_drives, prepare_drives, scheme_of
+from anvil.node.health import Check
+from anvil.node.local import (
+    NO_SESSION,
+    attach_drives,
+    detach_drives,
+    drive_probe,
+    local_drives,
+    prepare_drives,
+    scheme_of,
+    unwritable,
+)
 from anvil.node.observe import EngineEvents, request_finished
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
+from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
-from anvil.shards.identity import IDENTITY
 from anvil.tasks.collect import Collector
-from anvil.tasks.periodic import Periodic
 from anvil.tasks.repair import Repairer
+from anvil.tasks.survey import Survey
 
 CODING_THREADS: Final = 2  # per worker, beside one for the digest lanes
-USAGE_EVERY_S: Final = 15.0
-COLLECT_EVERY_S: Final = 5.0
-REPAIR_EVERY_S: Final = 2.0
-RESUME_EVERY_S: Final = 30.0
 
 
 # -- before anything serves ------------------------------------------------------------------------------------------------
@@ -68,8 +69,9 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
     self_test()
     await migrate(global_url, Database.GLOBAL)
     await migrate(regional_url, Database.REGIONAL)
-    await prepare_drives(config, node_id)
-    async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, _):
+    await prepare_drives(config, regional_url, node_id)
+    async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, regional):
+        await regional.fence(node_id)  # whoever wrote here before is gone: nothing of it waits for its lease
         first = await catalog.admin.bootstrap(config.node.region)
     return KeyPair(first.access_key, first.secret)
 
@@ -93,6 +95,7 @@ class Worker:
         api: S3Api,
         metadata: RegionalStore,
         session: WriterSession,
+        placement: Placement,
         owned: OwnedTasks,
         opened: AsyncExitStack,
     ) -> None:
@@ -101,6 +104,7 @@ class Worker:
         self._metadata = metadata
         self._plan = process.plan
         self._session = session
+        self._placement = placement
         self._owned = owned
         self._opened = opened
         self._server: Server | None = None
@@ -111,6 +115,10 @@ class Worker:
             return bool(self._session.current)
         except WriterFenced:
             return False
+
+    @property
+    def unwritable(self) -> dict[str, str]:
+        return unwritable(self._placement)
 
     async def listen(self, handler: Handler) -> None:
         address = (self._plan.listen_host, self._plan.listen_port)
@@ -140,9 +148,10 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
     """Everything a request needs. Raises DatabaseUnavailable, DriveFailed."""
     loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
     async with AsyncExitStack() as opened:
-        metadata = RegionalStore(plan.regional_url, name=f"anvil {plan.name}")
+        metadata = RegionalStore(plan.regional_url, name=f"anvil {plan.name}", observe=_batch)
         opened.push_async_callback(metadata.close)
         await metadata.start()
+        await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
         session = WriterSession(metadata, plan.node_id, plan.index)
         current = await session.open()
         opened.push_async_callback(session.close)
@@ -150,7 +159,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(native.close)
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
-        placement = await attach_drives(config, native, current)
+        placement = await attach_drives(plan, native, current)
         opened.push_async_callback(detach_drives, placement)
         opened.callback(loop.create_task(session.keep()).cancel)
         owned = OwnedTasks(plan.name)
@@ -180,7 +189,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
-        return Worker(process, api, metadata, session, owned, opened.pop_all())
+        return Worker(process, api, metadata, session, placement, owned, opened.pop_all())
 
 
 def _signable_hosts(config: Config) -> tuple[str, ...]:
@@ -202,16 +211,28 @@ async def build_background(process: Child) -> BackgroundParts:
         )
         native = NativeExecutor(loop, 1)
         opened.push_async_callback(native.close)
-        placement = await attach_drives(config, native, NO_SESSION)
+        hold = Hold(metadata, config.storage.gc_grace_s)
+        placement = await attach_drives(plan, native, NO_SESSION, hold)
         opened.push_async_callback(detach_drives, placement)
-        named = zip(config.storage.drives, config.storage.labels, strict=True)
-        probes = [DriveProbe(Path(path), label, IDENTITY) for path, label in named]
+        probes = [drive_probe(drive) for drive in local_drives(placement)]
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
         ]
-        tasks = _tasks(config, catalog, metadata, placement, native, Buffers(loop))
-        return BackgroundParts(catalog, checks, probes, scheme.k, scheme.quorum, tasks, opened.pop_all().aclose)
+        buffers = Buffers(loop)
+        upkeep = Upkeep(
+            catalog,
+            metadata,
+            placement,
+            hold,
+            Collector(metadata, placement, config.storage.gc_grace_s),
+            Repairer(metadata, placement, native, buffers, codec_for),
+            Survey(metadata, placement, buffers, EngineEvents(), hold),
+            config.node.data_path / "surveyed",
+        )
+        return BackgroundParts(
+            catalog, checks, probes, scheme.k, scheme.quorum, upkeep.tasks, upkeep.handlers, opened.pop_all().aclose
+        )
 
 
 def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None]]:
@@ -226,63 +247,8 @@ def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None
     return ask
 
 
-def _tasks(
-    config: Config,
-    catalog: GlobalCatalog,
-    metadata: RegionalStore,
-    placement: Placement,
-    native: NativeExecutor,
-    buffers: Buffers,
-) -> dict[str, Callable[[], Awaitable[None]]]:
-    collector = Collector(metadata, placement, config.storage.gc_grace_s)
-    repairer = Repairer(metadata, placement, native, buffers, codec_for)
-
-    async def collect() -> bool:
-        return await collector.run() >= COLLECT_BATCH
-
-    async def repair() -> bool:
-        for result in await repairer.run():
-            instruments.SHARD_REPAIRS.labels(str(result)).inc()
-        instruments.SHARDS_UNHEALTHY.labels("missing").set(sum(debt.missing.bit_count() for debt in await metadata.debts(1000)))
-        return False
-
-    async def usage() -> bool:
-        await metadata.fold_usage()
-        await _publish_usage(catalog)
-        return False
-
-    async def resume() -> bool:
-        await metadata.expire_sessions()
-        await catalog.resume_bucket_changes()
-        return False
-
-    work = {
-        "collect": (COLLECT_EVERY_S, collect),
-        "repair": (REPAIR_EVERY_S, repair),
-        "usage": (USAGE_EVERY_S, usage),
-        "resume": (RESUME_EVERY_S, resume),
-    }
-    return {name: Periodic(name, every_s, run, _task_ended).run for name, (every_s, run) in work.items()}
-
-
-def _task_ended(name: str, result: str, seconds: float) -> None:
-    instruments.TASK_RUNS.labels(name, result).inc()
-    instruments.TASK_DURATION.labels(name).observe(seconds)
-
-
-async def _publish_usage(catalog: GlobalCatalog) -> None:
-    """Fill the usage gauges anew, so that what was deleted disappears from them."""
-    rows = await catalog.admin.usage()
-    for metric in (instruments.BUCKET_USAGE, instruments.BUCKET_OBJECTS, instruments.TENANT_USAGE, instruments.TENANT_OBJECTS):
-        metric.clear()
-    for row in rows:
-        # Added, not set: the buckets beyond the bound share one series.
-        instruments.BUCKET_USAGE.labels(row.tenant, row.bucket).inc(row.usage.bytes)
-        instruments.BUCKET_OBJECTS.labels(row.tenant, row.bucket).inc(row.usage.objects)
-    for tenant, (objects, stored) in tenant_totals(rows).items():
-        instruments.TENANT_USAGE.labels(tenant).set(stored)
-        instruments.TENANT_OBJECTS.labels(tenant).set(objects)
-    instruments.USAGE_UPDATED.set(time.time())
+def _batch(statement: str, rows: int) -> None:
+    instruments.DB_BATCH_SIZE.labels(statement).observe(rows)
 
 
 async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
@@ -291,4 +257,4 @@ async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
     return found.version, found.problems
 
 
-__all__ = ["PARTS", "build_background", "build_worker", "database_settings", "open_admin"]
+__all__ = ["PARTS", "NodeDrives", "build_background", "build_worker", "database_settings", "open_admin", "survey"]

@@ -41,8 +41,8 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class BackgroundParts:
-    """What the background process is made of. `tasks`: by name, functions that run for ever. `close`: after the tasks have
-    ended.
+    """What the background process is made of. `tasks`: by name, functions that run for ever. `handlers`: what commands on this
+    machine may ask. `close`: after the tasks have ended.
     """
 
     catalog: CatalogSource
@@ -51,6 +51,7 @@ class BackgroundParts:
     scheme_k: int
     quorum: int
     tasks: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    handlers: dict[str, Handler] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = _nothing
 
 
@@ -76,7 +77,12 @@ class Background:
             lambda: [report for report in self._channels.values() if report is not None],
             lambda: process.node_draining,
         )
-        self._handlers: dict[str, Handler] = {**self.catalog.handlers, "hello": self._hello, "scrape": self._scrape}
+        self._handlers: dict[str, Handler] = {
+            **self.catalog.handlers,
+            **parts.handlers,
+            "hello": self._hello,
+            "scrape": self._scrape,
+        }
         self._listeners: dict[str, Listener] = {"heartbeat": self._heartbeat, "metrics": self._metrics}
         process.on_members = self._members
         instruments.BUILD_INFO.labels(VERSION, COMMIT).set(1)

@@ -65,25 +65,26 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
-    """A worker's heartbeat."""
+    """A worker's heartbeat. `unwritable`: by label, the drives it cannot write to, and why (full, read-only after an error)."""
 
     lag_s: float
     lease: bool
+    unwritable: dict[str, str] = {}
 
 
 class DriveProbe:
     """A write and fsync on one drive, on a thread of its own. Never more than one at a time: a hung disk holds one thread,
     not more.
 
-    `marker`: a file that is there while the right disk is mounted. Nothing is written, and no folder made, where it is not.
+    `look`: raises DriveFailed while the right disk is not mounted. Nothing is written, and no folder made, where it is not.
     """
 
-    def __init__(self, path: Path, label: str, marker: str) -> None:
+    def __init__(self, path: Path, label: str, look: Callable[[], None]) -> None:
         self.path = path
         self.label = label
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"probe-{label}")
         self._running: Future[None] | None = None
-        self._marker = marker
+        self._look = look
 
     async def check(self) -> None:
         """Raises DriveFailed, OSError."""
@@ -93,8 +94,7 @@ class DriveProbe:
         await asyncio.shield(asyncio.wrap_future(self._running))
 
     def _probe(self) -> None:
-        if not (self.path / self._marker).exists():
-            raise DriveFailed("the drive is not there")
+        self._look()
         fd = os.open(self.path / PROBE_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(fd, time.time_ns().to_bytes(8, "big"), 0)
@@ -163,6 +163,11 @@ class HealthMonitor:
                     f"drives: {good} of {len(self._drives)} take a write, {self._scheme_k} are needed to serve anything"
                 )
         reasons += self._judge_workers(checks)
+        # What they can still read they still serve, so this does not make the node unready.
+        for label in {label for report in self._reports() for label in report.unwritable}:
+            if (name := f"drive:{label}") in checks and checks[name].ok:
+                checks[name] = CheckResult(False, checks[name].ms)
+                good -= 1
         for name in self._drives:
             instruments.STORAGE_DRIVE_UP.labels(name.removeprefix("drive:")).set(float(checks[name].ok))
         instruments.CLUSTER_WRITE_QUORUM.set(float(good >= self._quorum))

@@ -1,48 +1,36 @@
-"""This node's drives and the layout over them: made by the supervisor before anything serves, read by every process.
+"""This node's drives and the layout over them: registered by the supervisor before anything serves, read by every process.
 
-Owns: `inventory` in the data directory (which drive belongs at which folder, and the layout). Invariants: a folder that
-should hold a known drive and does not is a lost drive, never a new one; the layout changes only when the set of drives
-does, with the present one as its predecessor, so that nothing moves without need. Not here: what a drive does (`shards/`),
-how a layout is computed (`model/layout.py`).
+Owns: which folder is which drive. The regional database says so (`meta/cluster.py`); the folders only say who they are. Invariants: a
+folder that should hold a known drive and does not is a lost drive, never a new one; a known drive is known wherever it is mounted; the
+layout changes only when the set of drives or its width does, with the present one as its predecessor, so that nothing moves without
+need. Not here: what a drive does (`shards/`), how a layout is computed (`model/layout.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import msgspec
 
 from anvil.base.config import Config, StorageConfig
 from anvil.base.errors import DriveFailed, InvalidSetting
 from anvil.base.limits import SPARE_DRIVES
 from anvil.ec.executor import NativeExecutor
 from anvil.engine.context import Placement
+from anvil.meta.cluster import ClusterTables, DriveRow
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import DriveId, SessionId
 from anvil.model.scheme import Scheme, default_scheme
-from anvil.node.datadir import write_private
+from anvil.node.child import Plan
+from anvil.node.health import DriveProbe
 from anvil.shards.drive import LocalDrive
+from anvil.shards.identity import read_identity
 from anvil.shards.nativeio import NativeJobs
 
 log = logging.getLogger(__name__)
 NO_SESSION = bytes(16)
-
-
-class KnownDrive(msgspec.Struct, frozen=True):
-    """A drive and the folder it belongs at. Ids in hex."""
-
-    path: str
-    drive_id: str
-    capacity_bytes: int
-
-
-class Inventory(msgspec.Struct, frozen=True):
-    """`layout`: `Layout.pack()`."""
-
-    drives: tuple[KnownDrive, ...]
-    layout: bytes
 
 
 def scheme_of(storage: StorageConfig) -> Scheme:
@@ -50,56 +38,93 @@ def scheme_of(storage: StorageConfig) -> Scheme:
     return Scheme.parse(storage.scheme) if storage.scheme else default_scheme(len(storage.drives))
 
 
-def read_inventory(data_dir: Path) -> Inventory | None:
-    """None before the first start. Raises InvalidSetting when the file is damaged."""
-    try:
-        return msgspec.json.decode((data_dir / "inventory").read_bytes(), type=Inventory)
-    except FileNotFoundError:
-        return None
-    except msgspec.DecodeError:
-        raise InvalidSetting(f"{str(data_dir / 'inventory')!r} is damaged: restore it, it says which drive is which") from None
+# -- before anything serves ----------------------------------------------------------------------------------------------------
 
 
-async def prepare_drives(config: Config, node_id: bytes) -> Inventory:
-    """Recover the drives that are there, initialise new ones, and bring the inventory up to date. Raises InvalidSetting,
-    DriveFailed.
+async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> Layout:
+    """Recover the drives that are there, initialise new ones, and bring tables and layout up to date. Raises InvalidSetting,
+    DriveFailed, DatabaseUnavailable.
     """
-    storage, data_dir = config.storage, config.node.data_path
-    before = read_inventory(data_dir)
-    expected = {known.path: known for known in before.drives} if before is not None else {}
-    executor = NativeExecutor(asyncio.get_running_loop(), 1)
-    drives: list[KnownDrive] = []
+    storage = config.storage
+    async with ClusterTables(regional_url) as tables:
+        await tables.register_node(node_id, socket.gethostname())
+        known = {row.path: row for row in await tables.drives(node_id)}
+        present = {path: await asyncio.to_thread(_who, Path(path), label) for path, label in _named(storage)}
+        expected = assign(storage.drives, present, {path: row.drive_id for path, row in known.items()})
+        capacities = {row.drive_id: row.capacity_bytes for row in known.values()}
+        executor = NativeExecutor(asyncio.get_running_loop(), 1)
+        rows: list[DriveRow] = []
+        try:
+            for path, label in _named(storage):
+                rows.append(await _prepare_drive(Path(path), label, expected[path], capacities, executor))
+        finally:
+            await executor.close()
+        here = {row.drive_id for row in rows}
+        gone = [
+            DriveRow(row.drive_id, row.path, row.capacity_bytes, "gone") for row in known.values() if row.drive_id not in here
+        ]
+        for row in gone:
+            log.warning("a drive is no longer configured; what was on it is rebuilt from the others", extra={"folder": row.path})
+        await tables.put_drives(node_id, [*rows, *gone])
+        return await tables.advance_layout(lambda current: _successor(current, rows, scheme_of(storage), node_id))
+
+
+def assign(
+    paths: Sequence[str], present: Mapping[str, DriveId | None], known: Mapping[str, DriveId]
+) -> dict[str, DriveId | None]:
+    """Which drive belongs at which folder (None: a new one). `present`: the drives that are in the folders now; `known`: where each drive
+    of this node was last. A known drive is recognised at any of the folders; a folder without its own drive, or with a stranger, keeps
+    waiting for its own. Raises InvalidSetting when one drive would be in two places.
+    """
+    at: dict[DriveId, str] = {}
+    expected: dict[str, DriveId | None] = {}
+    for path in paths:
+        found, own = present[path], known.get(path)
+        drive_id = found if found is not None and (own is None or found in known.values()) else own
+        expected[path] = drive_id
+        if drive_id is None:
+            continue
+        if drive_id in at:
+            other = at[drive_id]
+            empty = path if found is None else other if present[other] is None else None
+            raise InvalidSetting(
+                f"{empty!r} is empty, and its drive is at {other if empty == path else path!r} now: take the empty one out of ANVIL_DRIVES"
+                if empty is not None
+                else f"{other!r} and {path!r} of ANVIL_DRIVES hold the same drive: one is a copy of the other, take it out"
+            )
+        at[drive_id] = path
+    return expected
+
+
+def _named(storage: StorageConfig) -> list[tuple[str, str]]:
+    return list(zip(storage.drives, storage.labels, strict=True))
+
+
+def _who(path: Path, label: str) -> DriveId | None:
     try:
-        for path, label in zip(storage.drives, storage.labels, strict=True):
-            drives.append(await _prepare_drive(Path(path), label, expected.get(path), executor))
-    finally:
-        await executor.close()
-    if len({known.drive_id for known in drives}) != len(drives):
-        raise InvalidSetting("two folders of ANVIL_DRIVES hold the same drive: one is a copy of the other, take it out")
-    known_ids = {known.drive_id for known in drives}
-    for gone in expected.values():
-        if gone.drive_id not in known_ids:
-            log.warning("a drive is no longer configured; what was on it is rebuilt from the others", extra={"folder": gone.path})
-    inventory = Inventory(tuple(drives), _layout(before, drives, scheme_of(storage), node_id).pack())
-    if inventory != before:
-        write_private(data_dir / "inventory", msgspec.json.encode(inventory).decode())
-    return inventory
+        identity = read_identity(path, label)
+    except DriveFailed as error:
+        log.error("the drive %s cannot be read", label, extra={"folder": str(path), "reason": error.message})
+        return None
+    return bytes.fromhex(identity.drive_id) if identity is not None else None
 
 
-async def _prepare_drive(path: Path, label: str, known: KnownDrive | None, executor: NativeExecutor) -> KnownDrive:
-    if known is None:
+async def _prepare_drive(
+    path: Path, label: str, expected: DriveId | None, capacities: Mapping[DriveId, int], executor: NativeExecutor
+) -> DriveRow:
+    if expected is None:
         _make_folder(path)
-    expected = bytes.fromhex(known.drive_id) if known is not None else None
     drive = await LocalDrive.attach(
-        path, expected=expected, create=known is None, executor=executor, jobs=NativeJobs(), session=NO_SESSION, label=label
+        path, expected=expected, create=expected is None, executor=executor, jobs=NativeJobs(), session=NO_SESSION, label=label
     )
     try:
-        if known is not None and not drive.readable:
+        # The size of a known drive stays as it was registered: a layout does not move because a file system was resized.
+        capacity_bytes = capacities.get(drive.drive_id) or drive.capacity_bytes
+        if not drive.readable:
             log.error(
                 "the drive %s is not there; starting without it", label, extra={"folder": str(path), "reason": drive.reason}
             )
-            return known
-        return KnownDrive(str(path), drive.drive_id.hex(), known.capacity_bytes if known is not None else drive.capacity_bytes)
+        return DriveRow(drive.drive_id, str(path), capacity_bytes, "active" if drive.readable else "failed")
     finally:
         await drive.close()
 
@@ -111,43 +136,71 @@ def _make_folder(path: Path) -> None:
         raise InvalidSetting(f"the drive {str(path)!r} cannot be made ({error.strerror}): name a folder that can") from None
 
 
-def _layout(before: Inventory | None, drives: list[KnownDrive], scheme: Scheme, node_id: bytes) -> Layout:
-    wanted = [LayoutDrive(bytes.fromhex(known.drive_id), node_id, known.capacity_bytes) for known in drives]
-    previous = Layout.unpack(before.layout) if before is not None else None
+def _successor(current: Layout | None, rows: Sequence[DriveRow], scheme: Scheme, node_id: bytes) -> Layout | None:
+    wanted = [LayoutDrive(row.drive_id, node_id, row.capacity_bytes) for row in rows]
     if (
-        previous is not None
-        and set(previous.drives) == set(wanted)
-        and previous.width == min(scheme.width + SPARE_DRIVES, len(wanted))
+        current is not None
+        and set(current.drives) == set(wanted)
+        and current.width == min(scheme.width + SPARE_DRIVES, len(wanted))
     ):
-        return previous
-    return compute(wanted, scheme.width, SPARE_DRIVES, previous)
+        return None
+    return compute(wanted, scheme.width, SPARE_DRIVES, current)
 
 
-async def attach_drives(config: Config, executor: NativeExecutor, session: SessionId) -> Placement:
-    """This process's drives, in the layout of the inventory. Those that are not there are neither readable nor writable
-    until they are. Raises DriveFailed when the node was not prepared.
+# -- in each process -----------------------------------------------------------------------------------------------------------
+
+
+async def attach_drives(
+    plan: Plan, executor: NativeExecutor, session: SessionId, hold: Callable[[], bool] = lambda: False
+) -> Placement:
+    """This process's drives, in the current layout. Those that are not there are neither readable nor writable until they are.
+    `hold`: while it says so, nothing is unlinked. Raises DriveFailed when the node was not prepared, DatabaseUnavailable.
     """
-    inventory = read_inventory(config.node.data_path)
-    if inventory is None:
-        raise DriveFailed("the drives of this node were not prepared")
-    labels = dict(zip(config.storage.drives, config.storage.labels, strict=True))
+    async with ClusterTables(plan.regional_url) as tables:
+        known = {row.path: row.drive_id for row in await tables.drives(plan.node_id)}
+        layout = await tables.current_layout()
     drives: dict[DriveId, LocalDrive] = {}
-    for known in inventory.drives:
-        expected = bytes.fromhex(known.drive_id)
-        drives[expected] = await LocalDrive.attach(
-            Path(known.path),
-            expected=expected,
+    for path, label in _named(plan.config.storage):
+        if layout is None or path not in known:
+            raise DriveFailed("the drives of this node were not prepared")
+        drives[known[path]] = await LocalDrive.attach(
+            Path(path),
+            expected=known[path],
             create=False,
             executor=executor,
             jobs=NativeJobs(),
             session=session,
-            label=labels[known.path],
+            label=label,
+            hold=hold,
         )
-    return Placement(Layout.unpack(inventory.layout), drives)
+    assert layout is not None
+    return Placement(layout, drives)
 
 
 async def detach_drives(placement: Placement) -> None:
     """Leave every drive cleanly."""
-    for drive in placement.drives.values():
-        if isinstance(drive, LocalDrive):
-            await drive.close()
+    for drive in local_drives(placement):
+        await drive.close()
+
+
+def local_drives(placement: Placement) -> list[LocalDrive]:
+    """Those of this node."""
+    return [drive for drive in placement.drives.values() if isinstance(drive, LocalDrive)]
+
+
+def unwritable(placement: Placement) -> dict[str, str]:
+    """The drives that this process cannot write to now, with the reason."""
+    return {drive.label: drive.reason or "not writable" for drive in local_drives(placement) if not drive.writable}
+
+
+def drive_probe(drive: LocalDrive) -> DriveProbe:
+    """For readiness: a write and a flush, where the folder holds the drive that belongs there."""
+
+    def look() -> None:
+        identity = read_identity(drive.path, drive.label)
+        if identity is None:
+            raise DriveFailed("the drive is not there")
+        if bytes.fromhex(identity.drive_id) != drive.drive_id:
+            raise DriveFailed("another drive is in its place")
+
+    return DriveProbe(drive.path, drive.label, look)

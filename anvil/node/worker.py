@@ -58,6 +58,11 @@ class Serving(Protocol):
         """Whether the writer session is held."""
         ...
 
+    @property
+    def unwritable(self) -> dict[str, str]:
+        """By label, the drives that cannot be written to, and why."""
+        ...
+
     async def listen(self, handler: StreamHandler) -> None:
         """Accept requests from now on."""
         ...
@@ -80,6 +85,7 @@ class WorkerLink:
     def __init__(self, process: Child) -> None:
         self.process = process
         self.lease: Callable[[], bool] = lambda: False
+        self.unwritable: Callable[[], dict[str, str]] = dict
         self.health: HealthSnapshot | None = None
         self.linked = asyncio.Event()
         self._channel: Channel | None = None
@@ -120,7 +126,7 @@ class WorkerLink:
     def beat(self) -> None:
         """Report now."""
         if self._channel is not None:
-            self._channel.push("heartbeat", WorkerReport(self.process.lag_s, self.lease()))
+            self._channel.push("heartbeat", WorkerReport(self.process.lag_s, self.lease(), self.unwritable()))
 
     def last_words(self) -> None:
         """Leave the final numbers behind."""
@@ -161,7 +167,7 @@ async def run_worker(process: Child, build: Build) -> None:
             return
         serving = await build(process, link)
         try:
-            link.lease = lambda: serving.lease
+            link.lease, link.unwritable = lambda: serving.lease, lambda: serving.unwritable
             await serving.listen(NodeEndpoints(serving.handler, process.config, link.readiness, lambda: link.health, link.scrape))
             link.beat()
             process.serving()

@@ -47,7 +47,7 @@ async def compact(store: Store, writer: SegmentWriter, owned: OwnerCheck, hold: 
     """Rewrite every sealed segment with more than COMPACT_DEAD_SHARE dead bytes. Raises OSError, SlowDown, and what `owned`
     raises; what was moved until then stays moved."""
     report = CompactionReport()
-    for number, row in store.index.segments():
+    for number, row in await asyncio.to_thread(store.index.segments):
         if hold():
             break
         if not row.sealed or not (row.empty or row.dead > row.total * COMPACT_DEAD_SHARE):

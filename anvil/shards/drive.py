@@ -38,7 +38,7 @@ from anvil.model.records import BlobId, DriveId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
 from anvil.shards import reader
 from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
-from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders
+from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders, partitions_in
 from anvil.shards.format import encode_footer
 from anvil.shards.identity import identity_place
 from anvil.shards.index import partition_key
@@ -357,6 +357,12 @@ class LocalDrive:
         self.stats.removed += 1
         return True
 
+    async def partitions(self) -> frozenset[int]:
+        """The partitions of which this drive holds anything (or did: folders stay). Raises DriveFailed."""
+        store = self._reading()
+        with self._reads():
+            return frozenset(store.index.partitions() | await asyncio.to_thread(partitions_in, store.folder.blobs))
+
     async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
         """Every shard (of one partition), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
         id and index are true (`reader.unknown_header`). Shards that come or go meanwhile may or may not be seen. Raises DriveFailed."""
@@ -414,8 +420,10 @@ class LocalDrive:
 
     async def compact(self, owned: OwnerCheck) -> CompactionReport:
         """Rewrite the sealed segments in which most bytes are dead, and unlink those that became empty. One at a time per drive
-        and process. Raises StorageFull, DriveFailed, SlowDown."""
-        store = self._writing(0)
+        and process. A full drive may use its reserve for it. Raises StorageFull, DriveFailed, SlowDown."""
+        store = self._reading()
+        if self._failed:
+            raise DriveFailed(drive=self.label, reason="read-only")
         writer = store.new_writer(self._session)
         try:
             return await compact(store, writer, owned, self._hold)

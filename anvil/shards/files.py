@@ -49,6 +49,18 @@ def outer_folders(blobs: Path, partition: int | None = None) -> list[Path]:
     return [entry for entry in sorted(blobs.iterdir()) if len(entry.name) == 2 and wanted in (None, entry.name)]
 
 
+def partitions_in(blobs: Path) -> set[int]:
+    """The partitions that have a folder: `ab`, and the first digit of `cd`. At most 65,536 names are read. Blocking. Raises OSError."""
+    found: set[int] = set()
+    for outer in outer_folders(blobs):
+        for inner in os.listdir(outer):  # noqa: PTH208 - names are enough
+            try:
+                found.add(int(outer.name + inner[:1], 16))
+            except ValueError:
+                continue  # no folder of ours
+    return found
+
+
 def blobs_in(outer: Path, partition: int | None = None) -> list[tuple[BlobId, int]]:
     """The large shards in one of `outer_folders` (of that partition). Blocking. Raises OSError."""
     digit = (

@@ -159,6 +159,17 @@ class ShardIndex:
                 more = cursor.next()
         return found
 
+    def partitions(self) -> set[int]:
+        """Those with an entry: one seek for each."""
+        found: set[int] = set()
+        with _errors(), self._env.begin(self._shards) as txn, txn.cursor() as cursor:
+            more = cursor.first()
+            while more:
+                number = int.from_bytes(cursor.key()[:2], "big")
+                found.add(number)
+                more = cursor.set_range(partition_key(number + 1))
+        return found
+
     def count(self) -> int:
         with _errors(), self._env.begin() as txn:
             return int(txn.stat(self._shards)["entries"])

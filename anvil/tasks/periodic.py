@@ -21,13 +21,17 @@ Observe = Callable[[str, str, float], None]
 
 
 class Periodic:
-    """`work` returns True when there is more to be done at once. `every_s` lies between two runs otherwise."""
+    """`work` returns True when there is more to be done at once. `every_s` lies between two runs otherwise, less when
+    `wake` is set meanwhile."""
 
-    def __init__(self, name: str, every_s: float, work: Callable[[], Awaitable[bool]], observe: Observe) -> None:
+    def __init__(
+        self, name: str, every_s: float, work: Callable[[], Awaitable[bool]], observe: Observe, wake: asyncio.Event | None = None
+    ) -> None:
         self.name = name
         self._every_s = every_s
         self._work = work
         self._observe = observe
+        self._wake = wake or asyncio.Event()
 
     async def run(self) -> None:
         """For ever, until cancelled."""
@@ -49,5 +53,15 @@ class Periodic:
                 log.exception("%s failed", self.name)
             if failures:
                 await asyncio.sleep(min(2.0**failures, TASK_BACKOFF_S_MAX))
+            elif more:
+                await asyncio.sleep(0)
             else:
-                await asyncio.sleep(0 if more else self._every_s)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self._every_s):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()

@@ -8,16 +8,17 @@ damage (`engine/blobs_read.py`, `scrub`).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from enum import StrEnum
 
 from anvil._ec.stripe import NotEnoughUnits, RebuildJob
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull
-from anvil.base.limits import REPAIR_BATCH, SEGMENT_SHARD_BYTES_MAX
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, Unavailable
+from anvil.base.limits import REPAIR_BATCH, REPAIR_BLOBS_IN_FLIGHT, REPAIR_RETRY_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
-from anvil.model.records import BlobRef, Debt
+from anvil.model.records import BlobId, BlobRef, Debt
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
 from anvil.tasks.verify import frame_sound, shard_sound
 
@@ -33,16 +34,41 @@ class Result(StrEnum):
 
 
 class Repairer:
-    def __init__(self, metadata: Metadata, placement: Placement, native: Executor, buffers: Buffers, codecs: Codecs) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        placement: Placement,
+        native: Executor,
+        buffers: Buffers,
+        codecs: Codecs,
+        retry_s: float = REPAIR_RETRY_S,
+    ) -> None:
         self._metadata = metadata
         self._placement = placement
         self._native = native
         self._buffers = buffers
         self._codecs = codecs
+        self._retry_s = retry_s
 
     async def run(self) -> list[Result]:
-        """One batch of debts, oldest first."""
-        return [await self.repair(debt) for debt in await self._metadata.debts(REPAIR_BATCH)]
+        """One batch of debts, oldest first, REPAIR_BLOBS_IN_FLIGHT at a time. Those that cannot be paid now are put off."""
+        debts = iter(await self._metadata.debts(REPAIR_BATCH))
+        results: list[Result] = []
+        unpaid: list[BlobId] = []
+
+        async def work() -> None:
+            for debt in debts:
+                result = await self.repair(debt)
+                results.append(result)
+                if result in (Result.WAITING, Result.LOST):
+                    unpaid.append(debt.blob.blob_id)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(REPAIR_BLOBS_IN_FLIGHT):
+                group.create_task(work())
+        if unpaid:
+            await self._metadata.debts_deferred(unpaid, self._retry_s)
+        return results
 
     async def repair(self, debt: Debt) -> Result:
         """Bring one blob back to all its shards, as far as that is possible now."""
@@ -72,7 +98,7 @@ class Repairer:
             # One of the shards believed to be good is not: have every one of them looked at next time.
             await self._metadata.add_debt(debt.bucket_id, [(blob.blob_id, (1 << width) - 1)])
             return Result.WAITING
-        except (DriveFailed, StorageFull, BadRecord) as error:
+        except (Unavailable, BadRecord) as error:
             log.warning("blob %s not repaired yet: %s", blob.blob_id.hex(), error)
             return Result.WAITING
         await self._metadata.debt_paid(blob.blob_id, sum(1 << index for index in targets))
@@ -132,7 +158,7 @@ class Repairer:
         if blob.geometry.stripes == 1 and blob.geometry.shard_bytes <= SEGMENT_SHARD_BYTES_MAX:
             out = await self._stripe(blob, 0, good, list(targets))
             for number, (index, drive) in enumerate(targets.items()):
-                await _remove_old(found.get(index), index)
+                await _remove_old(found.get(index), index, drive)
                 frame_len = blob.geometry.frame_len(0)
                 await drive.put(headers[index], out[number * frame_len : (number + 1) * frame_len], footer)
             return
@@ -145,17 +171,21 @@ class Repairer:
                 frame_len = blob.geometry.frame_len(stripe)
                 for number, index in enumerate(targets):
                     await shards[index].write(out[number * frame_len : (number + 1) * frame_len])
-            await self._publish(shards, found, footer)
+            await self._publish(shards, targets, found, footer)
         except BaseException:
             for shard in shards.values():
                 await shard.abort()
             raise
 
     async def _publish(
-        self, shards: dict[int, LargeShard], found: dict[int, tuple[Drive, ShardPlace]], footer: ShardFooter
+        self,
+        shards: dict[int, LargeShard],
+        targets: dict[int, Drive],
+        found: dict[int, tuple[Drive, ShardPlace]],
+        footer: ShardFooter,
     ) -> None:
         for index in list(shards):
-            await _remove_old(found.get(index), index)
+            await _remove_old(found.get(index), index, targets[index])
             await shards[index].publish(footer)
             del shards[index]
 
@@ -201,10 +231,15 @@ def _header_for(source: ShardHeader, index: int) -> ShardHeader:
     )
 
 
-async def _remove_old(entry: tuple[Drive, ShardPlace] | None, index: int) -> None:
-    if entry is not None:
-        drive, place = entry
-        try:
-            await drive.remove(place.header.blob.blob_id, index)
-        except AnvilError as error:
-            log.warning("damaged shard %d stays on %s: %s", index, drive.label, error)
+async def _remove_old(entry: tuple[Drive, ShardPlace] | None, index: int, target: Drive) -> None:
+    """Make room for the successor. Raises what the drive raises where the damaged one would stand in the successor's way (removal is
+    on hold, for instance); elsewhere it is only a spare copy too many."""
+    if entry is None:
+        return
+    drive, place = entry
+    try:
+        await drive.remove(place.header.blob.blob_id, index)
+    except AnvilError as error:
+        if drive is target:
+            raise
+        log.warning("damaged shard %d stays on %s: %s", index, drive.label, error)

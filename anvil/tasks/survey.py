@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
-from anvil.base.errors import AnvilError, DriveFailed
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed
+from anvil.base.limits import SURVEY_OWNERS_MAX
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, BucketId, SessionId
@@ -24,11 +25,22 @@ from anvil.tasks.verify import shard_sound
 log = logging.getLogger("anvil.survey")
 
 
+_Shards = dict[int, tuple[Drive, ShardPlace]]
+
+
 class Findings(msgspec.Struct):
+    """What was met. `orphans`: shards removed."""
+
     shards: int = 0
     orphans: int = 0
     missing: int = 0
     corrupt: int = 0
+
+    def add(self, other: Findings) -> None:
+        self.shards += other.shards
+        self.orphans += other.orphans
+        self.missing += other.missing
+        self.corrupt += other.corrupt
 
 
 class Survey:
@@ -46,7 +58,7 @@ class Survey:
     async def partition(self, number: int, *, deep: bool) -> Findings:
         """One partition. Raises DatabaseUnavailable (nothing was decided)."""
         findings = Findings()
-        blobs: dict[BlobId, dict[int, tuple[Drive, ShardPlace]]] = defaultdict(dict)
+        blobs: dict[BlobId, _Shards] = defaultdict(dict)
         rotten: dict[BlobId, dict[int, Drive]] = defaultdict(dict)
         asked: list[Drive] = []
         for drive in self._placement.drives.values():
@@ -64,21 +76,36 @@ class Survey:
                 log.warning("survey of %s: %s", drive.label, error)
                 continue
             asked.append(drive)
-        if not blobs:
-            return findings
-        living = await self._metadata.live_sessions()
-        names = list(blobs)
-        owned = await self._metadata.owned([(_bucket(blobs[blob]), blob) for blob in names])
-        for blob_id, has_owner in zip(names, owned, strict=True):
-            shards = blobs[blob_id]
-            if has_owner:
-                await self._check(shards, rotten[blob_id], asked, findings, deep=deep)
-            elif _session(shards) not in living:
-                places = [(drive, index) for index, (drive, _) in shards.items()]
-                findings.orphans += await self._drop(
-                    blob_id, places + [(drive, index) for index, drive in rotten[blob_id].items()]
-                )
+        for blob_id in rotten.keys() - blobs.keys():
+            # Nothing is left that says whose it is: readers of its object tell, and the operator must know.
+            for index, drive in rotten[blob_id].items():
+                self._events.damage("corrupt", drive.label, blob_id, index)
+                findings.corrupt += 1
+        if blobs:
+            await self._judge(blobs, rotten, asked, findings, deep=deep)
         return findings
+
+    async def _judge(
+        self,
+        blobs: Mapping[BlobId, _Shards],
+        rotten: Mapping[BlobId, dict[int, Drive]],
+        asked: list[Drive],
+        findings: Findings,
+        *,
+        deep: bool,
+    ) -> None:
+        living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
+        names = list(blobs)
+        for at in range(0, len(names), SURVEY_OWNERS_MAX):
+            batch = names[at : at + SURVEY_OWNERS_MAX]
+            owned = await self._metadata.owned([(_bucket(blobs[blob]), blob) for blob in batch])
+            for blob_id, has_owner in zip(batch, owned, strict=True):
+                shards, damaged = blobs[blob_id], rotten.get(blob_id, {})
+                if has_owner:
+                    await self._check(shards, damaged, asked, findings, deep=deep)
+                elif _session(shards) not in living:
+                    places = [(drive, index) for index, (drive, _) in shards.items()]
+                    findings.orphans += await self._drop(blob_id, places + [(drive, index) for index, drive in damaged.items()])
 
     async def _drop(self, blob_id: BlobId, places: list[tuple[Drive, int]]) -> int:
         if self._hold():
@@ -93,8 +120,8 @@ class Survey:
 
     async def _check(
         self,
-        shards: dict[int, tuple[Drive, ShardPlace]],
-        rotten: dict[int, Drive],
+        shards: _Shards,
+        rotten: Mapping[int, Drive],
         asked: list[Drive],
         findings: Findings,
         *,
@@ -102,7 +129,7 @@ class Survey:
     ) -> None:
         blob, bucket_id = next(iter(shards.values()))[1].header.blob, _bucket(shards)
         order = self._placement.order(blob.blob_id)
-        mask = 0
+        masks = {"missing": 0, "corrupt": 0}
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
             if index in shards:
@@ -112,18 +139,17 @@ class Survey:
                 kind = "corrupt"
             elif index in rotten:
                 kind, drive = "corrupt", rotten[index]
-            elif nominal is not None and nominal in asked:
+            elif nominal is not None and nominal in asked and not await _came(nominal, blob.blob_id, index):
                 kind, drive = "missing", nominal
             else:
                 continue  # a drive that is away may hold it
-            mask |= 1 << index
-            if kind == "corrupt":
-                findings.corrupt += 1
-            else:
-                findings.missing += 1
+            masks[kind] |= 1 << index
             self._events.damage(kind, drive.label, blob.blob_id, index)
-        if mask:
-            await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)])
+        findings.missing += masks["missing"].bit_count()
+        findings.corrupt += masks["corrupt"].bit_count()
+        for kind, mask in masks.items():
+            if mask:
+                await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)], corrupt=kind == "corrupt")
 
     async def _sound(self, drive: Drive, place: ShardPlace) -> bool:
         try:
@@ -132,9 +158,19 @@ class Survey:
             return True  # the drive is the trouble, not the shard
 
 
-def _session(shards: dict[int, tuple[Drive, ShardPlace]]) -> SessionId:
+async def _came(drive: Drive, blob_id: BlobId, index: int) -> bool:
+    """Whether a shard that the scan did not meet is there by now (it was being written), or cannot be judged."""
+    try:
+        return await drive.open(blob_id, index) is not None
+    except BadRecord:
+        return False
+    except DriveFailed:
+        return True
+
+
+def _session(shards: _Shards) -> SessionId:
     return next(iter(shards.values()))[1].header.session
 
 
-def _bucket(shards: dict[int, tuple[Drive, ShardPlace]]) -> BucketId:
+def _bucket(shards: _Shards) -> BucketId:
     return next(iter(shards.values()))[1].header.bucket_id

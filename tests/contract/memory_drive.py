@@ -117,6 +117,10 @@ class MemoryDrive:
         await self._meet("remove")
         return self.shards.pop((blob_id, index), None) is not None
 
+    async def partitions(self) -> frozenset[int]:
+        await self._meet("open")
+        return frozenset(partition_of(blob_id) for blob_id, _ in self.shards)
+
     async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
         for (blob_id, index), shard in list(self.shards.items()):
             if (blob_id, index) not in self.shards or partition not in (None, partition_of(blob_id)):

@@ -75,6 +75,7 @@ class MemoryMetadata:
         self._uploads: dict[tuple[BucketId, UploadId], _Upload] = {}
         self._outbox: dict[int, tuple[Garbage, int]] = {}
         self._debts: dict[BlobId, Debt] = {}
+        self._deferred: dict[BlobId, int] = {}
         self.fail_next: AnvilError | None = None
         self.commit_before_failing = False
 
@@ -377,22 +378,29 @@ class MemoryMetadata:
     async def debts(self, limit: int) -> Sequence[Debt]:
         blobs = self._blobs()
         self._debts = {blob_id: debt for blob_id, debt in self._debts.items() if blob_id in blobs}
-        return list(self._debts.values())[:limit]
+        now_us = self._now_us()
+        return [debt for debt in self._debts.values() if self._deferred.get(debt.blob.blob_id, 0) <= now_us][:limit]
+
+    async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
+        for blob_id in blob_ids:
+            self._deferred[blob_id] = self._now_us() + int(delay_s * 1_000_000)
 
     async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
         debt = self._debts.pop(blob_id, None)
         if debt is not None and debt.missing & ~repaired:
             self._debts[blob_id] = Debt(debt.bucket_id, debt.blob, debt.missing & ~repaired)
 
-    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]]) -> None:
+    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]], *, corrupt: bool = False) -> None:
         blobs = self._blobs()
         for blob_id, missing in blob_ids:
+            self._deferred.pop(blob_id, None)
             if blob_id in blobs and blobs[blob_id][0] == bucket_id:
                 self._owe(bucket_id, Content(blobs[blob_id][1]), missing)
 
     async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
         blobs = self._blobs()
-        return [blob_id in blobs for _, blob_id in owners]
+        waiting = {garbage.blob_id for garbage, _ in self._outbox.values()}
+        return [blob_id in blobs or blob_id in waiting for _, blob_id in owners]
 
     async def usage(self, bucket_ids: Sequence[BucketId] | None = None) -> Sequence[Usage]:
         usages = []

@@ -350,9 +350,12 @@ def test_upload_lifecycle(run: Run) -> None:
         blob = {number: part.content.blob.blob_id for number, part in ((p.number, p) for p in parts) if part.content}
         assert old.content is not None
         assert await garbage_of(w) == {old.content.blob.blob_id, blob[2]}
+        waiting = await w.store.owned([(w.bucket_id, blob[1]), (w.bucket_id, blob[2]), (w.bucket_id, os.urandom(16))])
+        assert waiting == [True, True, False], "what waits in the outbox is no orphan: its grace is still running"
+        await w.store.garbage_done([g.outbox_id for g in await w.store.garbage(100_000, 0.0) if g.blob_id == blob[2]])
         assert await w.store.owned([(w.bucket_id, blob[1]), (w.bucket_id, blob[2])]) == [True, False]
         await w.store.put_object(w.put("k", 5))
-        assert await garbage_of(w) == {old.content.blob.blob_id, *blob.values()}
+        assert await garbage_of(w) == {old.content.blob.blob_id, blob[1], blob[7]}
         assert await w.store.get_upload(w.bucket_id, "k", upload_id) is None
         assert await w.store.list_parts(w.bucket_id, upload_id, 0, 1000) == ()
         assert await usage_of(w) == Usage(w.bucket_id, 1, 5)
@@ -424,6 +427,12 @@ def test_repair_debts(run: Run) -> None:
         await w.store.debt_paid(hurt_id, 0b101)
         await w.store.debt_paid(whole_id, 0b001)
         assert await debts() == {hurt_id: 0b010}
+        await w.store.debts_deferred([hurt_id], 3600.0)
+        await w.store.add_debt(w.bucket_id, [(whole_id, 0b001)])
+        assert await debts() == {whole_id: 0b001}, "what cannot be paid now stands in nobody's way"
+        await w.store.add_debt(w.bucket_id, [(hurt_id, 0b001)], corrupt=True)
+        assert await debts() == {hurt_id: 0b011, whole_id: 0b001}, "more damage was found: it is looked at again"
+        await w.store.debt_paid(whole_id, 0b001)
         await w.delete("hurt")
         assert await debts() == {}
 

@@ -151,7 +151,7 @@ async def engine_bench(
         now_us=lambda: time.time_ns() // 1000,
     )
     bench.engine = Engine(bench.context)
-    bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for)
+    bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for, retry_s=0.0)
     bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: False)
     bench.bucket = new_bucket()
     await bench.metadata.add_bucket(bench.bucket.bucket_id)

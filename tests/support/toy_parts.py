@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anvil.base import instruments
 from anvil.base.config import Config
-from anvil.base.errors import BucketAlreadyExists, DatabaseUnavailable, NoSuchBucket, Unavailable
+from anvil.base.errors import BucketAlreadyExists, DatabaseUnavailable, DriveFailed, NoSuchBucket, Unavailable
 from anvil.base.types import Buffer
 from anvil.model.identity import App, Bucket, BucketState, Policy, Tenant
 from anvil.net.stream import Handler, Headers, RequestHead
@@ -151,6 +151,8 @@ class ToyServing:
         else:
             await stream.respond(200, [], str(os.getpid()).encode())
 
+    unwritable: dict[str, str] = {}  # noqa: RUF012 - never changed
+
     async def listen(self, handler: Handler) -> None:
         self._handler = handler
         self._server = await asyncio.start_server(self._accept, self._plan.listen_host, self._plan.listen_port, reuse_port=True)
@@ -199,10 +201,20 @@ async def build_background(process: Child) -> BackgroundParts:
             raise DatabaseUnavailable("the toy database is away")
 
     drives = [
-        DriveProbe(Path(path), label, "drive.json")
+        DriveProbe(Path(path), label, marked(Path(path)))
         for path, label in zip(process.config.storage.drives, process.config.storage.labels, strict=True)
     ]
     return BackgroundParts(catalog, [Check("global_database", database, forgiving=True)], drives, 1, 1)
+
+
+def marked(path: Path) -> Callable[[], None]:
+    """For a toy drive: whether its folder holds the file that drives have."""
+
+    def look() -> None:
+        if not (path / "drive.json").exists():
+            raise DriveFailed("the drive is not there")
+
+    return look
 
 
 class ToyPostgres:

@@ -14,6 +14,7 @@ from anvil.base.limits import METRICS_SERIES_MAX, READY_STALE_S
 from anvil.base.metrics import Registry, merge
 from anvil.node.exposition import ProcessMetrics, exposition, process_totals
 from anvil.node.health import Check, DriveProbe, HealthMonitor, WorkerReport, judged
+from tests.support.toy_parts import marked
 
 
 class Flaky:
@@ -31,7 +32,7 @@ def monitor(tmp_path: Path, drives: int = 1, k: int = 1, quorum: int = 1) -> tup
     for number in range(drives):
         (tmp_path / f"d{number}").mkdir()
         (tmp_path / f"d{number}" / "drive.json").touch()
-        probes.append(DriveProbe(tmp_path / f"d{number}", f"d{number}", "drive.json"))
+        probes.append(DriveProbe(tmp_path / f"d{number}", f"d{number}", marked(tmp_path / f"d{number}")))
     checks = [Check("global_database", database.check, forgiving=True)]
     return HealthMonitor("n", checks, probes, k, quorum, 1, lambda: reports), database, reports
 

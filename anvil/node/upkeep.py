@@ -1,0 +1,246 @@
+"""Which background tasks a node runs, how often, and what each tells the metrics.
+
+Owns: the wiring of `tasks/` to this node's drives and databases, and the hold on removals. Invariants: nothing is unlinked while a
+backup holds it, while the database is not known to be the one that wrote the outbox, or before that was asked; what one task finds
+out wakes the one that acts on it. Not here: the work (`tasks/`), running it for ever (`node/background.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from anvil.base import instruments
+from anvil.base.errors import AnvilError
+from anvil.base.limits import (
+    BUCKET_CHANGE_STALE_S,
+    COLLECT_BATCH,
+    COLLECT_EVERY_S,
+    COMPACT_EVERY_S,
+    DRIVE_PROBE_S,
+    FOLD_USAGE_EVERY_S,
+    REPAIR_BATCH,
+    REPAIR_EVERY_S,
+    SESSIONS_EVERY_S,
+    SWEEP_EVERY_S,
+    USAGE_FOLD_ROWS_MAX,
+)
+from anvil.engine.context import Placement
+from anvil.meta.admin import tenant_totals
+from anvil.meta.catalog import GlobalCatalog
+from anvil.meta.regional import RegionalStore
+from anvil.model.records import SessionId
+from anvil.model.shard import ShardHeader
+from anvil.node.channel import Channel, Handler
+from anvil.node.datadir import write_private
+from anvil.node.local import local_drives
+from anvil.shards.drive import LocalDrive
+from anvil.tasks.collect import Collector
+from anvil.tasks.periodic import Periodic
+from anvil.tasks.repair import Repairer, Result
+from anvil.tasks.survey import Survey
+from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
+
+log = logging.getLogger("anvil.upkeep")
+PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
+
+
+class Hold:
+    """Whether nothing may be unlinked now, as of the last time it was asked (True before that)."""
+
+    def __init__(self, metadata: RegionalStore, grace_s: float) -> None:
+        self._metadata = metadata
+        self._grace_s = grace_s
+        self._active = True
+
+    def __call__(self) -> bool:
+        return self._active
+
+    async def refresh(self) -> None:
+        """Raises DatabaseUnavailable; then nothing may be unlinked."""
+        try:
+            self._active = not await self._metadata.removal_allowed(self._grace_s)
+        except BaseException:
+            self._active = True
+            raise
+
+
+class Upkeep:
+    """`surveyed`: a file that says with which layout and drives the last survey was complete."""
+
+    def __init__(
+        self,
+        catalog: GlobalCatalog,
+        metadata: RegionalStore,
+        placement: Placement,
+        hold: Hold,
+        collector: Collector,
+        repairer: Repairer,
+        survey: Survey,
+        surveyed: Path,
+    ) -> None:
+        self._catalog = catalog
+        self._metadata = metadata
+        self._placement = placement
+        self._hold = hold
+        self._collector = collector
+        self._repairer = repairer
+        self._surveyed = surveyed
+        self._live: frozenset[SessionId] | None = None
+        self._freed = asyncio.Event()
+        self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey)
+        if self._picture() != self._pictured():
+            self.surveyor.ask("the drives or the layout changed")
+
+    @property
+    def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """By name, functions that run for ever."""
+        surveyor = self.surveyor
+        work: dict[str, tuple[float, Callable[[], Awaitable[bool]], asyncio.Event | None]] = {
+            "collect": (COLLECT_EVERY_S, self.collect, None),
+            "compact": (COMPACT_EVERY_S, self.compact, self._freed),
+            "repair": (REPAIR_EVERY_S, self.repair, None),
+            "sessions": (SESSIONS_EVERY_S, self.sessions, None),
+            "drives": (DRIVE_PROBE_S, self.drives, None),
+            "sweep": (SWEEP_EVERY_S, surveyor.sweep, surveyor.wake),
+            "scrub": (TURN_S, surveyor.scrub, None),
+            "usage": (FOLD_USAGE_EVERY_S, self.usage, None),
+            "buckets": (BUCKET_CHANGE_STALE_S, self.buckets, None),
+        }
+        return {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """What `anvil admin scrub` asks."""
+        return {"survey.ask": self._ask, "survey.state": self._state}
+
+    async def _ask(self, channel: Channel, body: msgspec.Raw) -> int:
+        return self.surveyor.ask("an operator asked", deep=msgspec.msgpack.decode(body, type=bool))
+
+    async def _state(self, channel: Channel, body: msgspec.Raw) -> SurveyState:
+        return self.surveyor.state
+
+    # -- tasks -------------------------------------------------------------------------------------------------------------
+
+    async def collect(self) -> bool:
+        await self._hold.refresh()
+        if self._hold():
+            return False
+        removed = await self._collector.run()
+        if removed:
+            self._freed.set()
+        return removed >= COLLECT_BATCH
+
+    async def compact(self) -> bool:
+        for drive in local_drives(self._placement):
+            await self._hold.refresh()
+            if self._hold() or not drive.writable:
+                continue
+            try:
+                report = await drive.compact(self._keep)
+            except AnvilError as error:
+                log.warning("compaction of %s: %s", drive.label, error)
+                continue
+            if report.segments:
+                log.info("segments rewritten", extra={"drive": drive.label, **msgspec.structs.asdict(report)})
+        return False
+
+    async def _keep(self, headers: Sequence[ShardHeader]) -> list[bool]:
+        await self._hold.refresh()
+        living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
+        owned = await self._metadata.owned([(header.bucket_id, header.blob.blob_id) for header in headers])
+        return [has_owner or header.session in living for header, has_owner in zip(headers, owned, strict=True)]
+
+    async def repair(self) -> bool:
+        await self._hold.refresh()
+        results = await self._repairer.run()
+        for result in results:
+            instruments.SHARD_REPAIRS.labels(str(result)).inc()
+        missing, corrupt = await self._metadata.unhealthy()
+        instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
+        instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)
+        return len(results) == REPAIR_BATCH and not PAID.isdisjoint(results)
+
+    async def sessions(self) -> bool:
+        """End leases that ran out, and tidy up after writers that are gone: their segments are sealed, their temporary files go."""
+        await self._metadata.expire_sessions()
+        live = await self._metadata.live_sessions()
+        if live != self._live:
+            await self._recover(local_drives(self._placement), live)
+            if self._live is not None and self._live - live:
+                self.surveyor.ask("a writer is gone")  # what it left uncommitted is nobody's
+        self._live = live
+        return False
+
+    async def drives(self) -> bool:
+        came = self.surveyor.watch()
+        if came and self._live is not None:
+            await self._recover([drive for drive in local_drives(self._placement) if drive.drive_id in came], self._live)
+        return False
+
+    async def _recover(self, drives: Sequence[LocalDrive], live: frozenset[SessionId]) -> None:
+        for drive in drives:
+            if not drive.readable:
+                continue
+            try:
+                report = await drive.recover(live)
+            except AnvilError as error:
+                log.warning("recovery of %s: %s", drive.label, error)
+                continue
+            if report.segments or report.leftovers:
+                log.info("leftovers of a writer", extra={"drive": drive.label, **msgspec.structs.asdict(report)})
+
+    async def usage(self) -> bool:
+        if await self._metadata.fold_usage() >= USAGE_FOLD_ROWS_MAX:
+            return True
+        await self._publish_usage()
+        return False
+
+    async def buckets(self) -> bool:
+        await self._catalog.resume_bucket_changes()
+        return False
+
+    async def _publish_usage(self) -> None:
+        """Fill the usage gauges anew, so that what was deleted disappears from them."""
+        rows = await self._catalog.admin.usage()
+        for metric in (
+            instruments.BUCKET_USAGE,
+            instruments.BUCKET_OBJECTS,
+            instruments.TENANT_USAGE,
+            instruments.TENANT_OBJECTS,
+        ):
+            metric.clear()
+        for row in rows:
+            # Added, not set: the buckets beyond the bound share one series.
+            instruments.BUCKET_USAGE.labels(row.tenant, row.bucket).inc(row.usage.bytes)
+            instruments.BUCKET_OBJECTS.labels(row.tenant, row.bucket).inc(row.usage.objects)
+        for tenant, (objects, stored) in tenant_totals(rows).items():
+            instruments.TENANT_USAGE.labels(tenant).set(stored)
+            instruments.TENANT_OBJECTS.labels(tenant).set(objects)
+        instruments.USAGE_UPDATED.set(time.time())
+
+    # -- what was surveyed ---------------------------------------------------------------------------------------------------
+
+    def _picture(self) -> str:
+        readable = sorted(drive.drive_id.hex() for drive in self._placement.drives.values() if drive.readable)
+        return " ".join([str(self._placement.layout.version), *readable])
+
+    def _pictured(self) -> str:
+        try:
+            return self._surveyed.read_text().strip()
+        except OSError:
+            return ""  # never, or not known: one survey too many
+
+    def _note_survey(self) -> None:
+        if self._picture() != self._pictured():
+            write_private(self._surveyed, self._picture() + "\n")
+
+
+def _ended(name: str, result: str, seconds: float) -> None:
+    instruments.TASK_RUNS.labels(name, result).inc()
+    instruments.TASK_DURATION.labels(name).observe(seconds)
