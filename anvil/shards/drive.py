@@ -78,7 +78,7 @@ class LocalDrive:
     """The `Drive` port (anvil/engine/ports.py) over a folder. Made by `attach`; used from one event loop; several processes may
     each have one on the same folder, but a process only one."""
 
-    def __init__(  # noqa: PLR0917
+    def __init__(
         self, path: Path, label: str, io: Io, session: SessionId, hold: Hold, clock_us: Callable[[], int], settings: DriveSettings
     ) -> None:
         self.path = path

@@ -99,7 +99,7 @@ def encode_header(header: ShardHeader, *, footer_bytes: int, segment: int, offse
     return body + checksum(body)
 
 
-def _pack(  # noqa: PLR0917 -- in the order of the record
+def _pack(
     header: ShardHeader, length: int, key_bytes: int, footer_bytes: int, segment: int, offset: int, written_us: int
 ) -> bytes:
     blob = header.blob

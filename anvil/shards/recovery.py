@@ -156,7 +156,7 @@ def recover(segments: Path, tmp: Path, index: ShardIndex, gone: Callable[[Sessio
     return report
 
 
-def _recover_segment(  # noqa: PLR0917
+def _recover_segment(
     path: Path, number: int, row: SegmentRow | None, index: ShardIndex, gone: Callable[[SessionId], bool], report: RecoveryReport
 ) -> None:
     try:
@@ -187,7 +187,7 @@ def _recover_segment(  # noqa: PLR0917
         os.close(fd)
 
 
-def _index_records(  # noqa: PLR0917
+def _index_records(
     fd: int, number: int, row: SegmentRow, known: bool, segments: Path, index: ShardIndex, report: RecoveryReport
 ) -> int:
     """Enter the records behind `row.used`; returns where the last one ends. A record without a sound footer is entered only when

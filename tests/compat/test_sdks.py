@@ -13,6 +13,7 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 from minio import Minio
+
 from tests.support.node import AnvilNode
 
 PART = 5 << 20
@@ -158,7 +159,7 @@ def test_conditional_writes_and_reads(s3: Any, bucket: str) -> None:
 
 
 def test_listing_is_exact(s3: Any, bucket: str) -> None:
-    keys = sorted(f"{top}/{number:03d}" for top in ("a", "a b", "b", "b+", "é") for number in range(25)) + ["a", "zz"]
+    keys = [*sorted(f"{top}/{number:03d}" for top in ("a", "a b", "b", "b+", "é") for number in range(25)), "a", "zz"]
     for key in keys:
         s3.put_object(Bucket=bucket, Key=key, Body=b"")
     ordered = sorted(keys, key=lambda key: key.encode())
