@@ -211,6 +211,8 @@ class BlobReader:
         reading[self._context.owned.start(self._read_one(number, index, view, frames))] = index
 
     async def _read_one(self, number: int, index: int, view: memoryview, frames: list[memoryview | None]) -> bool:
+        if index not in self._places:
+            return False  # the read of another stripe of this blob has just found it bad
         drive, place = self._places[index]
         try:
             count = await drive.read(place, self._geometry.frame_offset(number), view)
@@ -222,7 +224,9 @@ class BlobReader:
         return True
 
     def _unreadable(self, index: int) -> None:
-        """A shard that was there could not be read whole."""
+        """A shard that was there could not be read whole. Stripes are read ahead at once, so another may have said so already."""
+        if index not in self._places:
+            return
         drive, _ = self._places[index]
         if drive.readable:
             self._report("corrupt", index)

@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 import asyncpg
 
+from anvil.base import instruments
 from anvil.base.errors import AnvilError, DatabaseUnavailable, InvalidRequest, OperationAborted, OutcomeUnknown, SlowDown
 from anvil.base.limits import (
     BATCH_QUEUE_ROWS_MAX,
@@ -104,6 +105,7 @@ class Coalescer(Generic[I, R]):
         self._loop = asyncio.get_running_loop()
         self.batches = 0
         self.rows = 0
+        self._sizes = instruments.DB_BATCH_SIZE.labels(operation.name)
 
     def start(self) -> None:
         self._pump_task = asyncio.create_task(self._pump(), name=f"coalescer {self._operation.name}")
@@ -151,6 +153,7 @@ class Coalescer(Generic[I, R]):
                     continue
                 self.batches += 1
                 self.rows += len(batch)
+                self._sizes.observe(len(batch))
                 try:
                     await self._run(batch)
                 except Exception as error:
