@@ -26,17 +26,20 @@ else
 fi
 [ -n "$missing" ] || exit 0
 
-sudo=""
-if [ "$(id -u)" != 0 ]; then sudo=sudo; fi
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "Install what these Debian packages hold, then run make again:$missing" >&2
     exit 1
 fi
-if [ -n "$sudo" ] && ! command -v sudo >/dev/null 2>&1; then
-    echo "Run as root, then run make again: apt-get install$missing" >&2
+by_hand() {
+    echo "Run this as root, then run make again: apt-get install$missing" >&2
     exit 1
+}
+as_root() { "$@"; }
+if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null 2>&1 || by_hand
+    as_root() { sudo "$@"; }
 fi
-echo "Installing$missing"
-$sudo apt-get update -qq
+echo "Installing with apt:$missing"
+as_root apt-get update -qq || by_hand
 # shellcheck disable=SC2086 # the list is meant to be split
-DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null
+as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null || by_hand

@@ -216,7 +216,7 @@ class Drive(Protocol):
         ...
 
     async def verify(self, place: ShardPlace) -> ShardFooter:
-        """Check that the record is whole (header, length, footer), apart from its payload's own checksums. Raises BadRecord, DriveFailed."""
+        """Check that the record is whole (header, length, footer), but for the payload's checksums. Raises BadRecord, DriveFailed."""
         ...
 
     async def remove(self, blob_id: BlobId, index: int) -> bool:

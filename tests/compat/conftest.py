@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.support.node import AnvilNode
 
 BIN = Path(sys.executable).parent

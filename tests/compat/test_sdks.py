@@ -162,7 +162,7 @@ def test_conditional_writes_and_reads(s3: Any, bucket: str) -> None:
 
 
 def test_listing_is_exact(s3: Any, bucket: str) -> None:
-    keys = sorted(f"{top}/{number:03d}" for top in ("a", "a b", "b", "b+", "é") for number in range(25)) + ["a", "zz"]
+    keys = [*sorted(f"{top}/{number:03d}" for top in ("a", "a b", "b", "b+", "é") for number in range(25)), "a", "zz"]
     for key in keys:
         s3.put_object(Bucket=bucket, Key=key, Body=b"")
     ordered = sorted(keys, key=lambda key: key.encode())

@@ -30,6 +30,8 @@ START_S = 60.0
 LOG_TAIL_BYTES = 20_000
 ROOT = Path(__file__).parents[2]
 
+RUNNING: list[AnvilNode] = []  # entered and not left: a failing test shows their logs (tests/conftest.py)
+
 
 class NodeFailed(AssertionError):
     """The node did not do what was waited for; the message ends with its log."""
@@ -76,10 +78,17 @@ class AnvilNode:
     # -- life ----------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self.start()
+        RUNNING.append(self)
+        try:
+            self.start()
+        except BaseException:
+            RUNNING.remove(self)
+            self._reap()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        RUNNING.remove(self)
         try:
             self.stop()
         finally:
