@@ -2,8 +2,9 @@
 debts.
 
 Owns: two questions put to each shard on the way, "does anybody own you?" (sweep) and "are you still what was written?" (scrub).
-Invariant: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and no row names its blob in
-that later snapshot; so a frozen or very slow writer never loses its shards, because it cannot commit any more. Not here: repair.
+Invariant: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and in that later
+snapshot neither its owner's row nor the outbox names its blob; so a frozen or very slow writer never loses its shards, because it cannot
+commit any more, and deleted data stays for its grace, for those who still read it. Not here: repair.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 from anvil.base.errors import AnvilError, DriveFailed
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.records import BlobId, BucketId, SessionId
+from anvil.model.records import BlobId, Owner, Ownership, SessionId
 from anvil.model.shard import ShardPlace
 from anvil.tasks.verify import shard_sound
 
@@ -68,12 +69,12 @@ class Survey:
             return findings
         living = await self._metadata.live_sessions()
         names = list(blobs)
-        owned = await self._metadata.owned([(_bucket(blobs[blob]), blob) for blob in names])
-        for blob_id, has_owner in zip(names, owned, strict=True):
+        answers = await self._metadata.ownership([(_owner(blobs[blob]), blob) for blob in names])
+        for blob_id, ownership in zip(names, answers, strict=True):
             shards = blobs[blob_id]
-            if has_owner:
+            if ownership is Ownership.OWNED:
                 await self._check(shards, rotten[blob_id], asked, findings, deep=deep)
-            elif _session(shards) not in living:
+            elif ownership is Ownership.NOBODY and _session(shards) not in living:
                 places = [(drive, index) for index, (drive, _) in shards.items()]
                 findings.orphans += await self._drop(
                     blob_id, places + [(drive, index) for index, drive in rotten[blob_id].items()]
@@ -100,7 +101,7 @@ class Survey:
         *,
         deep: bool,
     ) -> None:
-        blob, bucket_id = next(iter(shards.values()))[1].header.blob, _bucket(shards)
+        blob = next(iter(shards.values()))[1].header.blob
         order = self._placement.order(blob.blob_id)
         mask = 0
         for index in range(blob.scheme.width):
@@ -123,7 +124,7 @@ class Survey:
                 findings.missing += 1
             self._events.damage(kind, drive.label, blob.blob_id, index)
         if mask:
-            await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)])
+            await self._metadata.add_debt([(_owner(shards), blob.blob_id, mask)])
 
     async def _sound(self, drive: Drive, place: ShardPlace) -> bool:
         try:
@@ -136,5 +137,5 @@ def _session(shards: dict[int, tuple[Drive, ShardPlace]]) -> SessionId:
     return next(iter(shards.values()))[1].header.session
 
 
-def _bucket(shards: dict[int, tuple[Drive, ShardPlace]]) -> BucketId:
-    return next(iter(shards.values()))[1].header.bucket_id
+def _owner(shards: dict[int, tuple[Drive, ShardPlace]]) -> Owner:
+    return next(iter(shards.values()))[1].header.owner
