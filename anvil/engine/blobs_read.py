@@ -20,7 +20,7 @@ from anvil.engine.context import Context
 from anvil.engine.ports import Drive
 from anvil.engine.types import Extent
 from anvil.model.identity import Bucket
-from anvil.model.records import BlobRef
+from anvil.model.records import BlobRef, Owner
 from anvil.model.shard import ShardPlace
 
 
@@ -110,7 +110,7 @@ class ObjectReader:
                 raise DataLost() from error
         reader = blobs.get(blob.blob_id)
         if reader is None:
-            reader = blobs[blob.blob_id] = BlobReader(self._context, bucket, blob, self._damage)
+            reader = blobs[blob.blob_id] = BlobReader(self._context, bucket, blob, piece.extent.owner, self._damage)
         return (await reader.stripe(piece.stripe))[piece.lo : piece.hi]
 
 
@@ -120,10 +120,10 @@ _Found = tuple[int, Drive, ShardPlace]
 class BlobReader:
     """One blob being read. Remembers where its shards are and which of them are no good."""
 
-    def __init__(self, context: Context, bucket: Bucket, blob: BlobRef, damage: DamageOnce) -> None:
+    def __init__(self, context: Context, bucket: Bucket, blob: BlobRef, owner: Owner, damage: DamageOnce) -> None:
         self._context = context
         self._damage = damage
-        self._bucket = bucket
+        self._owner = owner
         self._blob = blob
         self._geometry = blob.geometry
         self._key = BlobKey(bucket.key, blob.blob_id)
@@ -302,6 +302,5 @@ class BlobReader:
         drive = place[0] if place else nominal
         if self._damage.first(self._blob.blob_id, index):
             self._context.events.damage(kind, drive.label if drive else "absent", self._blob.blob_id, index)
-            debt = [(self._blob.blob_id, 1 << index)]
-            corrupt = kind == "corrupt"
-            self._context.owned.start(self._context.metadata.add_debt(self._bucket.bucket_id, debt, corrupt=corrupt))
+            debt = [(self._owner, self._blob.blob_id, 1 << index)]
+            self._context.owned.start(self._context.metadata.add_debt(debt, corrupt=kind == "corrupt"))

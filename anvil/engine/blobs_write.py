@@ -30,19 +30,11 @@ from anvil.engine.context import Context
 from anvil.engine.ports import Body, Drive, LargeShard
 from anvil.engine.types import PutSpec
 from anvil.model.identity import Bucket
-from anvil.model.records import Algorithm, BlobRef, Checksum, Content, SessionId, VersionId
+from anvil.model.records import Algorithm, BlobRef, Checksum, Content, Owner, SessionId
 from anvil.model.scheme import Scheme, scheme_for
 from anvil.model.shard import ShardFooter, ShardHeader
 
 T = TypeVar("T")
-
-
-class Owner(msgspec.Struct, frozen=True):
-    """Whose blob it will be, as the shards themselves record it."""
-
-    key: str
-    version_id: VersionId  # for a part: the upload id
-    part_number: int = 0
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -99,7 +91,6 @@ class _OneBlob:
     def __init__(self, context: Context, bucket: Bucket, owner: Owner, blob: BlobRef, session: SessionId) -> None:
         self._context = context
         self._blob = blob
-        self._bucket_id = bucket.bucket_id
         self._owner = owner
         self._session = session
         self._key = BlobKey(bucket.key, blob.blob_id)
@@ -115,7 +106,7 @@ class _OneBlob:
         return ShardHeader(
             blob=self._blob,
             index=index,
-            bucket_id=self._bucket_id,
+            bucket_id=self._owner.bucket_id,
             key=self._owner.key,
             version_id=self._owner.version_id,
             session=self._session,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from anvil._ec.digest import Digests, crc_combine
 from anvil.base.errors import BadDigest, EntityTooLarge, EntityTooSmall, InvalidPart, InvalidRequest, NoSuchUpload
 from anvil.base.limits import OBJECT_BYTES_MAX, PART_BYTES_MIN
-from anvil.engine.blobs_write import BlobWriter, Owner
+from anvil.engine.blobs_write import BlobWriter
 from anvil.engine.context import Context
 from anvil.engine.manifests import all_parts
 from anvil.engine.objects import commit_blob
@@ -28,6 +28,7 @@ from anvil.model.records import (
     Committed,
     CompleteCommit,
     Condition,
+    Owner,
     PartCommit,
     PartRecord,
     UploadId,
@@ -71,7 +72,7 @@ class Multipart:
     async def put_part(self, bucket: Bucket, key: str, upload_id: UploadId, number: int, body: Body, spec: PutSpec) -> PutResult:
         if (await self.get(bucket, key, upload_id)).completed:
             raise NoSuchUpload()
-        owner = Owner(key=key, version_id=upload_id, part_number=number)
+        owner = Owner(bucket.bucket_id, key, upload_id, number)
         written = await self._writer.write(bucket, owner, body, spec)
         commit = PartCommit(
             session=written.session,

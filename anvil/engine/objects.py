@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Awaitable
 
 from anvil.base.errors import AnvilError, DataLost, NoSuchKey, OutcomeUnknown
 from anvil.engine.blobs_read import ObjectReader
-from anvil.engine.blobs_write import BlobWriter, Owner, Written
+from anvil.engine.blobs_write import BlobWriter, Written
 from anvil.engine.context import Context
 from anvil.engine.manifests import Manifests
 from anvil.engine.ports import Body
 from anvil.engine.types import Extent, ObjectInfo, PutResult, PutSpec
 from anvil.model.identity import Bucket
-from anvil.model.records import Committed, Condition, ObjectRecord, PartRecord, PutCommit
+from anvil.model.records import Committed, Condition, ObjectRecord, Owner, PartRecord, PutCommit
 
 
 class Objects:
@@ -29,7 +29,7 @@ class Objects:
 
     async def put(self, bucket: Bucket, key: str, body: Body, spec: PutSpec) -> PutResult:
         version_id = self._context.new_id()
-        written = await self._writer.write(bucket, Owner(key=key, version_id=version_id), body, spec)
+        written = await self._writer.write(bucket, Owner(bucket.bucket_id, key, version_id), body, spec)
         commit = PutCommit(
             session=written.session,
             bucket_id=bucket.bucket_id,
@@ -80,7 +80,8 @@ class Objects:
         extents: list[Extent] = []
         start = 0
         for part in parts:
-            extents.append(Extent(start=start, size=part.size, content=part.content))
+            owner = Owner(record.bucket_id, record.key, record.upload_id, part.number)
+            extents.append(Extent(start=start, size=part.size, content=part.content, owner=owner))
             start += part.size
         if start != record.size or len(parts) != record.part_count:
             self._manifests.forget(record.upload_id)
@@ -141,7 +142,8 @@ async def commit_blob(context: Context, writer: BlobWriter, written: Written, co
 
 def _info(record: ObjectRecord, extents: tuple[Extent, ...] | None = None, parts: tuple[PartRecord, ...] = ()) -> ObjectInfo:
     if extents is None:
-        extents = (Extent(start=0, size=record.size, content=record.content),) if record.content is not None else ()
+        owner = Owner(record.bucket_id, record.key, record.version_id)
+        extents = (Extent(0, record.size, record.content, owner),) if record.content is not None else ()
     return ObjectInfo(
         key=record.key,
         size=record.size,

@@ -23,6 +23,8 @@ from anvil.model.records import (
     ListPage,
     ListQuery,
     ObjectRecord,
+    Owner,
+    Ownership,
     PartCommit,
     PartRecord,
     PutCommit,
@@ -134,13 +136,13 @@ class Metadata(Protocol):
         """Clear those bits; the row goes when none is left."""
         ...
 
-    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]], *, corrupt: bool = False) -> None:
-        """Damage found by a reader or scrub: missing bits to be rebuilt (merged by OR). `corrupt`: the shards were met, with wrong
-        content."""
+    async def add_debt(self, debts: Sequence[tuple[Owner, BlobId, int]], *, corrupt: bool = False) -> None:
+        """Damage found by a reader or scrub: missing bits to be rebuilt (merged by OR). Nothing happens where the owner's row does not
+        name the blob (any more); what else a debt says comes from that row. `corrupt`: the shards were met, with wrong content."""
         ...
 
-    async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
-        """For each, whether some row names that blob now: an object, a version, a part, or the outbox (whose grace is still running)."""
+    async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
+        """For each, whether its owner's row (object, version or part) names that blob now, or else the outbox."""
         ...
 
     async def live_sessions(self) -> frozenset[SessionId]: ...

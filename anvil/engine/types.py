@@ -13,6 +13,7 @@ from anvil.model.records import (
     Checksum,
     Condition,
     Content,
+    Owner,
     PartRecord,
     VersionId,
 )
@@ -45,6 +46,7 @@ class Extent(msgspec.Struct, frozen=True):
     start: int
     size: int
     content: Content | None
+    owner: Owner  # whose row names the content's blob
 
 
 class ObjectInfo(msgspec.Struct, frozen=True):

@@ -7,35 +7,38 @@ by position. Every statement here may be repeated. Not here: removing shards (`t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import asyncpg
 
 from anvil.meta.rows import unpack_scheme
-from anvil.model.records import BlobRef, Debt, Garbage, KeyMode
+from anvil.model.records import BlobId, BlobRef, Debt, Garbage, KeyMode, Owner
+
+_OWNER: Final = "bucket_id, key, version_id, part_number"
 
 ALLOWED_SQL: Final = "SELECT collection_allowed($1)"
 
 # The oldest rows by id, then those of them that are old enough: ids and times agree closely, and this never reads the whole
 # outbox. A row whose blob is owned after all (a version moved between tables) says nothing any more: its owner's end writes
 # another.
-GARBAGE_SQL: Final = """
+GARBAGE_SQL: Final = f"""
     WITH head AS MATERIALIZED (
-        SELECT h.*, blob_owned(h.blob_id) AS owned
+        SELECT h.*, blob_owned({_OWNER}, blob_id) AS owned
         FROM (SELECT * FROM outbox ORDER BY outbox_id LIMIT $1) AS h WHERE h.since_us <= now_us() - $2::bigint
     ),
     settled AS (DELETE FROM outbox WHERE outbox_id = ANY (ARRAY(SELECT outbox_id FROM head WHERE owned)))
-    SELECT outbox_id, bucket_id, blob_id, scheme FROM head WHERE NOT owned ORDER BY outbox_id"""
+    SELECT outbox_id, {_OWNER}, blob_id, scheme FROM head WHERE NOT owned ORDER BY outbox_id"""
 
 DONE_SQL: Final = "DELETE FROM outbox WHERE outbox_id = ANY ($1::bigint[])"
 
-DEBTS_SQL: Final = """
+DEBTS_SQL: Final = f"""
     WITH head AS MATERIALIZED (
-        SELECT d.*, blob_owned(d.blob_id) AS owned
+        SELECT d.*, blob_owned({_OWNER}, blob_id) AS owned
         FROM (SELECT * FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $1) AS d
     ),
     settled AS (DELETE FROM degraded WHERE blob_id = ANY (ARRAY(SELECT blob_id FROM head WHERE NOT owned)))
-    SELECT bucket_id, blob_id, size, scheme, stripe_bytes, key_mode, missing FROM head WHERE owned ORDER BY due_us, since_us"""
+    SELECT {_OWNER}, blob_id, size, scheme, stripe_bytes, key_mode, missing FROM head WHERE owned ORDER BY due_us, since_us"""
 
 DEFER_SQL: Final = "UPDATE degraded SET due_us = now_us() + $2::bigint WHERE blob_id = ANY ($1::bytea[])"
 
@@ -51,30 +54,33 @@ UNHEALTHY_SQL: Final = """
            coalesce(sum(bit_count((missing & corrupt)::bit(32))), 0)::bigint AS corrupt
     FROM (SELECT missing, corrupt FROM degraded LIMIT $1) AS d"""
 
-OWE_SQL: Final = """
-    INSERT INTO degraded (blob_id, bucket_id, size, scheme, stripe_bytes, key_mode, missing, corrupt)
-    SELECT i.blob_id, $1, o.size, o.scheme, o.stripe_bytes, o.key_mode, i.missing, CASE WHEN $4::boolean THEN i.missing ELSE 0 END
-    FROM (
-        SELECT blob_id, bit_or(missing) AS missing FROM unnest($2::bytea[], $3::int[]) AS u (blob_id, missing) GROUP BY blob_id
-    ) AS i
+# What is owed comes from the row that names the blob, so a blob is here once, whatever its caller knew of its owner.
+OWE_SQL: Final = f"""
+    INSERT INTO degraded (blob_id, {_OWNER}, size, scheme, stripe_bytes, key_mode, missing, corrupt)
+    SELECT i.blob_id, o.*, bit_or(i.missing), CASE WHEN $7::boolean THEN bit_or(i.missing) ELSE 0 END
+    FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::int[], $5::bytea[], $6::int[])
+        AS i ({_OWNER}, blob_id, missing)
     CROSS JOIN LATERAL (
-        SELECT size, scheme, stripe_bytes, key_mode FROM objects
-        WHERE blob_id = i.blob_id AND blob_id IS NOT NULL AND inline IS NULL AND bucket_id = $1
+        SELECT bucket_id, key, version_id, 0, size, scheme, stripe_bytes, key_mode FROM objects
+        WHERE i.part_number = 0 AND bucket_id = i.bucket_id AND key = i.key COLLATE "C" AND blob_id = i.blob_id AND inline IS NULL
         UNION ALL
-        SELECT size, scheme, stripe_bytes, key_mode FROM parts
-        WHERE blob_id = i.blob_id AND blob_id IS NOT NULL AND inline IS NULL AND bucket_id = $1
+        SELECT bucket_id, '', upload_id, number, size, scheme, stripe_bytes, key_mode FROM parts
+        WHERE bucket_id = i.bucket_id AND upload_id = i.version_id AND number = i.part_number AND blob_id = i.blob_id AND inline IS NULL
         UNION ALL
-        SELECT size, scheme, stripe_bytes, key_mode FROM versions
-        WHERE blob_id = i.blob_id AND blob_id IS NOT NULL AND inline IS NULL AND bucket_id = $1
+        SELECT bucket_id, key, version_id, 0, size, scheme, stripe_bytes, key_mode FROM versions
+        WHERE i.part_number = 0 AND bucket_id = i.bucket_id AND key = i.key COLLATE "C" AND blob_id = i.blob_id AND inline IS NULL
         LIMIT 1
-    ) AS o
-    WHERE i.missing > 0 ORDER BY i.blob_id
+    ) AS o ({_OWNER}, size, scheme, stripe_bytes, key_mode)
+    WHERE i.missing > 0 GROUP BY i.blob_id, o.{", o.".join(_OWNER.split(", "))}, o.size, o.scheme, o.stripe_bytes, o.key_mode
+    ORDER BY i.blob_id
     ON CONFLICT (blob_id) DO UPDATE SET
         missing = degraded.missing | EXCLUDED.missing, corrupt = degraded.corrupt | EXCLUDED.corrupt, due_us = 0"""
 
-OWNED_SQL: Final = """
-    SELECT blob_owned(i.blob_id) OR EXISTS (SELECT FROM outbox o WHERE o.blob_id = i.blob_id)
-    FROM unnest($1::bytea[]) WITH ORDINALITY AS i (blob_id, ord) ORDER BY ord"""
+OWNERSHIP_SQL: Final = f"""
+    SELECT CASE WHEN blob_owned({_OWNER}, i.blob_id) THEN 2
+                WHEN (SELECT true FROM outbox g WHERE g.blob_id = i.blob_id LIMIT 1) THEN 1 ELSE 0 END
+    FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::int[], $5::bytea[]) WITH ORDINALITY
+        AS i ({_OWNER}, blob_id, ord) ORDER BY ord"""
 
 HOLD_SQL: Final = """
     INSERT INTO settings (name, value) VALUES ('backup_hold', to_jsonb($1::text))
@@ -82,10 +88,25 @@ HOLD_SQL: Final = """
 RELEASE_SQL: Final = "DELETE FROM settings WHERE name = 'backup_hold'"
 
 
+def pack_owners(blobs: Sequence[tuple[Owner, BlobId]]) -> tuple[list[object], ...]:
+    """The five columns that OWE_SQL and OWNERSHIP_SQL begin with."""
+    return (
+        [owner.bucket_id for owner, _ in blobs],
+        [owner.key for owner, _ in blobs],
+        [owner.version_id for owner, _ in blobs],
+        [owner.part_number for owner, _ in blobs],
+        [blob_id for _, blob_id in blobs],
+    )
+
+
+def _owner_from(row: asyncpg.Record) -> Owner:
+    return Owner(row["bucket_id"], row["key"], row["version_id"], row["part_number"])
+
+
 def garbage_from(row: asyncpg.Record) -> Garbage:
-    return Garbage(row["outbox_id"], row["bucket_id"], row["blob_id"], unpack_scheme(row["scheme"]))
+    return Garbage(row["outbox_id"], _owner_from(row), row["blob_id"], unpack_scheme(row["scheme"]))
 
 
 def debt_from(row: asyncpg.Record) -> Debt:
     blob = BlobRef(row["blob_id"], row["size"], unpack_scheme(row["scheme"]), row["stripe_bytes"], KeyMode(row["key_mode"]))
-    return Debt(row["bucket_id"], blob, row["missing"])
+    return Debt(_owner_from(row), blob, row["missing"])

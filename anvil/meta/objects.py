@@ -129,8 +129,8 @@ _SET_EXCLUDED: Final = f"{_SET_NEW}, " + ", ".join(f"{c} = EXCLUDED.{c}" for c i
 _SET_INPUT: Final = f"{_SET_NEW}, " + ", ".join(f"{c} = i.{c}" for c in _PUT_COLUMNS.split(", ")[2:])
 _OWED: Final = """
     owed AS (
-        INSERT INTO degraded (blob_id, bucket_id, size, scheme, stripe_bytes, key_mode, missing)
-        SELECT i.blob_id, i.bucket_id, i.size, i.scheme, i.stripe_bytes, i.key_mode, i.missing
+        INSERT INTO degraded (blob_id, bucket_id, key, version_id, part_number, size, scheme, stripe_bytes, key_mode, missing)
+        SELECT i.blob_id, i.bucket_id, i.key, i.version_id, 0, i.size, i.scheme, i.stripe_bytes, i.key_mode, i.missing
         FROM input i WHERE i.missing <> 0 AND i.version_id IN (SELECT version_id FROM written)
     )"""
 

@@ -32,6 +32,8 @@ from anvil.model.records import (
     ListPage,
     ListQuery,
     ObjectRecord,
+    Owner,
+    Ownership,
     PartCommit,
     PartRecord,
     PutCommit,
@@ -215,17 +217,17 @@ class RegionalStore:
     async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
         await self.query(collect.PAID_SQL, blob_id, repaired)
 
-    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]], *, corrupt: bool = False) -> None:
-        blobs = [blob_id for blob_id, _ in blob_ids]
-        await self.query(collect.OWE_SQL, bucket_id, blobs, [missing for _, missing in blob_ids], corrupt)
+    async def add_debt(self, debts: Sequence[tuple[Owner, BlobId, int]], *, corrupt: bool = False) -> None:
+        owners = collect.pack_owners([(owner, blob_id) for owner, blob_id, _ in debts])
+        await self.query(collect.OWE_SQL, *owners, [missing for _, _, missing in debts], corrupt)
 
     async def unhealthy(self) -> tuple[int, int]:
         """Shards in debt: missing ones, and ones met with wrong content; of the first UNHEALTHY_COUNTED blobs."""
         [row] = await self.query(collect.UNHEALTHY_SQL, UNHEALTHY_COUNTED)
         return row["missing"], row["corrupt"]
 
-    async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
-        return [row[0] for row in await self.query(collect.OWNED_SQL, [blob_id for _, blob_id in owners])]
+    async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
+        return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]
 
     async def hold_garbage(self, reason: str | None) -> None:
         """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None)."""

@@ -208,8 +208,8 @@ _PART_SQL: Final = f"""
         RETURNING upload_id, number, modified_us
     ),
     owed AS (
-        INSERT INTO degraded (blob_id, bucket_id, size, scheme, stripe_bytes, key_mode, missing)
-        SELECT i.blob_id, i.bucket_id, i.size, i.scheme, i.stripe_bytes, i.key_mode, i.missing
+        INSERT INTO degraded (blob_id, bucket_id, key, version_id, part_number, size, scheme, stripe_bytes, key_mode, missing)
+        SELECT i.blob_id, i.bucket_id, '', i.upload_id, i.number, i.size, i.scheme, i.stripe_bytes, i.key_mode, i.missing
         FROM input i WHERE i.missing <> 0 AND (i.upload_id, i.number) IN (SELECT upload_id, number FROM written)
     )
     SELECT upload_id, number, modified_us FROM written"""

@@ -244,11 +244,29 @@ class UploadsPage(msgspec.Struct, frozen=True):
     next_upload_marker: UploadId | None = None
 
 
+class Owner(msgspec.Struct, frozen=True):
+    """Where to look for the row that names a blob; every shard records it. Of an object it is the key that counts: a change of
+    attributes gives the row another version. Of a part the key does not, and the database does not keep it ("")."""
+
+    bucket_id: BucketId
+    key: str
+    version_id: VersionId  # of the object; for a part: the upload id
+    part_number: int = 0  # 0: a whole object
+
+
+class Ownership(IntEnum):
+    """What the database says of a blob, in one snapshot."""
+
+    NOBODY = 0
+    GARBAGE = 1  # in the outbox, its grace still running: readers may be at it
+    OWNED = 2
+
+
 class Garbage(msgspec.Struct, frozen=True):
-    """A blob nobody owns any more, as the outbox names it."""
+    """A blob nobody owns any more, as the outbox names it. `owner` is whose it was."""
 
     outbox_id: int
-    bucket_id: BucketId
+    owner: Owner
     blob_id: BlobId
     scheme: Scheme
 
@@ -256,7 +274,7 @@ class Garbage(msgspec.Struct, frozen=True):
 class Debt(msgspec.Struct, frozen=True):
     """A blob that was acknowledged with shards missing: bit i of `missing` set = shard i must be rebuilt."""
 
-    bucket_id: BucketId
+    owner: Owner
     blob: BlobRef
     missing: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from anvil.model.records import Attributes, BlobRef, BucketId, Checksum, SessionId, VersionId
+from anvil.model.records import Attributes, BlobRef, BucketId, Checksum, Owner, SessionId, VersionId
 
 
 class ShardHeader(msgspec.Struct, frozen=True):
@@ -17,6 +17,10 @@ class ShardHeader(msgspec.Struct, frozen=True):
     version_id: VersionId  # of the object; for a part: the upload id
     session: SessionId
     part_number: int = 0  # 0: a whole object; else a part of the upload named by version_id
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.bucket_id, self.key, self.version_id, self.part_number)
 
 
 class ShardFooter(msgspec.Struct, frozen=True):

@@ -34,7 +34,7 @@ from anvil.engine.context import Placement
 from anvil.meta.admin import tenant_totals
 from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.regional import RegionalStore
-from anvil.model.records import SessionId
+from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
 from anvil.node.channel import Channel, Handler
 from anvil.node.datadir import write_private
@@ -153,8 +153,11 @@ class Upkeep:
     async def _keep(self, headers: Sequence[ShardHeader]) -> list[bool]:
         await self._hold.refresh()
         living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
-        owned = await self._metadata.owned([(header.bucket_id, header.blob.blob_id) for header in headers])
-        return [has_owner or header.session in living for header, has_owner in zip(headers, owned, strict=True)]
+        answers = await self._metadata.ownership([(header.owner, header.blob.blob_id) for header in headers])
+        return [
+            ownership is not Ownership.NOBODY or header.session in living
+            for header, ownership in zip(headers, answers, strict=True)
+        ]
 
     async def repair(self) -> bool:
         await self._hold.refresh()

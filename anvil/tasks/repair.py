@@ -18,7 +18,7 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed, Unavailable
 from anvil.base.limits import REPAIR_BATCH, REPAIR_BLOBS_IN_FLIGHT, REPAIR_RETRY_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
-from anvil.model.records import BlobId, BlobRef, Debt
+from anvil.model.records import BlobId, BlobRef, Debt, Ownership
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
 from anvil.tasks.verify import frame_sound, shard_sound
 
@@ -73,8 +73,8 @@ class Repairer:
     async def repair(self, debt: Debt) -> Result:
         """Bring one blob back to all its shards, as far as that is possible now."""
         blob, width = debt.blob, debt.blob.scheme.width
-        [owned] = await self._metadata.owned([(debt.bucket_id, blob.blob_id)])
-        if not owned:
+        [ownership] = await self._metadata.ownership([(debt.owner, blob.blob_id)])
+        if ownership is not Ownership.OWNED:
             await self._metadata.debt_paid(blob.blob_id, debt.missing)
             return Result.GONE
         found = await self._locate(blob)
@@ -96,7 +96,7 @@ class Repairer:
             await self._rebuild(blob, targets, good, found)
         except NotEnoughUnits:
             # One of the shards believed to be good is not: have every one of them looked at next time.
-            await self._metadata.add_debt(debt.bucket_id, [(blob.blob_id, (1 << width) - 1)])
+            await self._metadata.add_debt([(debt.owner, blob.blob_id, (1 << width) - 1)])
             return Result.WAITING
         except (Unavailable, BadRecord) as error:
             log.warning("blob %s not repaired yet: %s", blob.blob_id.hex(), error)

@@ -2,8 +2,9 @@
 debts.
 
 Owns: two questions put to each shard on the way, "does anybody own you?" (sweep) and "are you still what was written?" (scrub).
-Invariant: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and no row names its blob in
-that later snapshot; so a frozen or very slow writer never loses its shards, because it cannot commit any more. Not here: repair.
+Invariant: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and in that later
+snapshot neither its owner's row nor the outbox names its blob; so a frozen or very slow writer never loses its shards, because it cannot
+commit any more, and deleted data stays for its grace, for those who still read it. Not here: repair.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed
 from anvil.base.limits import SURVEY_OWNERS_MAX
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.records import BlobId, BucketId, SessionId
+from anvil.model.records import BlobId, Owner, Ownership, SessionId
 from anvil.model.shard import ShardPlace
 from anvil.tasks.verify import shard_sound
 
@@ -98,12 +99,12 @@ class Survey:
         names = list(blobs)
         for at in range(0, len(names), SURVEY_OWNERS_MAX):
             batch = names[at : at + SURVEY_OWNERS_MAX]
-            owned = await self._metadata.owned([(_bucket(blobs[blob]), blob) for blob in batch])
-            for blob_id, has_owner in zip(batch, owned, strict=True):
+            answers = await self._metadata.ownership([(_owner(blobs[blob]), blob) for blob in batch])
+            for blob_id, ownership in zip(batch, answers, strict=True):
                 shards, damaged = blobs[blob_id], rotten.get(blob_id, {})
-                if has_owner:
+                if ownership is Ownership.OWNED:
                     await self._check(shards, damaged, asked, findings, deep=deep)
-                elif _session(shards) not in living:
+                elif ownership is Ownership.NOBODY and _session(shards) not in living:
                     places = [(drive, index) for index, (drive, _) in shards.items()]
                     findings.orphans += await self._drop(blob_id, places + [(drive, index) for index, drive in damaged.items()])
 
@@ -127,7 +128,7 @@ class Survey:
         *,
         deep: bool,
     ) -> None:
-        blob, bucket_id = next(iter(shards.values()))[1].header.blob, _bucket(shards)
+        blob = next(iter(shards.values()))[1].header.blob
         order = self._placement.order(blob.blob_id)
         masks = {"missing": 0, "corrupt": 0}
         for index in range(blob.scheme.width):
@@ -149,7 +150,7 @@ class Survey:
         findings.corrupt += masks["corrupt"].bit_count()
         for kind, mask in masks.items():
             if mask:
-                await self._metadata.add_debt(bucket_id, [(blob.blob_id, mask)], corrupt=kind == "corrupt")
+                await self._metadata.add_debt([(_owner(shards), blob.blob_id, mask)], corrupt=kind == "corrupt")
 
     async def _sound(self, drive: Drive, place: ShardPlace) -> bool:
         try:
@@ -172,5 +173,5 @@ def _session(shards: _Shards) -> SessionId:
     return next(iter(shards.values()))[1].header.session
 
 
-def _bucket(shards: _Shards) -> BucketId:
-    return next(iter(shards.values()))[1].header.bucket_id
+def _owner(shards: _Shards) -> Owner:
+    return next(iter(shards.values()))[1].header.owner

@@ -40,6 +40,8 @@ from anvil.model.records import (
     ListPage,
     ListQuery,
     ObjectRecord,
+    Owner,
+    Ownership,
     PartCommit,
     PartRecord,
     PutCommit,
@@ -133,7 +135,7 @@ class MemoryMetadata:
             content=commit.content,
         )
         self._store(record)
-        self._owe(commit.bucket_id, commit.content, commit.missing)
+        self._owe(Owner(commit.bucket_id, commit.key, commit.version_id), commit.content, commit.missing)
         self._committed()
         return Committed(record.version_id, record.seq, record.modified_us)
 
@@ -189,19 +191,19 @@ class MemoryMetadata:
             self._retire(old)
 
     def _retire(self, old: ObjectRecord) -> None:
-        self._discard(old.bucket_id, old.content)
+        self._discard(Owner(old.bucket_id, old.key, old.version_id), old.content)
         if old.upload_id is not None:
             self._drop_upload(old.bucket_id, old.upload_id)
 
-    def _discard(self, bucket_id: BucketId, content: Content | None) -> None:
+    def _discard(self, owner: Owner, content: Content | None) -> None:
         if content is not None and content.inline is None:
-            garbage = Garbage(next(self._outbox_ids), bucket_id, content.blob.blob_id, content.blob.scheme)
+            garbage = Garbage(next(self._outbox_ids), owner, content.blob.blob_id, content.blob.scheme)
             self._outbox[garbage.outbox_id] = (garbage, self._now_us())
 
-    def _owe(self, bucket_id: BucketId, content: Content | None, missing: int) -> None:
+    def _owe(self, owner: Owner, content: Content | None, missing: int) -> None:
         if missing and content is not None:
             debt = self._debts.get(content.blob.blob_id)
-            self._debts[content.blob.blob_id] = Debt(bucket_id, content.blob, missing | (debt.missing if debt else 0))
+            self._debts[content.blob.blob_id] = Debt(owner, content.blob, missing | (debt.missing if debt else 0))
 
     async def list_objects(self, query: ListQuery) -> ListPage:
         entries: list[ListEntry] = []
@@ -245,13 +247,14 @@ class MemoryMetadata:
         if upload is None or upload.committed is not None:
             raise NoSuchUpload
         old = upload.parts.get(commit.number)
+        owner = Owner(commit.bucket_id, "", commit.upload_id, commit.number)
         if old is not None:
-            self._discard(commit.bucket_id, old.content)
+            self._discard(owner, old.content)
         modified_us = self._now_us()
         upload.parts[commit.number] = PartRecord(
             commit.number, commit.size, commit.etag, modified_us, commit.checksum, commit.content
         )
-        self._owe(commit.bucket_id, commit.content, commit.missing)
+        self._owe(owner, commit.content, commit.missing)
         self._committed()
         return modified_us
 
@@ -289,7 +292,7 @@ class MemoryMetadata:
         )
         self._store(record)
         for number in [number for number in upload.parts if number not in listed]:
-            self._discard(commit.bucket_id, upload.parts.pop(number).content)
+            self._discard(Owner(commit.bucket_id, "", commit.upload_id, number), upload.parts.pop(number).content)
         upload.committed = Committed(record.version_id, record.seq, record.modified_us)
         self._committed()
         return upload.committed
@@ -305,7 +308,7 @@ class MemoryMetadata:
     def _drop_upload(self, bucket_id: BucketId, upload_id: UploadId) -> None:
         upload = self._uploads.pop((bucket_id, upload_id))
         for part in upload.parts.values():
-            self._discard(bucket_id, part.content)
+            self._discard(Owner(bucket_id, "", upload_id, part.number), part.content)
 
     async def list_uploads(self, query: UploadsQuery) -> UploadsPage:
         open_ = [u.record for (bucket, _), u in self._uploads.items() if bucket == query.bucket_id and u.committed is None]
@@ -356,28 +359,26 @@ class MemoryMetadata:
 
     # -- collector, repair, sweep -----------------------------------------------------------------------------------------
 
-    def _blobs(self) -> dict[BlobId, tuple[BucketId, BlobRef]]:
-        found: dict[BlobId, tuple[BucketId, BlobRef]] = {}
-        contents = [(record.bucket_id, record.content) for record in self._objects.values()]
-        for (bucket_id, _), upload in self._uploads.items():
-            contents += [(bucket_id, part.content) for part in upload.parts.values()]
-        for bucket_id, content in contents:
-            if content is not None and content.inline is None:
-                found[content.blob.blob_id] = (bucket_id, content.blob)
-        return found
+    def _blob(self, owner: Owner, blob_id: BlobId) -> BlobRef | None:
+        """That blob, if its owner's row names it."""
+        row: ObjectRecord | PartRecord | None = self._objects.get((owner.bucket_id, owner.key))
+        if owner.part_number:
+            upload = self._uploads.get((owner.bucket_id, owner.version_id))
+            row = upload.parts.get(owner.part_number) if upload is not None else None
+        content = row.content if row is not None else None
+        return content.blob if content is not None and content.inline is None and content.blob.blob_id == blob_id else None
 
     async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
         before = self._now_us() - int(grace_s * 1_000_000)
-        blobs = self._blobs()
-        return [g for g, since_us in self._outbox.values() if since_us <= before and g.blob_id not in blobs][:limit]
+        old = [garbage for garbage, since_us in self._outbox.values() if since_us <= before]
+        return [garbage for garbage in old if self._blob(garbage.owner, garbage.blob_id) is None][:limit]
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         for outbox_id in outbox_ids:
             self._outbox.pop(outbox_id, None)
 
     async def debts(self, limit: int) -> Sequence[Debt]:
-        blobs = self._blobs()
-        self._debts = {blob_id: debt for blob_id, debt in self._debts.items() if blob_id in blobs}
+        self._debts = {blob_id: debt for blob_id, debt in self._debts.items() if self._blob(debt.owner, blob_id)}
         now_us = self._now_us()
         return [debt for debt in self._debts.values() if self._deferred.get(debt.blob.blob_id, 0) <= now_us][:limit]
 
@@ -388,19 +389,18 @@ class MemoryMetadata:
     async def debt_paid(self, blob_id: BlobId, repaired: int) -> None:
         debt = self._debts.pop(blob_id, None)
         if debt is not None and debt.missing & ~repaired:
-            self._debts[blob_id] = Debt(debt.bucket_id, debt.blob, debt.missing & ~repaired)
+            self._debts[blob_id] = Debt(debt.owner, debt.blob, debt.missing & ~repaired)
 
-    async def add_debt(self, bucket_id: BucketId, blob_ids: Sequence[tuple[BlobId, int]], *, corrupt: bool = False) -> None:
-        blobs = self._blobs()
-        for blob_id, missing in blob_ids:
+    async def add_debt(self, debts: Sequence[tuple[Owner, BlobId, int]], *, corrupt: bool = False) -> None:
+        for owner, blob_id, missing in debts:
             self._deferred.pop(blob_id, None)
-            if blob_id in blobs and blobs[blob_id][0] == bucket_id:
-                self._owe(bucket_id, Content(blobs[blob_id][1]), missing)
+            if (blob := self._blob(owner, blob_id)) is not None:
+                self._owe(owner, Content(blob), missing)
 
-    async def owned(self, owners: Sequence[tuple[BucketId, BlobId]]) -> Sequence[bool]:
-        blobs = self._blobs()
-        waiting = {garbage.blob_id for garbage, _ in self._outbox.values()}
-        return [blob_id in blobs or blob_id in waiting for _, blob_id in owners]
+    async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
+        garbage = {item.blob_id for item, _ in self._outbox.values()}
+        rest = {True: Ownership.GARBAGE, False: Ownership.NOBODY}
+        return [Ownership.OWNED if self._blob(owner, blob) else rest[blob in garbage] for owner, blob in blobs]
 
     async def usage(self, bucket_ids: Sequence[BucketId] | None = None) -> Sequence[Usage]:
         usages = []

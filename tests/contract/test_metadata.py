@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from anvil.base.errors import (
@@ -27,6 +28,9 @@ from anvil.model.records import (
     ChecksumType,
     Condition,
     ListQuery,
+    Owner,
+    Ownership,
+    PartCommit,
     PutCommit,
     UploadsQuery,
     Usage,
@@ -63,7 +67,7 @@ async def usage_of(w: World) -> Usage:
 
 
 async def garbage_of(w: World) -> set[bytes]:
-    return {g.blob_id for g in await w.store.garbage(100_000, 0.0) if g.bucket_id == w.bucket_id}
+    return {g.blob_id for g in await w.store.garbage(100_000, 0.0) if g.owner.bucket_id == w.bucket_id}
 
 
 def test_what_is_put_is_got(run: Run) -> None:
@@ -132,7 +136,7 @@ def test_delete(run: Run) -> None:
         assert await w.store.get_object(w.bucket_id, "k") is None
         assert commit.content is not None
         assert await garbage_of(w) == {commit.content.blob.blob_id}
-        (garbage,) = [g for g in await w.store.garbage(100_000, 0.0) if g.bucket_id == w.bucket_id]
+        (garbage,) = [g for g in await w.store.garbage(100_000, 0.0) if g.owner.bucket_id == w.bucket_id]
         assert garbage.scheme == commit.content.blob.scheme
         assert await w.store.garbage(100_000, 3600.0) == []
         await w.store.garbage_done([garbage.outbox_id])
@@ -350,10 +354,6 @@ def test_upload_lifecycle(run: Run) -> None:
         blob = {number: part.content.blob.blob_id for number, part in ((p.number, p) for p in parts) if part.content}
         assert old.content is not None
         assert await garbage_of(w) == {old.content.blob.blob_id, blob[2]}
-        waiting = await w.store.owned([(w.bucket_id, blob[1]), (w.bucket_id, blob[2]), (w.bucket_id, os.urandom(16))])
-        assert waiting == [True, True, False], "what waits in the outbox is no orphan: its grace is still running"
-        await w.store.garbage_done([g.outbox_id for g in await w.store.garbage(100_000, 0.0) if g.blob_id == blob[2]])
-        assert await w.store.owned([(w.bucket_id, blob[1]), (w.bucket_id, blob[2])]) == [True, False]
         await w.store.put_object(w.put("k", 5))
         assert await garbage_of(w) == {old.content.blob.blob_id, blob[1], blob[7]}
         assert await w.store.get_upload(w.bucket_id, "k", upload_id) is None
@@ -380,7 +380,7 @@ def test_abort_discards_parts(run: Run) -> None:
         assert part.content is not None
         assert await garbage_of(w) == {part.content.blob.blob_id}
         assert await usage_of(w) == Usage(w.bucket_id, 0, 0)
-        assert [debt for debt in await w.store.debts(1000) if debt.bucket_id == w.bucket_id] == []
+        assert [debt for debt in await w.store.debts(1000) if debt.owner.bucket_id == w.bucket_id] == []
 
     run(scenario)
 
@@ -416,13 +416,25 @@ def test_repair_debts(run: Run) -> None:
         assert hurt.content is not None and whole.content is not None
 
         async def debts() -> dict[bytes, int]:
-            found = [debt for debt in await w.store.debts(100_000) if debt.bucket_id == w.bucket_id]
+            found = [debt for debt in await w.store.debts(100_000) if debt.owner.bucket_id == w.bucket_id]
             assert all(debt.blob in (hurt.content.blob, whole.content.blob) for debt in found if hurt.content and whole.content)
             return {debt.blob.blob_id: debt.missing for debt in found}
 
         hurt_id, whole_id = hurt.content.blob.blob_id, whole.content.blob.blob_id
         assert await debts() == {hurt_id: 0b100}
-        await w.store.add_debt(w.bucket_id, [(hurt_id, 0b010), (whole_id, 0b001), (os.urandom(16), 1), (hurt_id, 0b001)])
+        (hurt_owner, _), (whole_owner, _) = named(hurt), named(whole)
+        changed = msgspec.structs.replace(
+            hurt_owner, version_id=os.urandom(16)
+        )  # as a reader knows it that opened it before a change
+        await w.store.add_debt(
+            [
+                (hurt_owner, hurt_id, 0b010),
+                (whole_owner, whole_id, 0b001),
+                (whole_owner, os.urandom(16), 1),
+                (changed, hurt_id, 0b001),
+            ]
+        )
+        await w.store.add_debt([(whole_owner, hurt_id, 0b111), (hurt_owner, whole_id, 0b111)])  # their rows name other blobs
         assert await debts() == {hurt_id: 0b111, whole_id: 0b001}
         await w.store.debt_paid(hurt_id, 0b101)
         await w.store.debt_paid(whole_id, 0b001)
@@ -435,6 +447,72 @@ def test_repair_debts(run: Run) -> None:
         await w.store.debt_paid(whole_id, 0b001)
         await w.delete("hurt")
         assert await debts() == {}
+
+    run(scenario)
+
+
+def named(commit: PutCommit | PartCommit) -> tuple[Owner, bytes]:
+    """Owner and blob of a commit, as its shards record them."""
+    assert commit.content is not None
+    if isinstance(commit, PartCommit):
+        owner = Owner(commit.bucket_id, commit.key, commit.upload_id, commit.number)
+    else:
+        owner = Owner(commit.bucket_id, commit.key, commit.version_id)
+    return owner, commit.content.blob.blob_id
+
+
+def test_debts_of_parts(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        upload_id = await w.upload("k")
+        whole, hurt = w.part("k", upload_id, 1), w.part("k", upload_id, 2, missing=0b100)
+        for part in (whole, hurt):
+            await w.store.put_part(part)
+        (whole_owner, whole_blob), (hurt_owner, hurt_blob) = named(whole), named(hurt)
+        await w.store.add_debt(
+            [(whole_owner, whole_blob, 0b001), (hurt_owner, hurt_blob, 0b010), (hurt_owner, whole_blob, 0b111)]
+        )
+        debts = [debt for debt in await w.store.debts(100_000) if debt.owner.bucket_id == w.bucket_id]
+        assert {debt.blob.blob_id: debt.missing for debt in debts} == {whole_blob: 0b001, hurt_blob: 0b110}
+        answers = await w.store.ownership([(debt.owner, debt.blob.blob_id) for debt in debts])
+        assert answers == [Ownership.OWNED, Ownership.OWNED], "a debt's owner leads to its row"
+        await w.store.complete_upload(w.complete("k", upload_id, [whole]))
+        debts = [debt for debt in await w.store.debts(100_000) if debt.owner.bucket_id == w.bucket_id]
+        assert [(debt.blob.blob_id, debt.missing) for debt in debts] == [(whole_blob, 0b001)]
+
+    run(scenario)
+
+
+def test_ownership(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        kept, replaced, deleted = w.put("kept"), w.put("replaced"), w.put("deleted")
+        for commit in (kept, replaced, deleted):
+            await w.store.put_object(commit)
+        await w.store.replace_attributes(w.put("kept", attributes=Attributes(content_type="new/type")), kept.version_id)
+        newer = w.put("replaced", 5000)
+        await w.store.put_object(newer)
+        await w.delete("deleted")
+        upload_id = await w.upload("m")
+        parts = [w.part("m", upload_id, number) for number in (1, 1, 2, 3)]
+        for part in parts:
+            await w.store.put_part(part)
+        never = w.put("never")
+        asked = [named(commit) for commit in (kept, replaced, newer, deleted, *parts, never)]
+        nobody, garbage, owned = Ownership.NOBODY, Ownership.GARBAGE, Ownership.OWNED
+        assert await w.store.ownership(asked) == [owned, garbage, owned, garbage, garbage, owned, owned, owned, nobody]
+        assert await w.store.ownership([]) == []
+
+        elsewhere = [msgspec.structs.replace(owner, bucket_id=new_bucket_id()) for owner, _ in asked[2:8:3]]
+        elsewhere.append(msgspec.structs.replace(asked[7][0], part_number=2))
+        blobs = [asked[2][1], asked[5][1], asked[7][1]]
+        assert await w.store.ownership(list(zip(elsewhere, blobs, strict=True))) == [nobody] * 3
+
+        await w.store.complete_upload(w.complete("m", upload_id, [parts[1], parts[3]]))
+        assert await w.store.ownership(asked[5:8]) == [owned, garbage, owned]
+        await w.delete("m")
+        assert await w.store.ownership(asked[5:8]) == [garbage] * 3
+        ids = [g.outbox_id for g in await w.store.garbage(100_000, 0.0) if g.owner.bucket_id == w.bucket_id]
+        await w.store.garbage_done(ids)
+        assert await w.store.ownership(asked) == [owned, nobody, owned, *([nobody] * 6)]
 
     run(scenario)
 

@@ -20,6 +20,7 @@ from anvil.base.errors import (
     EntityTooLarge,
     IncompleteBody,
     NoSuchKey,
+    OutcomeUnknown,
     ReadQuorumLost,
     SlowDown,
     WriteQuorumLost,
@@ -296,6 +297,63 @@ def test_a_stopped_writer_against_the_sweep(postgres: Postgres, tmp_path: Path) 
             await put
         assert await bench.metadata.get_object(bench.bucket.bucket_id, "frozen") is None
         assert await bench.get("before") == data, "what was committed stays, though its session is gone too"
+
+    on_bench(postgres, tmp_path, scenario)
+
+
+async def put_multipart(bench: Bench, key: str, pieces: list[bytes]) -> None:
+    engine, bucket = bench.engine, bench.bucket
+    upload = await engine.create_upload(bucket, key, Attributes(), "me", None, None)
+    parts = []
+    for number, data in enumerate(pieces, 1):
+        done = await engine.put_part(bucket, key, upload.upload_id, number, Bytes(data), plain_spec())
+        parts.append(CompletePart(number, done.etag))
+    await engine.complete_upload(bucket, key, upload.upload_id, parts, condition=NO_CONDITION, expected_size=None, expected=None)
+
+
+def test_the_survey_takes_orphans_and_leaves_garbage_to_its_grace(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        engine, bucket = bench.engine, bench.bucket
+        sizes = {"small": 10_000, "large": 3_000_000}
+        pieces = [data_of(5 << 20), data_of(70_000)]
+        for kind in ("kept", "deleted"):
+            for name, size in sizes.items():
+                await bench.put(f"{kind} {name}", data_of(size))
+            await put_multipart(bench, f"{kind} parts", pieces)
+        info = await engine.open(bucket, "kept small")
+        await engine.copy_object(bucket, info, bucket, "kept small", plain_spec())  # its shards record the version of before
+        with_rows = await shards_on(bench)
+
+        async def lose_the_answer(request: Any) -> Any:
+            raise OutcomeUnknown
+
+        commit, bench.metadata.put_object = bench.metadata.put_object, lose_the_answer  # type: ignore[method-assign]
+        for name, size in sizes.items():
+            with pytest.raises(OutcomeUnknown):
+                await bench.put(f"never {name}", data_of(size))
+        bench.metadata.put_object = commit  # type: ignore[method-assign]
+        assert await shards_on(bench) > with_rows
+
+        opened = {name: await engine.open(bucket, f"deleted {name}") for name in ("small", "large", "parts")}
+        for name in opened:
+            assert await engine.delete_object(bucket, f"deleted {name}", NO_CONDITION)
+        await bench.metadata.close_session(bench.session.current)
+        orphans = sum([(await bench.survey.partition(number, deep=False)).orphans for number in range(PARTITIONS)])
+        assert orphans > 0
+        assert await shards_on(bench) == with_rows, "what no row ever named is gone, and nothing else"
+        assert await bench.collector(grace_s=3600).run() == 0
+        expected = {name: data_of(size) for name, size in sizes.items()} | {"parts": b"".join(pieces)}
+        for name, info in opened.items():
+            views = engine.read(bucket, info, 0, info.size)
+            assert b"".join([bytes(view) async for view in views]) == expected[name], "a download begun before the delete"
+            assert await bench.get(f"kept {name}") == expected[name]
+        assert bench.events.damages == []
+
+        while await bench.collector().run():
+            pass
+        assert await shards_on(bench) == with_rows // 2
+        for name in opened:
+            assert await bench.get(f"kept {name}") == expected[name]
 
     on_bench(postgres, tmp_path, scenario)
 

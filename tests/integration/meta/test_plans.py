@@ -25,16 +25,18 @@ def queries(operation: Operation) -> list[Query]:  # type: ignore[type-arg]
 
 STATEMENTS = {f"{op.name} {n}": query.sql for op in OPERATIONS for n, query in enumerate(queries(op))} | {
     "owe": collect.OWE_SQL,
-    "owned": collect.OWNED_SQL,
+    "ownership": collect.OWNERSHIP_SQL,
     "garbage": collect.GARBAGE_SQL,
     "debts": collect.DEBTS_SQL,
 }
+PLANNER = "".join(f"SET {k} = '{v}';" for k, v in link._SETTINGS.items() if k.startswith("enable_"))
 ONE_ROW = """
     INSERT INTO buckets VALUES (1);
     INSERT INTO writer_sessions VALUES (uuid_send(gen_random_uuid()), uuid_send(gen_random_uuid()), 0, 0, 0, now());
     INSERT INTO objects (bucket_id, key, version_id, size, etag) VALUES (1, 'k', uuid_send(gen_random_uuid()), 0, 'e');
     INSERT INTO uploads (bucket_id, upload_id, key, initiated_us, owner) VALUES (1, uuid_send(gen_random_uuid()), 'k', 1, 'x');
     INSERT INTO parts (bucket_id, upload_id, number, size, etag) SELECT 1, upload_id, 1, 0, 'e' FROM uploads;
+    INSERT INTO outbox (bucket_id, key, version_id, part_number, blob_id, scheme) SELECT 1, '', upload_id, 1, upload_id, 0 FROM uploads;
     VACUUM ANALYZE;"""
 
 
@@ -55,8 +57,24 @@ def psql(postgres: Postgres, url: str, sql: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(STATEMENTS))
 def test_every_row_is_reached_by_its_key(postgres: Postgres, url: str, name: str) -> None:
-    planner = "".join(f"SET {k} = '{v}';" for k, v in link._SETTINGS.items() if k.startswith("enable_"))
-    plan = psql(postgres, url, f"{planner} EXPLAIN (GENERIC_PLAN, COSTS OFF) {STATEMENTS[name]};")
+    check(psql(postgres, url, f"{PLANNER} EXPLAIN (GENERIC_PLAN, COSTS OFF) {STATEMENTS[name]};"))
+
+
+def test_an_owner_is_reached_by_its_key(postgres: Postgres, url: str) -> None:
+    """EXPLAIN does not look into functions, so the body is explained by itself."""
+    body = psql(postgres, url, "SELECT prosrc FROM pg_proc WHERE proname = 'blob_owned'")
+    assert {"$1", "$2", "$3", "$4", "$5"} == set(re.findall(r"\$\d", body))
+    plan = psql(postgres, url, f"{PLANNER} EXPLAIN (GENERIC_PLAN, COSTS OFF) {body};")
+    assert {"objects", "versions", "parts"} == set(re.findall(r"Scan using \w+ on (\w+)", plan)), plan
+    check(plan)
+
+
+def test_the_outbox_is_searched_by_blob(postgres: Postgres, url: str) -> None:
+    plan = psql(postgres, url, f"{PLANNER} EXPLAIN (GENERIC_PLAN, COSTS OFF) {collect.OWNERSHIP_SQL};")
+    assert "Scan using outbox_blob on outbox" in plan
+
+
+def check(plan: str) -> None:
     lines = [*plan.splitlines(), ""]
     for line, below in itertools.pairwise(lines):
         if re.search(r"Scan .*on (objects|versions|uploads|parts|writer_sessions|buckets)\b", line):

@@ -413,11 +413,13 @@ def test_an_owned_blob_is_never_garbage(url: str) -> None:
             assert commit.content is not None
             connection = await holder(url)
             await connection.execute(
-                "INSERT INTO outbox (bucket_id, blob_id, scheme, since_us) VALUES ($1, $2, $3, 0), ($1, $4, $3, 0)",
+                """INSERT INTO outbox (bucket_id, key, version_id, part_number, blob_id, scheme, since_us)
+                   VALUES ($1, 'k', $5, 0, $2, $3, 0), ($1, 'k', $5, 0, $4, $3, 0)""",
                 w.bucket_id,
                 commit.content.blob.blob_id,
                 commit.content.blob.scheme.pack(),
                 os.urandom(16),
+                commit.version_id,
             )
             (only,) = await w.store.garbage(10, 0.0)
             assert only.blob_id != commit.content.blob.blob_id

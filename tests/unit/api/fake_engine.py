@@ -33,6 +33,7 @@ from anvil.model.records import (
     ListEntry,
     ListPage,
     ListQuery,
+    Owner,
     PartRecord,
     UploadRecord,
     UploadsPage,
@@ -114,7 +115,7 @@ class FakeEngine:
             attributes=attributes or Attributes(),
             checksum=checksum,
             part_count=len(parts),
-            extents=(Extent(0, len(data), None),),
+            extents=(Extent(0, len(data), None, Owner(bucket.bucket_id, key, version)),),
             parts=parts,
         )
         self.objects[bucket.bucket_id, key] = Stored(info, data)

@@ -80,8 +80,8 @@ CREATE TABLE objects (
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1,
         autovacuum_analyze_scale_factor = 0.05, autovacuum_vacuum_cost_delay = 1);
 ALTER TABLE objects ALTER COLUMN inline SET STORAGE EXTERNAL;
--- The owner of a blob, for the collector, repair and sweeps.
-CREATE INDEX objects_blob ON objects (blob_id) WHERE blob_id IS NOT NULL AND inline IS NULL;
+-- No index on blob_id: who asks for a blob's owner (collector, repair, sweep) knows its key, which every shard records. So an overwrite
+-- changes no indexed column.
 
 -- Noncurrent versions and delete markers.
 CREATE TABLE versions (
@@ -90,7 +90,6 @@ CREATE TABLE versions (
     PRIMARY KEY (bucket_id, key, seq)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
 CREATE UNIQUE INDEX versions_id ON versions (bucket_id, key, version_id);
-CREATE INDEX versions_blob ON versions (blob_id) WHERE blob_id IS NOT NULL AND inline IS NULL;
 CREATE INDEX versions_upload ON versions (upload_id) WHERE upload_id IS NOT NULL;
 
 -- -- multipart --------------------------------------------------------------------------------------------------------
@@ -130,31 +129,44 @@ CREATE TABLE parts (
                 ELSE scheme IS NOT NULL AND stripe_bytes IS NOT NULL AND key_mode IS NOT NULL END)
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
 ALTER TABLE parts ALTER COLUMN inline SET STORAGE EXTERNAL;
-CREATE INDEX parts_blob ON parts (blob_id) WHERE blob_id IS NOT NULL AND inline IS NULL;
 
 -- -- debts, garbage, usage --------------------------------------------------------------------------------------------
 
--- Blobs acknowledged with shards missing, or found damaged: bit i of missing = shard i must be rebuilt.
+-- Both name a blob's owner by primary key: (bucket, key) of an object, part_number = 0; (bucket, version_id = upload id, number) of a
+-- part, key = ''.
+
+-- Blobs acknowledged with shards missing, or found damaged: bit i of missing = shard i must be rebuilt. corrupt: those of them whose shard
+-- was met with wrong content (the others were not met at all). due_us: not to be tried before, so that debts that cannot be paid now do
+-- not stand in the way of those that can.
 CREATE TABLE degraded (
     blob_id bytea PRIMARY KEY CHECK (octet_length(blob_id) = 16),
     bucket_id bigint NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    version_id bytea NOT NULL,
+    part_number int NOT NULL,
     size bigint NOT NULL,
     scheme int NOT NULL,
     stripe_bytes int NOT NULL,
     key_mode smallint NOT NULL,
     missing int NOT NULL CHECK (missing > 0),
+    corrupt int NOT NULL DEFAULT 0,
+    due_us bigint NOT NULL DEFAULT 0,
     since_us bigint NOT NULL DEFAULT now_us()
 ) WITH (fillfactor = 80);
-CREATE INDEX degraded_since ON degraded (since_us);
+CREATE INDEX degraded_due ON degraded (due_us, since_us);
 
 -- Blobs no row owns any more. Filled by triggers only; a row is deleted when its shards are gone.
 CREATE TABLE outbox (
     outbox_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     bucket_id bigint NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    version_id bytea NOT NULL,
+    part_number int NOT NULL,
     blob_id bytea NOT NULL,
     scheme int NOT NULL,
     since_us bigint NOT NULL DEFAULT now_us()
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);
+CREATE INDEX outbox_blob ON outbox (blob_id);  -- for the sweep: whose grace is still running
 
 -- Usage of a bucket = its folded row + its delta rows. Deltas are only ever appended (by triggers) and folded (by one process).
 CREATE TABLE usage_folded (

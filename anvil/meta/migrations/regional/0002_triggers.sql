@@ -4,13 +4,15 @@
 -- Usage: an object counts 1 and its size, a noncurrent version likewise. Every part counts as upload_part; an object made of parts
 -- takes its own off again (-part_count, -size), so that what remains is uploads in progress, with no row touched at completion.
 
+CREATE TYPE retired AS (bucket_id bigint, key text, version_id bytea, part_number int, blob_id bytea, scheme int);
+
 -- The one place where content leaves an owner row: `gone` blobs go to the outbox, uploads that lost their object go with their
 -- parts (whose own trigger comes back here). Object lock will refuse here.
-CREATE FUNCTION retire(blobs_bucket bigint[], blobs bytea[], schemes int[], uploads_bucket bigint[], lost_uploads bytea[])
+CREATE FUNCTION retire(blobs retired[], uploads_bucket bigint[], lost_uploads bytea[])
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF cardinality(blobs) > 0 THEN
-        INSERT INTO outbox (bucket_id, blob_id, scheme) SELECT * FROM unnest(blobs_bucket, blobs, schemes);
+        INSERT INTO outbox (bucket_id, key, version_id, part_number, blob_id, scheme) SELECT * FROM unnest(blobs);
     END IF;
     IF cardinality(lost_uploads) > 0 THEN
         -- = ANY (ARRAY[x]) instead of = x: usable as an index condition, but never as a reason to read the whole table in order.
@@ -36,13 +38,12 @@ BEGIN
     INSERT INTO usage_deltas
     SELECT bucket_id, -count(*), -sum(size), sum(part_count), coalesce(sum(size) FILTER (WHERE upload_id IS NOT NULL), 0)
     FROM old_rows GROUP BY bucket_id;
-    SELECT array_agg(bucket_id) FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS bb,
-           array_agg(blob_id) FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS b,
-           array_agg(scheme) FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS s,
+    SELECT array_agg(ROW(bucket_id, key, version_id, 0, blob_id, scheme)::retired)
+               FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS b,
            array_agg(bucket_id) FILTER (WHERE upload_id IS NOT NULL) AS ub,
            array_agg(upload_id) FILTER (WHERE upload_id IS NOT NULL) AS u
     INTO r FROM old_rows;
-    PERFORM retire(r.bb, r.b, r.s, r.ub, r.u);
+    PERFORM retire(r.b, r.ub, r.u);
     RETURN NULL;
 END $$;
 
@@ -56,16 +57,15 @@ BEGIN
         UNION ALL
         SELECT bucket_id, -size, part_count, CASE WHEN upload_id IS NULL THEN 0 ELSE size END FROM old_rows
     ) AS change GROUP BY bucket_id HAVING sum(bytes) <> 0 OR sum(upload_parts) <> 0 OR sum(upload_bytes) <> 0;
-    SELECT array_agg(bucket_id) FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS bb,
-           array_agg(blob_id) FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS b,
-           array_agg(scheme) FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS s,
+    SELECT array_agg(ROW(bucket_id, key, version_id, 0, blob_id, scheme)::retired)
+               FILTER (WHERE blob_id IS NOT NULL AND inline IS NULL) AS b,
            array_agg(bucket_id) FILTER (WHERE upload_id IS NOT NULL) AS ub,
            array_agg(upload_id) FILTER (WHERE upload_id IS NOT NULL) AS u
     INTO r FROM old_rows
     -- A change of attributes keeps its content.
     WHERE coalesce(blob_id, upload_id)
           NOT IN (SELECT coalesce(n.blob_id, n.upload_id) FROM new_rows n WHERE coalesce(n.blob_id, n.upload_id) IS NOT NULL);
-    PERFORM retire(r.bb, r.b, r.s, r.ub, r.u);
+    PERFORM retire(r.b, r.ub, r.u);
     RETURN NULL;
 END $$;
 
@@ -102,9 +102,9 @@ CREATE FUNCTION parts_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE r record;
 BEGIN
     INSERT INTO usage_deltas SELECT bucket_id, 0, 0, -count(*), -sum(size) FROM old_rows GROUP BY bucket_id;
-    SELECT array_agg(bucket_id) AS bb, array_agg(blob_id) AS b, array_agg(scheme) AS s
+    SELECT array_agg(ROW(bucket_id, '', upload_id, number, blob_id, scheme)::retired) AS b
     INTO r FROM old_rows WHERE blob_id IS NOT NULL AND inline IS NULL;
-    PERFORM retire(r.bb, r.b, r.s, NULL, NULL);
+    PERFORM retire(r.b, NULL, NULL);
     RETURN NULL;
 END $$;
 
@@ -115,10 +115,10 @@ BEGIN
     SELECT bucket_id, 0, 0, 0, sum(bytes)
     FROM (SELECT bucket_id, size AS bytes FROM new_rows UNION ALL SELECT bucket_id, -size FROM old_rows) AS change
     GROUP BY bucket_id HAVING sum(bytes) <> 0;
-    SELECT array_agg(bucket_id) AS bb, array_agg(blob_id) AS b, array_agg(scheme) AS s
+    SELECT array_agg(ROW(bucket_id, '', upload_id, number, blob_id, scheme)::retired) AS b
     INTO r FROM old_rows
     WHERE blob_id IS NOT NULL AND inline IS NULL AND blob_id NOT IN (SELECT n.blob_id FROM new_rows n WHERE n.blob_id IS NOT NULL);
-    PERFORM retire(r.bb, r.b, r.s, NULL, NULL);
+    PERFORM retire(r.b, NULL, NULL);
     RETURN NULL;
 END $$;
 

@@ -208,12 +208,14 @@ BEGIN
     RETURN since_us <= now_us() - grace_us AND NOT EXISTS (SELECT FROM settings WHERE name = 'backup_hold');
 END $$;
 
--- Whether some row names the blob now. Inline content has no shards, so nobody asks about it. (Scalar sub-selects: the planner may
--- answer EXISTS by reading a whole table into a hash.)
-CREATE FUNCTION blob_owned(blob bytea) RETURNS boolean LANGUAGE sql STABLE
-    AS $$ SELECT (SELECT true FROM objects WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL LIMIT 1) IS TRUE
-              OR (SELECT true FROM parts WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL LIMIT 1) IS TRUE
-              OR (SELECT true FROM versions WHERE blob_id = blob AND blob_id IS NOT NULL AND inline IS NULL LIMIT 1) IS TRUE $$;
+-- Whether its owner's row names the blob now. An object's version is not compared: a change of attributes gives the row another one.
+-- (Scalar sub-selects: the planner may answer EXISTS by reading a whole table into a hash. Parameters by number, so that
+-- tests/integration/meta/test_plans.py can have the body explained.)
+CREATE FUNCTION blob_owned(bucket bigint, key text, version bytea, part_number int, blob bytea) RETURNS boolean LANGUAGE sql STABLE
+    AS $$ SELECT CASE WHEN $4 > 0
+        THEN (SELECT true FROM parts p WHERE p.bucket_id = $1 AND p.upload_id = $3 AND p.number = $4 AND p.blob_id = $5) IS TRUE
+        ELSE (SELECT true FROM objects o WHERE o.bucket_id = $1 AND o.key = $2 AND o.blob_id = $5) IS TRUE
+          OR (SELECT true FROM versions v WHERE v.bucket_id = $1 AND v.key = $2 AND v.blob_id = $5 LIMIT 1) IS TRUE END $$;
 
 -- Remove a bucket's fence. outcome: done, not_empty, gone. Call it in a transaction of its own: the test for emptiness runs after the
 -- fence was locked FOR UPDATE, so it sees every commit that held it, and none can come after. Uploads in progress go with the bucket.
