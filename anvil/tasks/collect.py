@@ -2,8 +2,9 @@
 
 Owns: the order "recheck, remove everywhere, forget". Invariant: an outbox row goes only when every drive that can be reached has
 confirmed. What a drive that is away or failing still holds is an orphan, which the survey removes when it is back: rows that waited for
-it would stand at the head of the outbox and stop all collection for as long as one disk is broken. What is garbage is decided by the regional outbox alone, so running twice, or not at all,
-does no harm. Not here: what becomes garbage (triggers in `meta`), orphans without any row (`sweep`).
+it would stand at the head of the outbox and stop all collection for as long as one disk is broken. What is garbage
+is decided by the regional outbox alone, so running twice, or not at all, does no harm. Not here: what becomes garbage (triggers in
+`meta`), orphans without any row (`survey`).
 """
 
 from __future__ import annotations

@@ -427,7 +427,7 @@ def test_a_shard_found_bad_by_one_stripe_while_another_is_about_to_read_it(postg
         await bench.put("k", data)
         [extent] = (await bench.engine.open(bench.bucket, "k")).extents
         assert extent.content is not None
-        reader = BlobReader(bench.context, bench.bucket, extent.content.blob, DamageOnce())
+        reader = BlobReader(bench.context, bench.bucket, extent.content.blob, extent.owner, DamageOnce())
         assert bytes(await reader.stripe(0)) == data[: 1 << 20]
         start = bench.context.owned.start
 
