@@ -150,7 +150,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(native.close)
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
-        placement = await attach_drives(config, native, current)
+        placement = await attach_drives(config, current)
         opened.push_async_callback(detach_drives, placement)
         opened.callback(loop.create_task(session.keep()).cancel)
         owned = OwnedTasks(plan.name)
@@ -202,7 +202,7 @@ async def build_background(process: Child) -> BackgroundParts:
         )
         native = NativeExecutor(loop, 1)
         opened.push_async_callback(native.close)
-        placement = await attach_drives(config, native, NO_SESSION)
+        placement = await attach_drives(config, NO_SESSION)
         opened.push_async_callback(detach_drives, placement)
         named = zip(config.storage.drives, config.storage.labels, strict=True)
         probes = [DriveProbe(Path(path), label, IDENTITY) for path, label in named]

@@ -16,7 +16,7 @@ import msgspec
 
 from anvil.base.config import Config, StorageConfig
 from anvil.base.errors import DriveFailed, InvalidSetting
-from anvil.base.limits import SPARE_DRIVES
+from anvil.base.limits import DRIVE_THREADS, SPARE_DRIVES
 from anvil.ec.executor import NativeExecutor
 from anvil.engine.context import Placement
 from anvil.model.layout import Layout, LayoutDrive, compute
@@ -123,9 +123,10 @@ def _layout(before: Inventory | None, drives: list[KnownDrive], scheme: Scheme, 
     return compute(wanted, scheme.width, SPARE_DRIVES, previous)
 
 
-async def attach_drives(config: Config, executor: NativeExecutor, session: SessionId) -> Placement:
+async def attach_drives(config: Config, session: SessionId) -> Placement:
     """This process's drives, in the layout of the inventory. Those that are not there are neither readable nor writable
-    until they are. Raises DriveFailed when the node was not prepared.
+    until they are. Each has threads of its own, so that one that hangs holds up nobody else's jobs. Raises DriveFailed when the
+    node was not prepared.
     """
     inventory = read_inventory(config.node.data_path)
     if inventory is None:
@@ -138,7 +139,7 @@ async def attach_drives(config: Config, executor: NativeExecutor, session: Sessi
             Path(known.path),
             expected=expected,
             create=False,
-            executor=executor,
+            executor=NativeExecutor(asyncio.get_running_loop(), DRIVE_THREADS),
             jobs=NativeJobs(),
             session=session,
             label=labels[known.path],
@@ -151,3 +152,5 @@ async def detach_drives(placement: Placement) -> None:
     for drive in placement.drives.values():
         if isinstance(drive, LocalDrive):
             await drive.close()
+            if isinstance(drive.executor, NativeExecutor):
+                await drive.executor.close()
