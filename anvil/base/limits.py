@@ -64,6 +64,7 @@ INDEX_MAP_BYTES: Final = 256 * GIB  # address space of one drive's index (a spar
 INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recovery and compaction, so that commits get in between
 COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
 SCAN_WINDOW_BYTES: Final = 1 * MIB
+DRIVE_THREADS: Final = 2  # of each drive in each process: while one waits for a flush, the other reads; no drive waits for another
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
@@ -148,7 +149,7 @@ READY_STALE_S: Final = 10.0
 WORKER_RESTART_BACKOFF_S_MAX: Final = 10.0
 
 # -- node --------------------------------------------------------------------------------------------------------------
-DRIVES_MAX: Final = 64  # per node; each has its own segments and threads
+DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)
 SECRET_CHARS_MIN: Final = 32
 WORKER_HEALTHY_S: Final = 30.0  # a child that lived this long starts its backoff from the beginning again
 START_S_MAX: Final = 60.0  # how long a child may take until it says that it serves

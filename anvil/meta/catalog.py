@@ -59,7 +59,8 @@ _BUCKETS_SQL: Final = f"""
 _BY_ID_SQL: Final = f"SELECT {_BUCKET_COLUMNS} FROM buckets b JOIN tenants t ON t.tenant_id = b.tenant_id WHERE b.bucket_id = $1"
 _STATE_SQL: Final = """
     UPDATE buckets SET state = $3, state_us = now_us() WHERE bucket_id = $1 AND state = ANY ($2::text[]) RETURNING bucket_id"""
-_GONE_SQL: Final = "DELETE FROM buckets WHERE bucket_id = $1 AND state = 'deleting'"
+# Once its fence is gone a bucket is dead, whatever another deletion, which had found it full before, made of its state since.
+_GONE_SQL: Final = "DELETE FROM buckets WHERE bucket_id = $1"
 _STALE_SQL: Final = """
     SELECT bucket_id, state FROM buckets
     WHERE state <> 'active' AND region = $1 AND state_us <= now_us() - $2::bigint ORDER BY state_us"""

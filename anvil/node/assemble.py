@@ -159,7 +159,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(native.close)
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
-        placement = await attach_drives(plan, native, current)
+        placement = await attach_drives(plan, current)
         opened.push_async_callback(detach_drives, placement)
         opened.callback(loop.create_task(session.keep()).cancel)
         owned = OwnedTasks(plan.name)
@@ -212,7 +212,7 @@ async def build_background(process: Child) -> BackgroundParts:
         native = NativeExecutor(loop, 1)
         opened.push_async_callback(native.close)
         hold = Hold(metadata, config.storage.gc_grace_s)
-        placement = await attach_drives(plan, native, NO_SESSION, hold)
+        placement = await attach_drives(plan, NO_SESSION, hold)
         opened.push_async_callback(detach_drives, placement)
         probes = [drive_probe(drive) for drive in local_drives(placement)]
         checks = [

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anvil.base.config import Config, StorageConfig
 from anvil.base.errors import DriveFailed, InvalidSetting
-from anvil.base.limits import SPARE_DRIVES
+from anvil.base.limits import DRIVE_THREADS, SPARE_DRIVES
 from anvil.ec.executor import NativeExecutor
 from anvil.engine.context import Placement
 from anvil.meta.cluster import ClusterTables, DriveRow
@@ -150,11 +150,10 @@ def _successor(current: Layout | None, rows: Sequence[DriveRow], scheme: Scheme,
 # -- in each process -----------------------------------------------------------------------------------------------------------
 
 
-async def attach_drives(
-    plan: Plan, executor: NativeExecutor, session: SessionId, hold: Callable[[], bool] = lambda: False
-) -> Placement:
-    """This process's drives, in the current layout. Those that are not there are neither readable nor writable until they are.
-    `hold`: while it says so, nothing is unlinked. Raises DriveFailed when the node was not prepared, DatabaseUnavailable.
+async def attach_drives(plan: Plan, session: SessionId, hold: Callable[[], bool] = lambda: False) -> Placement:
+    """This process's drives, in the current layout. Those that are not there are neither readable nor writable until they are. Each has
+    threads of its own, so that one that hangs holds up nobody else's jobs. `hold`: while it says so, nothing is unlinked. Raises
+    DriveFailed when the node was not prepared, DatabaseUnavailable.
     """
     async with ClusterTables(plan.regional_url) as tables:
         known = {row.path: row.drive_id for row in await tables.drives(plan.node_id)}
@@ -167,7 +166,7 @@ async def attach_drives(
             Path(path),
             expected=known[path],
             create=False,
-            executor=executor,
+            executor=NativeExecutor(asyncio.get_running_loop(), DRIVE_THREADS),
             jobs=NativeJobs(),
             session=session,
             label=label,
@@ -181,6 +180,8 @@ async def detach_drives(placement: Placement) -> None:
     """Leave every drive cleanly."""
     for drive in local_drives(placement):
         await drive.close()
+        if isinstance(drive.executor, NativeExecutor):
+            await drive.executor.close()
 
 
 def local_drives(placement: Placement) -> list[LocalDrive]:

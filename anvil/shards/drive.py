@@ -137,6 +137,11 @@ class LocalDrive:
         async with self._probing:
             await self._detach()
 
+    @property
+    def executor(self) -> Executor:
+        """What runs this drive's jobs; whoever made it closes it after the drive."""
+        return self._io.executor
+
     # -- state
 
     @property

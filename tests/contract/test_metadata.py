@@ -440,9 +440,9 @@ def test_repair_debts(run: Run) -> None:
         await w.store.debt_paid(whole_id, 0b001)
         assert await debts() == {hurt_id: 0b010}
         await w.store.debts_deferred([hurt_id], 3600.0)
-        await w.store.add_debt(w.bucket_id, [(whole_id, 0b001)])
+        await w.store.add_debt([(whole_owner, whole_id, 0b001)])
         assert await debts() == {whole_id: 0b001}, "what cannot be paid now stands in nobody's way"
-        await w.store.add_debt(w.bucket_id, [(hurt_id, 0b001)], corrupt=True)
+        await w.store.add_debt([(hurt_owner, hurt_id, 0b001)], corrupt=True)
         assert await debts() == {hurt_id: 0b011, whole_id: 0b001}, "more damage was found: it is looked at again"
         await w.store.debt_paid(whole_id, 0b001)
         await w.delete("hurt")

@@ -268,6 +268,29 @@ def test_bucket_changes_are_resumed(deployment: Deployment) -> None:
     asyncio.run(scenario())
 
 
+def test_two_deletions_of_which_one_found_the_bucket_full(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that comes late makes the bucket active again, between the other's removal of the fence and of the row: what stayed
+    would be a bucket that refuses every write."""
+
+    async def scenario() -> None:
+        async with deployment.node() as catalog:
+            await catalog.admin.bootstrap(REGION)
+            tenant = (await catalog.admin.tenant("default")).tenant_id
+            bucket = await catalog.create_bucket(tenant, "contended", REGION)
+            drop = catalog._regional.drop_bucket
+
+            async def drop_and_be_late(bucket_id: int) -> None:
+                await drop(bucket_id)
+                await deployment.sql("UPDATE buckets SET state = 'active' WHERE bucket_id = $1 AND state = 'deleting'", bucket_id)
+
+            monkeypatch.setattr(catalog._regional, "drop_bucket", drop_and_be_late)
+            await catalog.delete_bucket(bucket)
+            assert list(await catalog.buckets(tenant)) == []
+            assert await catalog.bucket("contended") is None
+
+    asyncio.run(scenario())
+
+
 def test_a_retried_create_resumes_its_own(deployment: Deployment) -> None:
     async def scenario() -> None:
         async with deployment.node() as catalog:
