@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
 
-.PHONY: run test build lint bench clean lock dev
+.PHONY: run test build lint asan bench clean lock dev
 .DEFAULT_GOAL := build
 
 run: build
@@ -24,6 +24,10 @@ lint: dev
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --ignore-disjoint-bases --allowlist tools/stubtest-allow.txt --ignore-unused-allowlist $$($(BIN)/python tools/extensions.py)
 	$(BIN)/python -m pytest tests/tidy
+
+# The unit tests of the extensions under AddressSanitizer, in a copy of the tree; ARGS names other tests.
+asan: dev
+	@tools/asan.sh $(abspath $(BIN)/python) $(ARGS)
 
 bench: dev
 	@exec $(BIN)/python -m bench.run $(ARGS)

@@ -1,0 +1,50 @@
+"""What the documents name is there: files, make targets, metrics."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from anvil.base import instruments
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
+GENERATED = {"bench/README.md"}  # written by `make bench`
+FOLDERS = ("anvil", "bench", "docker", "docs", "tests", "tools", ".ci")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(document: Path) -> None:
+    """A path in backticks is one of the tree, or one below `anvil/`."""
+    text = document.read_text()
+    tops = {path.name for path in (ROOT / "anvil").iterdir() if path.is_dir()} | set(FOLDERS)
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", text)
+    missing = [
+        name
+        for name in named
+        if name.split("/")[0] in tops and not any((base / name).exists() for base in (ROOT, ROOT / "anvil"))
+    ]
+    missing += [
+        name for name in re.findall(r"`([A-Z]+\.md)`", text) if not any((base / name).exists() for base in (ROOT, ROOT / "docs"))
+    ]
+    assert set(missing) <= GENERATED, f"{document.relative_to(ROOT)} names {missing}"
+
+
+def test_make_targets_that_are_named_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    wrong = {
+        f"{document.relative_to(ROOT)}: make {name}"
+        for document in DOCUMENTS
+        for name in re.findall(r"(?:^|`)make ([a-z]+)", document.read_text(), re.MULTILINE)
+        if name not in targets
+    }
+    assert not wrong, wrong
+
+
+def test_metrics_that_are_named_exist() -> None:
+    known = set(re.findall(r'_(?:counter|gauge|histogram)\(\s*"(\w+)"', Path(instruments.__file__).read_text()))
+    named = {name for document in DOCUMENTS for name in re.findall(r"\banvil_([a-z_]+_[a-z]+)\b", document.read_text())}
+    unknown = {name for name in named if name not in known and re.sub(r"_(bucket|sum|count)$", "", name) not in known}
+    assert unknown <= {"us_east", "us_east_1", "global"}, unknown
