@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import shutil
 import statistics
 import sys
@@ -32,6 +33,9 @@ FILL_SQL = """
     SELECT $1, 'prefix' || n % 10 || '/' || lpad(n::text, 9, '0'), uuid_send(gen_random_uuid()), 4096,
            md5(n::text), uuid_send(gen_random_uuid()), 65794, 1048576, 1
     FROM generate_series(1, $2) AS n"""
+
+BIG_KEY = "prefix{}/{:09d}"  # of FILL_SQL
+INDEX_SQL = "SELECT pg_indexes_size('objects') / reltuples FROM pg_class WHERE relname = 'objects'"
 
 
 def commit(session: SessionId, bucket_id: int, key: str) -> PutCommit:
@@ -61,6 +65,35 @@ async def page_ms(store: RegionalStore, query: ListQuery, rounds: int = 200) -> 
         await store.list_objects(query)
         times.append(time.perf_counter() - began)
     return statistics.median(times) * 1000
+
+
+async def spread(
+    store: RegionalStore, url: str, session: SessionId, bucket_id: int, clients: int, rows: int
+) -> dict[str, object]:
+    """Writes to keys all over the large bucket, each kind right after a checkpoint: rate, and bytes of log per write (the first touch of
+    each page logs all of it, as it does all the time in a table much larger than what is written between two checkpoints)."""
+    picks = random.Random(1).sample(range(1, rows + 1), clients * 150)
+
+    def key(number: int, count: int) -> str:
+        pick = picks[count * clients + number]
+        return BIG_KEY.format(pick % 10, pick)
+
+    calls: dict[str, Callable[[int, int], Awaitable[object]]] = {
+        "puts": lambda n, i: store.put_object(commit(session, bucket_id, key(n, i) + "/new")),
+        "overwrites": lambda n, i: store.put_object(commit(session, bucket_id, key(n, i))),
+        "deletes": lambda n, i: store.delete_object(session, bucket_id, key(n, i), NO_CONDITION),
+    }
+    report: dict[str, object] = {}
+    connection = await asyncpg.connect(url)
+    report["index_bytes_per_object"] = round(await connection.fetchval(INDEX_SQL))
+    for name, call in calls.items():
+        await connection.execute("CHECKPOINT")
+        before = await connection.fetchval("SELECT pg_current_wal_lsn()")
+        report[f"{name}_per_s"] = round(await rate(clients, 150, call))
+        logged = await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1)", before)
+        report[f"{name}_log_bytes"] = round(float(logged) / len(picks))
+    await connection.close()
+    return report
 
 
 async def measure(url: str, clients: int, rows: int) -> dict[str, object]:
@@ -95,6 +128,7 @@ async def measure(url: str, clients: int, rows: int) -> dict[str, object]:
     assert isinstance(small, float) and isinstance(big, float)
     report["delimited_page_ratio"] = round(big / small, 2)
     report["batches"] = {name: sizes for name, sizes in store.batch_sizes().items() if sizes[0]}
+    report["spread"] = await spread(store, url, session, buckets["big"], clients, rows)
     await store.close()
     return report
 
