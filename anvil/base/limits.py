@@ -64,9 +64,7 @@ INDEX_MAP_BYTES: Final = 256 * GIB  # address space of one drive's index (a spar
 INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recovery and compaction, so that commits get in between
 COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
 SCAN_WINDOW_BYTES: Final = 1 * MIB
-DRIVE_THREADS: Final = (
-    2  # of each drive in each process: while one waits for a flush, the other reads; no drive waits for another
-)
+DRIVE_THREADS: Final = 2  # of each drive in each process: one may wait for a flush while the other reads
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
