@@ -174,19 +174,13 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         endpoint = config.api.public_urls[0]
         api = S3Api(
             Services(engine, link.catalog, Authorizer(), open_body, config.node.region, {config.node.region: endpoint}),
-            Authenticator(link.catalog, config.node.region, _signable_hosts(config), trusted_proxies=config.api.trusted_proxies),
-            base_domains=config.api.base_domains,
+            Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
+            base_domains=config.api.bucket_hosts,
             observers=(request_finished,),
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
         return Worker(process, api, metadata, session, owned, opened.pop_all())
-
-
-def _signable_hosts(config: Config) -> tuple[str, ...]:
-    """The names a client may have signed as Host. The base domains are among them, so that authentication sees the same bucket in a host
-    name as the API does: a signature must not open another bucket under another name."""
-    return tuple(dict.fromkeys((*config.api.public_hosts, *config.api.base_domains)))
 
 
 # -- the background process ------------------------------------------------------------------------------------------------
