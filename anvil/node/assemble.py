@@ -94,6 +94,7 @@ class Worker:
         metadata: RegionalStore,
         session: WriterSession,
         owned: OwnedTasks,
+        buffers: Buffers,
         opened: AsyncExitStack,
     ) -> None:
         self.handler: Handler = api
@@ -102,6 +103,7 @@ class Worker:
         self._plan = process.plan
         self._session = session
         self._owned = owned
+        self._buffers = buffers
         self._opened = opened
         self._server: Server | None = None
 
@@ -114,7 +116,9 @@ class Worker:
 
     async def listen(self, handler: Handler) -> None:
         address = (self._plan.listen_host, self._plan.listen_port)
-        self._server = await serve(handler, [address], reuse_port=True, render_refusal=self._api.refusal)
+        self._server = await serve(
+            handler, [address], reuse_port=True, render_refusal=self._api.refusal, pressed=lambda: self._buffers.waiting > 0
+        )
         REGISTRY.before_snapshot.append(self._fill)
 
     def _fill(self) -> None:
@@ -155,6 +159,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.callback(loop.create_task(session.keep()).cancel)
         owned = OwnedTasks(plan.name)
         scheme = scheme_of(config.storage)
+        buffers = Buffers(loop)
         engine = Engine(
             Context(
                 metadata=metadata,
@@ -162,7 +167,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
                 scheme=lambda: scheme,
                 native=native,
                 lanes=lanes,
-                buffers=Buffers(loop),
+                buffers=buffers,
                 codecs=codec_for,
                 session=session,
                 events=EngineEvents(),
@@ -180,7 +185,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
-        return Worker(process, api, metadata, session, owned, opened.pop_all())
+        return Worker(process, api, metadata, session, owned, buffers, opened.pop_all())
 
 
 # -- the background process ------------------------------------------------------------------------------------------------
