@@ -90,6 +90,8 @@ REFUSED_CONNECTIONS_MAX: Final = 256  # beyond the caps, this many are kept unti
 READ_BYTES: Final = 64 * KIB  # one read with no better place for the bytes; also how far a small body is read ahead
 DECODE_BYTES: Final = 128 * KIB  # one step of aws-chunked decoding on the event loop: under 0.1 ms even with SHA-256
 JOIN_BYTES_MAX: Final = 64 * KIB  # an answer up to this is joined with its head into one write
+PRESSED_BYTES_PER_S_MIN: Final = 16 * KIB  # instead of 1 KiB/s while requests wait for stripe buffers that slow clients hold
+PRESSED_STALL_S: Final = 5.0  # what that is averaged over: short enough for those who wait
 WRITE_STALL_S: Final = 60.0  # a client that reads its answer slower than the minimum rate for this long is cut: it holds stripes
 LINGER_S: Final = 5.0  # how long a closing connection still listens, so that its last answer is not lost to a reset
 HALF_CLOSE_S: Final = 2.0  # a client that shut its sending side and is still unanswered after this is taken for gone
@@ -174,6 +176,7 @@ assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, 
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert PRESSED_STALL_S + 2 * SWEEP_S < BUFFER_WAIT_S, "slow clients must make room before those who wait give up"
 assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
 assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES

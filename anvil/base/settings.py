@@ -99,7 +99,8 @@ class ApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _setting(
             "ANVIL_PUBLIC_API_ADDR",
             "How clients reach this node, where that differs from the listen address: host[:port] or URL, "
-            "several separated by commas. Signatures are also tried against these hosts, for proxies that rewrite Host.",
+            "several separated by commas. Signatures are also tried against these hosts, for proxies that rewrite Host, "
+            "and bucket.host addresses a bucket under each that is a name.",
             example="https://s3.example.com",
         ),
     ] = ()
@@ -107,7 +108,7 @@ class ApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _setting(
             "ANVIL_BASE_DOMAINS",
-            "Domains under which buckets are addressed as host names (bucket.s3.example.com), separated by commas.",
+            "More domains under which buckets are addressed as host names (bucket.s3.example.com), separated by commas.",
             example="s3.example.com",
         ),
     ] = ()
@@ -133,6 +134,12 @@ class ApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def public_hosts(self) -> tuple[str, ...]:
         """What a client may have signed as Host: the authorities of the configured public addresses."""
         return tuple(urlsplit(url).netloc for url in self.public_urls) if self.public_addrs else ()
+
+    @property
+    def bucket_hosts(self) -> tuple[str, ...]:
+        """The names of this node, under each of which `bucket.name` is a bucket. One list for authentication, API and the node's own
+        paths: where they read a host name differently, a signature for one bucket opens another."""
+        return tuple(dict.fromkeys((*self.public_hosts, *self.base_domains)))
 
 
 class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

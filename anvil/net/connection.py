@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Final, cast
 
-from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout
+from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout, SlowDown
 from anvil.base.limits import READ_BYTES
 from anvil.net.http1_stream import HttpStream
 from anvil.net.inbound import Inbound
@@ -63,6 +63,7 @@ class Connection(asyncio.BufferedProtocol):
         self._eof = False
         self._since_s = port.now_s  # when the phase began, on the coarse clock
         self._read_progress = Progress()
+        self._pressed_progress = Progress()  # of whichever direction is waited for, while others wait for memory
         self._dropped = 0  # bytes thrown away while closing
 
     # -- called by the loop
@@ -257,11 +258,25 @@ class Connection(asyncio.BufferedProtocol):
             if slow and not body.waiter.done():
                 self._port.stats.timeouts["body"] += 1
                 body.fail(RequestTimeout())
+            elif self._is_in_the_way(body.received, elapsed_s) and not body.waiter.done():
+                self._port.stats.timeouts["pressed"] += 1
+                body.fail(SlowDown())
         elif self.out.paused:
             self._sweep_write(elapsed_s)
+            if self._is_in_the_way(self.out.delivered, elapsed_s):
+                self._time_out("pressed")
         elif self._eof and not stream.started and waited_s > limits.half_close_s:
             self._port.stats.client_aborts += 1
             self.cut()
+
+    def _is_in_the_way(self, moved: int, elapsed_s: float) -> bool:
+        """Whether this client is too slow for a time in which others wait for the memory that its transfer holds: a few hundred
+        slow ones could otherwise keep everybody out for as long as they like."""
+        if not self._port.pressed:
+            self._pressed_progress.reset(moved)
+            return False
+        limits = self._port.limits
+        return self._pressed_progress.is_slow(moved, elapsed_s, limits.pressed_bytes_per_s, limits.pressed_stall_s)
 
     def _sweep_write(self, elapsed_s: float) -> None:
         limits = self._port.limits
@@ -327,6 +342,7 @@ class Connection(asyncio.BufferedProtocol):
         stats = port.stats
         self._first = False
         self._read_progress.reset()
+        self._pressed_progress.reset()
         self._stream = stream = HttpStream(self, head, self._peer, port.loop)
         self._phase = _BUSY
         stats.requests += 1

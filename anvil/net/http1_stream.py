@@ -87,8 +87,7 @@ class HttpStream:
             return 0
         if body.waiter is not None:
             raise RuntimeError("a stream has one reader")
-        if body.error is not None:
-            raise body.error
+        body.check()
         if body.complete:
             return 0
         connection = self._connection

@@ -9,8 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from anvil.base.errors import AnvilError
 from anvil.base.limits import KIB
 from anvil.wire.http1_chunked import TransferDecoder
+
+
+def _again(error: AnvilError) -> AnvilError:
+    """The same error, to be raised. An exception that was raised holds the frames it went through, and they hold this body and the
+    stripe buffers of the upload: kept here it would be a cycle, and the buffers gone until the garbage collector happens by."""
+    return type(error)(error.message, **error.fields)
+
 
 _DIRECT_BYTES_MIN: Final = 16 * KIB  # less of a chunk left than this: one read of everything beats two
 
@@ -30,7 +38,7 @@ class Inbound:
         self._view: memoryview | None = None
         self.left = length or 0  # with content-length: body bytes not yet taken
         self.complete = length == 0
-        self.error: Exception | None = None
+        self.error: AnvilError | None = None
         self.received = 0  # payload bytes taken so far
         self.target: memoryview | None = None
         self.filled = 0
@@ -55,8 +63,7 @@ class Inbound:
 
     async def wait(self) -> int:
         """Until the view begun is full or the body complete. Raises what `fail` was given. Returns bytes in the view."""
-        if self.error is not None:
-            raise self.error
+        self.check()
         self.waiter = self._loop.create_future()
         self._aim()
         try:
@@ -110,13 +117,18 @@ class Inbound:
         self.complete = self._decoder.finished
         return used
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: AnvilError) -> None:
         """No more bytes will come: whoever reads, now or later, gets `error`."""
         if self.error is None:
-            self.error = error
+            self.error = _again(error)
         self.target = None
         if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_exception(error)
+            self.waiter.set_exception(_again(error))
+
+    def check(self) -> None:
+        """Raises what `fail` was given, if it was."""
+        if self.error is not None:
+            raise _again(self.error)
 
     def _aim(self) -> None:
         """Decide where the next bytes go, or wake the reader."""

@@ -73,9 +73,14 @@ class Outbound:
         """What the transport still holds."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def delivered(self) -> int:
+        """Bytes that have left the transport so far."""
+        return self._sent - self.queued_bytes
+
     def is_slow(self, elapsed_s: float, bytes_per_s: int, window_s: float) -> bool:
         """Whether the client reads too slowly; see `Progress`."""
-        return self._progress.is_slow(self._sent - self.queued_bytes, elapsed_s, bytes_per_s, window_s)
+        return self._progress.is_slow(self.delivered, elapsed_s, bytes_per_s, window_s)
 
     def pause(self) -> None:
         """The transport is above its high-water mark."""

@@ -30,6 +30,8 @@ OnError = Callable[[Exception, RequestHead], None]
 """Told of every exception that escaped a handler."""
 RenderRefusal = Callable[[Refusal], tuple[Headers, bytes]]
 """Headers (content-type) and body of an answer that `net` gives on its own."""
+Pressed = Callable[[], bool]
+"""Whether requests wait for memory that others hold: the slow must then be faster."""
 
 
 class NetLimits(msgspec.Struct, frozen=True):
@@ -43,6 +45,8 @@ class NetLimits(msgspec.Struct, frozen=True):
     idle_s: float = bounds.IDLE_TIMEOUT_S
     body_stall_s: float = bounds.BODY_STALL_S
     body_bytes_per_s: int = bounds.BODY_BYTES_PER_S_MIN
+    pressed_bytes_per_s: int = bounds.PRESSED_BYTES_PER_S_MIN
+    pressed_stall_s: float = bounds.PRESSED_STALL_S
     write_stall_s: float = bounds.WRITE_STALL_S
     linger_s: float = bounds.LINGER_S
     half_close_s: float = bounds.HALF_CLOSE_S
@@ -75,7 +79,7 @@ class NetStats:
         self.bytes_in = 0
         self.bytes_out = 0
         self.refusals: Counter[str] = Counter()  # answers without a handler, by code
-        self.timeouts: Counter[str] = Counter()  # "header", "idle", "body", "write", "drain", "linger"
+        self.timeouts: Counter[str] = Counter()  # "header", "idle", "body", "pressed", "write", "drain", "linger"
         self.client_aborts = 0
         self.failures = 0  # exceptions that escaped a handler
 
@@ -100,6 +104,7 @@ class Port:
         limits: NetLimits | None = None,
         on_error: OnError = log_error,
         render_refusal: RenderRefusal = plain_refusal,
+        pressed: Pressed = lambda: False,
     ) -> None:
         self.handler: Final = handler
         self.limits: Final = limits or NetLimits()
@@ -113,6 +118,8 @@ class Port:
         self.now_s = self.loop.time()  # as of the last sweep
         self.common_lines = date_and_server(time.time())  # of every answer; made by the sweep
         self.draining = False
+        self.pressed = False  # as of the last sweep
+        self._ask_pressed: Final = pressed
         self._by_address: Final[Counter[str]] = Counter()
         self._refused = 0
         self._empty: asyncio.Future[None] | None = None
@@ -174,6 +181,7 @@ class Port:
         elapsed_s, self.now_s = now_s - self.now_s, now_s
         self.common_lines = date_and_server(time.time())
         self._sweep_handle = self.loop.call_later(self.limits.sweep_s, self._sweep)
+        self.pressed = self._ask_pressed()
         for connection in tuple(self.connections):
             connection.sweep(now_s, elapsed_s)
 

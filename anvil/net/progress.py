@@ -16,9 +16,9 @@ class Progress:
         self._mark = 0  # bytes moved when progress was last good enough
         self._slow_s = 0.0  # how long it has been waited for since
 
-    def reset(self) -> None:
-        """Something else is being transferred from now on."""
-        self._mark = 0
+    def reset(self, moved: int = 0) -> None:
+        """Judge only what is transferred from now on, `moved` bytes into it."""
+        self._mark = moved
         self._slow_s = 0.0
 
     def is_slow(self, moved: int, elapsed_s: float, bytes_per_s: int, window_s: float) -> bool:

@@ -97,6 +97,7 @@ class Worker:
         session: WriterSession,
         placement: Placement,
         owned: OwnedTasks,
+        buffers: Buffers,
         opened: AsyncExitStack,
     ) -> None:
         self.handler: Handler = api
@@ -106,6 +107,7 @@ class Worker:
         self._session = session
         self._placement = placement
         self._owned = owned
+        self._buffers = buffers
         self._opened = opened
         self._server: Server | None = None
 
@@ -122,7 +124,9 @@ class Worker:
 
     async def listen(self, handler: Handler) -> None:
         address = (self._plan.listen_host, self._plan.listen_port)
-        self._server = await serve(handler, [address], reuse_port=True, render_refusal=self._api.refusal)
+        self._server = await serve(
+            handler, [address], reuse_port=True, render_refusal=self._api.refusal, pressed=lambda: self._buffers.waiting > 0
+        )
         REGISTRY.before_snapshot.append(self._fill)
 
     def _fill(self) -> None:
@@ -164,6 +168,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.callback(loop.create_task(session.keep()).cancel)
         owned = OwnedTasks(plan.name)
         scheme = scheme_of(config.storage)
+        buffers = Buffers(loop)
         engine = Engine(
             Context(
                 metadata=metadata,
@@ -171,7 +176,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
                 scheme=lambda: scheme,
                 native=native,
                 lanes=lanes,
-                buffers=Buffers(loop),
+                buffers=buffers,
                 codecs=codec_for,
                 session=session,
                 events=EngineEvents(),
@@ -183,19 +188,13 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         endpoint = config.api.public_urls[0]
         api = S3Api(
             Services(engine, link.catalog, Authorizer(), open_body, config.node.region, {config.node.region: endpoint}),
-            Authenticator(link.catalog, config.node.region, _signable_hosts(config), trusted_proxies=config.api.trusted_proxies),
-            base_domains=config.api.base_domains,
+            Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
+            base_domains=config.api.bucket_hosts,
             observers=(request_finished,),
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
-        return Worker(process, api, metadata, session, placement, owned, opened.pop_all())
-
-
-def _signable_hosts(config: Config) -> tuple[str, ...]:
-    """The names a client may have signed as Host. The base domains are among them, so that authentication sees the same bucket in a host
-    name as the API does: a signature must not open another bucket under another name."""
-    return tuple(dict.fromkeys((*config.api.public_hosts, *config.api.base_domains)))
+        return Worker(process, api, metadata, session, placement, owned, buffers, opened.pop_all())
 
 
 # -- the background process ------------------------------------------------------------------------------------------------

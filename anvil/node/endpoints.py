@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from anvil.auth.hosts import Hosts
 from anvil.base.config import Config
 from anvil.base.errors import Unavailable
 from anvil.net.stream import Handler, RequestHead, Stream
@@ -43,7 +44,7 @@ class NodeEndpoints:
     ) -> None:
         self._api = api
         self._token = config.metrics.token.encode()
-        self._domains = tuple(f".{domain}".encode() for domain in config.api.base_domains)
+        self._hosts = Hosts(config.api.bucket_hosts)
         self._readiness = readiness
         self._health = health
         self._scrape = scrape
@@ -63,8 +64,7 @@ class NodeEndpoints:
             await self._cluster(stream)
 
     def _names_bucket(self, head: RequestHead) -> bool:
-        host = head.authority.lower().rpartition(b":")[0] or head.authority.lower()
-        return any(host.endswith(domain) for domain in self._domains)
+        return self._hosts.virtual_bucket(head.authority) is not None
 
     async def _cluster(self, stream: Stream) -> None:
         """503 without a write quorum. With `?maintenance=true` 412 where stopping this node would lose it: always, on a

@@ -22,6 +22,7 @@ from anvil.api.s3.ports import Authenticator
 from anvil.api.s3.request import Address, parse_address, parse_request
 from anvil.api.s3.routes import refuse, resolve
 from anvil.api.s3.xml import CONTENT_TYPE, Xml
+from anvil.auth.hosts import Hosts
 from anvil.base.errors import AnvilError
 from anvil.net.stream import Headers, RequestHead, Stream
 
@@ -63,8 +64,7 @@ class S3Api:
     ) -> None:
         self._services = services
         self._authenticator = authenticator
-        # The longest first: a name may be a suffix of another one.
-        self._domains = sorted((name.lower().encode("idna") for name in base_domains), key=len, reverse=True)
+        self._virtual_bucket = Hosts(base_domains).virtual_bucket if base_domains else None
         self._admin = dict(admin_paths or {})
         self._observers = tuple(observers)
         self._host_id = b64encode(host_id.encode("utf-8")).decode("ascii") or "anvil"
@@ -106,7 +106,7 @@ class S3Api:
 
     async def _serve(self, call: Call) -> None:
         head = call.stream.head
-        address = parse_address(head, self._domains)
+        address = parse_address(head, self._virtual_bucket)
         if head.method in ("GET", "HEAD") and not address.virtual and await self._serve_node(call, head, address):
             return
         call.auth = await self._authenticator.authenticate(head)

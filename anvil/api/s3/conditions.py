@@ -42,9 +42,9 @@ def http_seconds(value: bytes) -> int | None:
     """An HTTP date in any of the three forms; None when it is not one, and is then ignored (RFC 9110, 13.1.3)."""
     try:
         date = parsedate_to_datetime(value.decode("latin-1"))
-    except ValueError:
+        return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):  # a year or a zone beyond what the library can hold overflows
         return None
-    return int((date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp())
 
 
 def not_modified(headers: Headers, info: ObjectInfo) -> bool:

@@ -11,13 +11,15 @@ headers, so that a feature asked for in the query is as little ignored as one as
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from anvil.base.errors import InvalidArgument, InvalidBucketName, InvalidRequest, InvalidURI, KeyTooLong
 from anvil.base.limits import KEY_BYTES_MAX
 from anvil.net.stream import RequestHead
+
+VirtualBucket = Callable[[bytes], str | None]
 
 SERVICE, BUCKET, OBJECT = "service", "bucket", "object"
 
@@ -109,14 +111,15 @@ def decode(raw: bytes) -> str:
     return text
 
 
-def parse_address(head: RequestHead, base_domains: Sequence[bytes]) -> Address:
-    """Bucket and key. `base_domains`: lower-case names without port under which `bucket.name` is virtual-host-style.
+def parse_address(head: RequestHead, virtual_bucket: VirtualBucket | None) -> Address:
+    """Bucket and key. `virtual_bucket`: the bucket that an authority names, the same function that authentication asks
+    (`auth.hosts`), for a signature must not be verified for one bucket and served from another.
 
     Raises InvalidURI, InvalidBucketName (nothing outside the charset of bucket names gets any further), KeyTooLong."""
     path = head.path
     if path[:1] != b"/":
         raise InvalidURI()
-    virtual = _virtual_bucket(head.authority, base_domains) if base_domains else None
+    virtual = virtual_bucket(head.authority) if virtual_bucket is not None else None
     if virtual is not None:
         bucket, raw_key = virtual, path[1:]
     else:
@@ -138,16 +141,6 @@ def check_key(key: str) -> str:
     if len(key) * 4 > KEY_BYTES_MAX and (size := len(key.encode("utf-8"))) > KEY_BYTES_MAX:
         raise KeyTooLong(Size=size, MaxSizeAllowed=KEY_BYTES_MAX)
     return key
-
-
-def _virtual_bucket(authority: bytes, base_domains: Sequence[bytes]) -> str | None:
-    host = authority.lower()
-    if not host.endswith(b"]"):
-        host = host.rpartition(b":")[0] if b":" in host else host
-    for domain in base_domains:
-        if host.endswith(domain) and host[-len(domain) - 1 : -len(domain)] == b".":
-            return host[: -len(domain) - 1].decode("latin-1")
-    return None
 
 
 def parse_request(head: RequestHead, address: Address, *, signed: bool) -> S3Request:

@@ -127,6 +127,13 @@ class _Builder:
 def parse(document: bytes, root: str) -> Element:
     """The root element of a request document; the S3 namespace and none are the same. Raises MalformedXML."""
     builder = _Builder()
+    # Naming an encoding does not stop expat from switching to UTF-16, which it recognizes: text decoded here leaves it no choice.
+    try:
+        text = document.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise MalformedXML("The XML document is not valid UTF-8.") from None
+    if "\0" in text:
+        raise MalformedXML
     parser = expat.ParserCreate(encoding="utf-8", namespace_separator="}")
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
@@ -136,7 +143,7 @@ def parse(document: bytes, root: str) -> Element:
     parser.ProcessingInstructionHandler = builder.refuse
     parser.buffer_text = True
     try:
-        parser.Parse(document, True)
+        parser.Parse(text, True)
     except expat.ExpatError:
         raise MalformedXML from None
     if builder.root is None or builder.root.name != root:

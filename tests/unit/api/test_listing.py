@@ -117,6 +117,7 @@ def test_entries(world: World) -> None:
         "encoding-type=base64",
         "list-type=2&continuation-token=abc",
         "list-type=2&continuation-token=",
+        f"list-type=2&continuation-token={encode_token(chr(0))}",
         "list-type=3",
         "list-type=2&fetch-owner=maybe",
         "versions&version-id-marker=null",

@@ -112,6 +112,8 @@ QUOTED = f'"{ETAG}"'
         ({"if-modified-since": LAST_MODIFIED}, 304),
         ({"if-modified-since": AFTER}, 304),
         ({"if-modified-since": "yesterday"}, 200),
+        ({"if-modified-since": "Tue, 14 Nov 99999999999 22:13:20 GMT"}, 200),
+        ({"if-modified-since": "Tue, 14 Nov 2023 22:13:20 +9999999999999"}, 200),
         ({"if-unmodified-since": BEFORE}, 412),
         ({"if-unmodified-since": LAST_MODIFIED}, 200),
         ({"if-unmodified-since": "Tuesday, 14-Nov-23 22:13:20 GMT"}, 200),

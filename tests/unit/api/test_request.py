@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anvil.api.s3.request import check_new_bucket_name, parse_address, parse_query, parse_request
+from anvil.auth.hosts import Hosts
 from anvil.base.errors import (
     AnvilError,
     InvalidArgument,
@@ -17,7 +18,7 @@ from anvil.base.errors import (
 )
 from tests.unit.api.fakes import World, head_of
 
-DOMAINS = (b"s3.example.com", b"localhost")
+DOMAINS = Hosts(("s3.example.com", "localhost")).virtual_bucket
 
 
 @pytest.mark.parametrize(
@@ -79,11 +80,17 @@ def test_addresses(host: str, path: str, bucket: str, key: str) -> None:
 )
 def test_bad_addresses(path: str, error: type[AnvilError]) -> None:
     with pytest.raises(error):
-        parse_address(head_of("GET", path), ())
+        parse_address(head_of("GET", path), None)
 
 
 def test_longest_key_is_1024_bytes() -> None:
-    assert len(parse_address(head_of("GET", "/bucket/" + "%E2%82%AC" * 341 + "a"), ()).key.encode()) == 1024
+    assert len(parse_address(head_of("GET", "/bucket/" + "%E2%82%AC" * 341 + "a"), None).key.encode()) == 1024
+
+
+def test_an_endpoint_below_another_is_no_bucket_of_it() -> None:
+    nested = Hosts(("example.com", "s3.example.com")).virtual_bucket
+    assert parse_address(head_of("GET", "/bucket/key", host="s3.example.com"), nested).bucket == "bucket"
+    assert parse_address(head_of("GET", "/key", host="bucket.s3.example.com"), nested).bucket == "bucket"
 
 
 @given(st.binary(max_size=60))
@@ -122,14 +129,14 @@ def test_repeated_parameters_are_refused(raw: bytes) -> None:
 def test_repeated_headers_are_refused(name: str) -> None:
     head = head_of("GET", "/bucket/key", headers=[(name, "a"), (name, "a")])
     with pytest.raises(InvalidRequest):
-        parse_request(head, parse_address(head, ()), signed=True)
+        parse_request(head, parse_address(head, None), signed=True)
 
 
 def test_repeated_user_metadata_is_joined() -> None:
     head = head_of(
         "PUT", "/bucket/key", headers=[("x-amz-meta-a", "1"), ("x-amz-meta-a", "2"), ("if-match", "x"), ("if-match", "y")]
     )
-    request = parse_request(head, parse_address(head, ()), signed=True)
+    request = parse_request(head, parse_address(head, None), signed=True)
     assert request.headers[b"x-amz-meta-a"] == b"1,2" and request.user_metadata == [b"x-amz-meta-a"]
     assert request.headers[b"if-match"] == b"x, y"
 
@@ -146,7 +153,7 @@ def test_headers_hoisted_into_a_presigned_query_count() -> None:
 
 def test_an_unsigned_query_is_no_header() -> None:
     head = head_of("GET", "/bucket/key?x-amz-copy-source=/a/b")
-    assert b"x-amz-copy-source" not in parse_request(head, parse_address(head, ()), signed=False).headers
+    assert b"x-amz-copy-source" not in parse_request(head, parse_address(head, None), signed=False).headers
 
 
 @pytest.mark.parametrize("name", ["abc", "a-b.c", "my.bucket-1", "1bucket", "a" * 63, "123.456"])

@@ -64,6 +64,8 @@ HOSTILE = {
     "cut": b"<Delete><Object>",
     "not xml": b'{"Delete": []}',
     "not utf-8": b"<Delete>\xff</Delete>",
+    "utf-16": "<Delete><Object/></Delete>".encode("utf-16"),
+    "utf-16 without a mark": "<Delete><Object/></Delete>".encode("utf-16-le"),
     "U+0000": b"<Delete>\x00</Delete>",
     "reference to U+0001": b"<Delete>&#1;</Delete>",
     "empty": b"",
