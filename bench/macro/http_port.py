@@ -162,7 +162,7 @@ def main() -> None:
         uvloop.run(run_server(options.serve))
         return
     here = Path(__file__)
-    with running(str(here.with_name("bare_server.py"))) as bare, running(str(here), "--serve") as anvil:
+    with running(str(here.with_name("bare_server.py")), "--port") as bare, running(str(here), "--serve") as anvil:
         if shutil.which("wrk"):
             for connections in (16, 64):
                 # Side by side and in turns, so that a busy neighbour slows both.

@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import psutil
 
-from anvil.auth.presign import sign
+from anvil.auth.presign import UNSIGNED_PAYLOAD, sign
+from anvil.node.datadir import running_node
 from bench.macro import load
 from tests.support.node import AnvilNode
 
@@ -77,14 +78,22 @@ def address(running: AnvilNode) -> tuple[str, int]:
     return parts.hostname, parts.port
 
 
-def request(running: AnvilNode, method: str, target: str, body: bytes | None = None, length: int | None = None) -> bytes:
-    """A signed request, whole; without `body` but with `length` only its head (the payload is then unsigned)."""
-    payload = "UNSIGNED-PAYLOAD" if body is None else hashlib.sha256(body).hexdigest()
-    headers = sign(method, running.endpoint + target, {}, payload, running.access_key, running.secret_key, running.region)
-    if body is not None or length is not None:
-        headers["content-length"] = str(len(body) if body is not None else length)
-    head = f"{method} {target} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
-    return head.encode() + (body or b"")
+class Signer:
+    """Makes signed requests for a node, as bytes."""
+
+    def __init__(self, running: AnvilNode) -> None:
+        self._endpoint, self._region = running.endpoint, running.region
+        self._access_key, self._secret = running.access_key, running.secret_key
+
+    def __call__(self, method: str, target: str, body: bytes | None = None, length: int | None = None) -> bytes:
+        """A whole request; without `body` but with `length` only its head (the payload is then unsigned)."""
+        payload = UNSIGNED_PAYLOAD if body is None else hashlib.sha256(body).hexdigest()
+        url = self._endpoint + target
+        headers = sign(method, url, None, payload, self._access_key, self._secret, self._region, time.time())
+        if body is not None or length is not None:
+            headers["content-length"] = str(len(body) if body is not None else length)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return f"{method} {target} HTTP/1.1\r\n{lines}\r\n".encode() + (body or b"")
 
 
 def require(outcome: load.Outcome, status: int = 200) -> load.Outcome:
@@ -100,13 +109,14 @@ def small_objects() -> None:
     latencies = []
     with node() as running, bare(SMALL) as bare_at:
         host, port = address(running)
+        request = Signer(running)
         for turn in range(ROUNDS):
             body = rng.randbytes(SMALL)
-            requests = [request(running, "PUT", f"/bench/{turn}/{n:06d}", body) for n in range(12_000)]
+            requests = [request("PUT", f"/bench/{turn}/{n:06d}", body) for n in range(12_000)]
             outcome = require(load.run(host, port, requests, 64))
             puts.append(outcome.per_second)
             latencies.append(outcome.percentile(0.99))
-            requests = [request(running, "GET", f"/bench/{turn}/{n:06d}") for n in range(12_000)] * 2
+            requests = [request("GET", f"/bench/{turn}/{n:06d}") for n in range(12_000)] * 2
             gets.append(require(load.run(host, port, requests, 64)).per_second)
             plain = [b"GET / HTTP/1.1\r\nhost: bare\r\n\r\n"] * 60_000
             bares.append(require(load.run(*bare_at, plain, 64)).per_second)
@@ -132,8 +142,9 @@ def large_objects() -> None:
     anvil, plain = [], []
     with node() as running, bare(size) as bare_at:
         host, port = address(running)
-        require(load.upload(host, port, [request(running, "PUT", "/bench/ten", length=size)], memoryview(os.urandom(size)), 1))
-        get = request(running, "GET", "/bench/ten")
+        request = Signer(running)
+        require(load.upload(host, port, [request("PUT", "/bench/ten", length=size)], memoryview(os.urandom(size)), 1))
+        get = request("GET", "/bench/ten")
         for _ in range(ROUNDS):
             outcome = require(load.download(host, port, get, 150, 1, size))
             anvil.append(outcome.count * size / outcome.seconds)
@@ -149,12 +160,13 @@ def large_objects() -> None:
     try:
         with node(drives=str(folder / "drive")) as running:
             host, port = address(running)
+            request = Signer(running)
             for turn in range(ROUNDS):
                 scalar.append(md5_rate(body))
-                heads = [request(running, "PUT", f"/bench/one/{n % 4}", length=len(body)) for n in range(8)]
+                heads = [request("PUT", f"/bench/one/{n % 4}", length=len(body)) for n in range(8)]
                 outcome = require(load.upload(host, port, heads, memoryview(body), 1))
                 one.append(outcome.count * len(body) / outcome.seconds)
-                heads = [request(running, "PUT", f"/bench/many/{turn}/{n}", length=len(body)) for n in range(32)]
+                heads = [request("PUT", f"/bench/many/{turn}/{n}", length=len(body)) for n in range(32)]
                 outcome = require(load.upload(host, port, heads, memoryview(body), 16))
                 many.append(outcome.count * len(body) / outcome.seconds)
     finally:
@@ -180,10 +192,12 @@ def listing() -> None:
     with node(workers=1) as running:
         s3 = running.s3()
         host, port = address(running)
+        request = Signer(running)
 
         async def fill() -> None:
-            regional = await asyncpg.connect(running.regional_url)
-            catalog = await asyncpg.connect(running.global_url)
+            urls = running_node(running.data_dir)
+            assert urls is not None
+            catalog, regional = await asyncpg.connect(urls.global_url), await asyncpg.connect(urls.regional_url)
             for name, keys in (("few", 1000), ("many", 1_000_000)):
                 bucket_id = await catalog.fetchval("select bucket_id from buckets where name = $1", name)
                 await regional.execute(FILL, bucket_id, keys, timeout=300)
@@ -199,7 +213,7 @@ def listing() -> None:
             assert len(s3.list_objects_v2(Bucket=name, Delimiter="/")["CommonPrefixes"]) == 10
         for _ in range(ROUNDS * 3):
             for name in ("few", "many"):
-                requests = [request(running, "GET", f"/{name}?delimiter=%2F&list-type=2")] * 200
+                requests = [request("GET", f"/{name}?delimiter=%2F&list-type=2")] * 200
                 outcome = require(load.run(host, port, requests, 1))
                 times[name].append(outcome.seconds / outcome.count)
         few, many = (statistics.median(times[name]) * 1000 for name in ("few", "many"))
@@ -210,22 +224,18 @@ def listing() -> None:
 
 def worker_rss(running: AnvilNode) -> float:
     """Of the largest request worker, MiB."""
-    sizes = [
-        child.memory_info().rss
-        for child in psutil.Process(running.pid).children(recursive=True)
-        if "anvil.node.worker" in " ".join(child.cmdline())
-    ]
-    return max(sizes) / MIB
+    return max(psutil.Process(pid).memory_info().rss for pid in running.worker_pids) / MIB
 
 
 def memory() -> None:
     """A worker's memory at rest, and with 64 uploads of 64 MiB at once."""
     with node(workers=1) as running:
         host, port = address(running)
-        require(load.run(host, port, [request(running, "PUT", f"/bench/{n}", b"x" * SMALL) for n in range(2000)], 64))
+        request = Signer(running)
+        require(load.run(host, port, [request("PUT", f"/bench/{n}", b"x" * SMALL) for n in range(2000)], 64))
         report("worker at rest, resident", worker_rss(running), "MiB", target=150, at_most=True)
         body = memoryview(os.urandom(64 * MIB))
-        heads = [request(running, "PUT", f"/bench/big/{n}", length=len(body)) for n in range(64)]
+        heads = [request("PUT", f"/bench/big/{n}", length=len(body)) for n in range(64)]
         peak, done = [0.0], threading.Event()
 
         def watch() -> None:
