@@ -7,7 +7,7 @@ from anvil.base.types import Buffer
 class WriteJob(Job):
     """pwritev of all `buffers` at `offset`, retried until whole. check() raises OSError(errno). `sync`: fdatasync afterwards.
 
-    The caller keeps `fd` open until the job has been collected (true of all three).
+    The caller keeps `fd` open until the job has been collected (true of all four).
     """
 
     def __new__(cls, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool = False) -> Self: ...
@@ -23,3 +23,8 @@ class SyncJob(Job):
     """fdatasync, or fsync if `full` (directories: fdatasync need not write a new entry). check() raises OSError(errno)."""
 
     def __new__(cls, fd: int, full: bool = False) -> Self: ...
+
+class ReserveJob(Job):
+    """posix_fallocate of the first `length` bytes. check() raises OSError(errno), ENOSPC among them."""
+
+    def __new__(cls, fd: int, length: int) -> Self: ...

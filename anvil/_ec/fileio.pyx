@@ -27,6 +27,9 @@ cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
     int fsync(int fd)
 
+cdef extern from "<fcntl.h>" nogil:
+    int posix_fallocate(int fd, off_t offset, off_t length)
+
 cdef enum:
     NOT_RUN = -1
     BATCH = 64  # buffers handed to one pwritev, well under IOV_MAX
@@ -46,6 +49,11 @@ ctypedef struct read_state:
     char *to
     Py_ssize_t room
     Py_ssize_t count
+
+
+ctypedef struct reserve_state:
+    int fd
+    off_t length
 
 
 cdef int write_all(const write_state *state) noexcept nogil:
@@ -112,6 +120,14 @@ cdef void sync_run(anvil_job *job) noexcept nogil:
 cdef void full_sync_run(anvil_job *job) noexcept nogil:
     # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
     job.status = 0 if fsync(<int> <int64_t> job.arg) == 0 else errno
+
+
+cdef void reserve_run(anvil_job *job) noexcept nogil:
+    cdef const reserve_state *state = <const reserve_state *> job.arg
+    cdef int status = EINTR
+    while status == EINTR:
+        status = posix_fallocate(state.fd, 0, state.length)
+    job.status = status
 
 
 cdef int finished(int status) except -1:
@@ -206,6 +222,22 @@ cdef class SyncJob(Job):
     def __cinit__(self, fd, bint full=False):
         self.job.arg = <void *> <int64_t> descriptor(fd)
         self.job.run = full_sync_run if full else sync_run
+        self.job.status = NOT_RUN
+
+    def check(self):
+        finished(self.job.status)
+
+
+cdef class ReserveJob(Job):
+    """`posix_fallocate` of the first `length` bytes. `check` raises OSError, ENOSPC among them."""
+
+    cdef reserve_state state
+
+    def __cinit__(self, fd, length):
+        self.state.fd = descriptor(fd)
+        self.state.length = position(length)
+        self.job.arg = &self.state
+        self.job.run = reserve_run
         self.job.status = NOT_RUN
 
     def check(self):

@@ -304,7 +304,7 @@ class LocalDrive:
         _check_header(header)
         store = self._writing(header.blob.geometry.shard_bytes)
         try:
-            shard = store.large.create(header)
+            shard = await store.large.create(header)
         except OSError as error:
             self._write_failed(error)
             raise storage_error(error, self.label) from error

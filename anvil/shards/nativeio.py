@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anvil._ec.fileio import ReadJob, SyncJob, WriteJob
+from anvil._ec.fileio import ReadJob, ReserveJob, SyncJob, WriteJob
 from anvil.base.types import Buffer
 from anvil.shards.io import preadv_nowait
 
@@ -20,6 +20,9 @@ class NativeJobs:
 
     def sync(self, fd: int, full: bool) -> SyncJob:
         return SyncJob(fd, full)
+
+    def reserve(self, fd: int, length: int) -> ReserveJob:
+        return ReserveJob(fd, length)
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:
         return preadv_nowait(fd, offset, view)

@@ -17,7 +17,6 @@ from typing import Final, cast
 import msgspec
 import uvloop
 
-
 RUN_S_MAX: Final = 300.0
 
 

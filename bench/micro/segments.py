@@ -67,12 +67,19 @@ class Jobs:
     def read(self, fd: int, offset: int, view: Buffer) -> Read:
         return Read(fd, offset, view)
 
+    def reserve(self, fd: int, length: int) -> Write:
+        os.posix_fallocate(fd, 0, length)
+        return Write(fd, 0, (), False)
+
     read_now = staticmethod(preadv_nowait)
 
 
 class Inline:
     async def run(self, job: Any) -> None:
         job.run()
+
+    async def run_to_end(self, job: Any) -> None:
+        await self.run(job)
 
     run_small = run
 

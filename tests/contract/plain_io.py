@@ -51,6 +51,19 @@ class ThreadExecutor:
         await asyncio.get_running_loop().run_in_executor(self._pool, job.execute)
         job.check()
 
+    async def run_to_end(self, job: PlainJob) -> None:
+        task = asyncio.ensure_future(self.run(job))
+        cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            task.exception()  # whoever wanted to know has gone
+            raise asyncio.CancelledError
+        task.result()
+
     def run_small(self, job: PlainJob) -> None:
         job.run()
 
@@ -118,6 +131,9 @@ class FaultyJobs:
         else:
             os.fdatasync(fd)
         return 0
+
+    def reserve(self, fd: int, length: int) -> PlainJob:
+        return PlainJob(lambda: os.posix_fallocate(fd, 0, length) or 0)
 
     def read(self, fd: int, offset: int, view: Buffer) -> PlainJob:
         return PlainJob(lambda: self._read(fd, offset, memoryview(view)))
