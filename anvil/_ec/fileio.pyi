@@ -13,9 +13,12 @@ class WriteJob(Job):
     def __new__(cls, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool = False) -> Self: ...
 
 class ReadJob(Job):
-    """pread into `view`; `count` = bytes read (short only at end of file). check() raises OSError(errno)."""
+    """pread into `view`; `count` = bytes read (short only at end of file). check() raises OSError(errno).
 
-    def __new__(cls, fd: int, offset: int, view: Buffer) -> Self: ...
+    `then` runs on the same thread right after a read that filled `view`, and not after any other; its own check() says how it ended.
+    """
+
+    def __new__(cls, fd: int, offset: int, view: Buffer, then: Job | None = None) -> Self: ...
     @property
     def count(self) -> int: ...
 

@@ -48,8 +48,8 @@ class IoJobs(Protocol):
         """pwritev of all buffers (at most 1,024 of them), then fdatasync if `sync`."""
         ...
 
-    def read(self, fd: int, offset: int, view: Buffer) -> CountingJob:
-        """pread until `view` is full or the file ends."""
+    def read(self, fd: int, offset: int, view: Buffer, then: Any = None) -> CountingJob:
+        """pread until `view` is full or the file ends. If it is full, the job `then` runs next, on the same thread."""
         ...
 
     def sync(self, fd: int, full: bool) -> Job:
@@ -95,15 +95,16 @@ class Io:
     async def sync(self, fd: int, *, full: bool = False) -> None:
         await self.executor.run_to_end(self.jobs.sync(fd, full))
 
-    async def read(self, fd: int, offset: int, view: memoryview) -> int:
-        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread."""
+    async def read(self, fd: int, offset: int, view: memoryview, then: Any = None) -> int:
+        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread,
+        where the job `then` runs after a read that filled `view`."""
         if not len(view):
             return 0
-        if len(view) <= READ_INLINE_BYTES_MAX:
+        if then is None and len(view) <= READ_INLINE_BYTES_MAX:
             count = self.jobs.read_now(fd, offset, view)
             if count >= 0:
                 return count
-        job = self.jobs.read(fd, offset, view)
+        job = self.jobs.read(fd, offset, view, then)
         await self.executor.run_to_end(job)
         return job.count
 

@@ -64,7 +64,7 @@ class Jobs:
     def sync(self, fd: int, full: bool) -> Write:
         return Write(fd, 0, (), True)
 
-    def read(self, fd: int, offset: int, view: Buffer) -> Read:
+    def read(self, fd: int, offset: int, view: Buffer, then: Any = None) -> Read:
         return Read(fd, offset, view)
 
     def reserve(self, fd: int, length: int) -> Write:

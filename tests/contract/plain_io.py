@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 from anvil.shards.io import preadv_nowait
 
@@ -21,7 +22,7 @@ class PlainJob:
 
     def __init__(self, work: Callable[[], int]) -> None:
         self._work = work
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self.count = 0
 
     def run(self) -> None:
@@ -31,7 +32,7 @@ class PlainJob:
     def execute(self) -> None:
         try:
             self.count = self._work()
-        except OSError as error:
+        except Exception as error:
             self._error = error
 
     def check(self) -> None:
@@ -133,12 +134,16 @@ class FaultyJobs:
         return 0
 
     def reserve(self, fd: int, length: int) -> PlainJob:
-        return PlainJob(lambda: os.posix_fallocate(fd, 0, length) or 0)
+        return PlainJob(lambda: self._reserve(fd, length))
 
-    def read(self, fd: int, offset: int, view: Buffer) -> PlainJob:
-        return PlainJob(lambda: self._read(fd, offset, memoryview(view)))
+    def _reserve(self, fd: int, length: int) -> int:
+        os.posix_fallocate(fd, 0, length)
+        return length
 
-    def _read(self, fd: int, offset: int, view: memoryview) -> int:
+    def read(self, fd: int, offset: int, view: Buffer, then: Job | None = None) -> PlainJob:
+        return PlainJob(lambda: self._read(fd, offset, memoryview(view), then))
+
+    def _read(self, fd: int, offset: int, view: memoryview, then: Job | None) -> int:
         self.faults.take(self.faults.read_errnos)
         done = 0
         while done < len(view):
@@ -146,6 +151,8 @@ class FaultyJobs:
             if not count:
                 break
             done += count
+        if then is not None and done == len(view):
+            then.run()
         return done
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:
