@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -28,21 +27,13 @@ import psutil
 
 from anvil.auth.presign import UNSIGNED_PAYLOAD, sign
 from anvil.node.datadir import running_node
+from bench.figures import figure
 from bench.macro import load
 from tests.support.node import AnvilNode
 
 ROUNDS = 3
 MIB = 1 << 20
 SMALL = 4096
-
-
-def report(name: str, value: float, unit: str, *, target: float | None = None, at_most: bool = False, note: str = "") -> None:
-    line: dict[str, object] = {"name": name, "value": round(value, 3), "unit": unit}
-    if target is not None:
-        line |= {"target": target, "at_most": at_most, "ok": value <= target if at_most else value >= target}
-    if note:
-        line["note"] = note
-    print(json.dumps(line), flush=True)
 
 
 @contextmanager
@@ -121,12 +112,12 @@ def small_objects() -> None:
             plain = [b"GET / HTTP/1.1\r\nhost: bare\r\n\r\n"] * 60_000
             bares.append(require(load.run(*bare_at, plain, 64)).per_second)
     base = statistics.median(bares)
-    report("bare uvloop + httptools server, 4 KiB answers, 64 clients", base, "requests/s")
-    report("durable PUT 4 KiB, 64 clients", statistics.median(puts), "requests/s", target=4000)
-    report("durable PUT 4 KiB, 64 clients, 99th percentile", statistics.median(latencies) * 1000, "ms")
-    report("durable PUT 4 KiB beside the bare server", statistics.median(puts) / base, "ratio")
-    report("GET 4 KiB, 64 clients", statistics.median(gets), "requests/s", target=8000)
-    report("GET 4 KiB beside the bare server", statistics.median(gets) / base, "ratio")
+    figure("bare uvloop + httptools server, 4 KiB answers, 64 clients", base, "requests/s")
+    figure("durable PUT 4 KiB, 64 clients", statistics.median(puts), "requests/s", target=4000)
+    figure("durable PUT 4 KiB, 64 clients, 99th percentile", statistics.median(latencies) * 1000, "ms")
+    figure("durable PUT 4 KiB beside the bare server", statistics.median(puts) / base, "ratio")
+    figure("GET 4 KiB, 64 clients", statistics.median(gets), "requests/s", target=8000)
+    figure("GET 4 KiB beside the bare server", statistics.median(gets) / base, "ratio")
 
 
 def md5_rate(data: bytes) -> float:
@@ -169,9 +160,9 @@ def large_objects() -> None:
             anvil.append(outcome.count * size / outcome.seconds)
             outcome = require(load.download(*bare_at, b"GET / HTTP/1.1\r\nhost: bare\r\n\r\n", 150, 1, size))
             plain.append(outcome.count * size / outcome.seconds)
-    report("bare uvloop server, GET 10 MiB, 1 connection", statistics.median(plain) / 1e9, "GB/s")
-    report("GET 10 MiB, 1 connection", statistics.median(anvil) / 1e9, "GB/s")
-    report("GET 10 MiB beside the bare server", statistics.median(anvil) / statistics.median(plain), "ratio", target=0.5)
+    figure("bare uvloop server, GET 10 MiB, 1 connection", statistics.median(plain) / 1e9, "GB/s")
+    figure("GET 10 MiB, 1 connection", statistics.median(anvil) / 1e9, "GB/s")
+    figure("GET 10 MiB beside the bare server", statistics.median(anvil) / statistics.median(plain), "ratio", target=0.5)
 
     folder = Path(tempfile.mkdtemp(prefix="anvil-bench-", dir="/dev/shm"))
     body = os.urandom(64 * MIB)
@@ -194,11 +185,11 @@ def large_objects() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     base = statistics.median(scalar)
-    report("scalar MD5", base / 1e9, "GB/s")
-    report("PUT 64 MiB, 1 stream, drives on tmpfs", statistics.median(one) / 1e9, "GB/s")
-    report("PUT 64 MiB, 1 stream, beside scalar MD5", statistics.median(one) / base, "ratio", target=0.8)
-    report("PUT 64 MiB, 16 streams, drives on tmpfs", statistics.median(many) / 1e9, "GB/s")
-    report("PUT 64 MiB, 16 streams, beside scalar MD5", statistics.median(many) / base, "ratio", target=2.0)
+    figure("scalar MD5", base / 1e9, "GB/s")
+    figure("PUT 64 MiB, 1 stream, drives on tmpfs", statistics.median(one) / 1e9, "GB/s")
+    figure("PUT 64 MiB, 1 stream, beside scalar MD5", statistics.median(one) / base, "ratio", target=0.8)
+    figure("PUT 64 MiB, 16 streams, drives on tmpfs", statistics.median(many) / 1e9, "GB/s")
+    figure("PUT 64 MiB, 16 streams, beside scalar MD5", statistics.median(many) / base, "ratio", target=2.0)
 
 
 FILL = """
@@ -239,9 +230,9 @@ def listing() -> None:
                 outcome = require(load.run(host, port, requests, 1))
                 times[name].append(outcome.seconds / outcome.count)
         few, many = (statistics.median(times[name]) * 1000 for name in ("few", "many"))
-        report("ListObjectsV2 with delimiter, 1,000 keys under 10 prefixes", few, "ms")
-        report("ListObjectsV2 with delimiter, 1,000,000 keys under 10 prefixes", many, "ms")
-        report("listing of a million keys beside a thousand", many / few, "ratio", target=1.5, at_most=True)
+        figure("ListObjectsV2 with delimiter, 1,000 keys under 10 prefixes", few, "ms")
+        figure("ListObjectsV2 with delimiter, 1,000,000 keys under 10 prefixes", many, "ms")
+        figure("listing of a million keys beside a thousand", many / few, "ratio", target=1.5, at_most=True)
 
 
 def worker_rss(running: AnvilNode) -> float:
@@ -255,7 +246,7 @@ def memory() -> None:
         host, port = address(running)
         request = Signer(running)
         require(load.run(host, port, [request("PUT", f"/bench/{n}", b"x" * SMALL) for n in range(2000)], 64))
-        report("worker at rest, resident", worker_rss(running), "MiB", target=150, at_most=True)
+        figure("worker at rest, resident", worker_rss(running), "MiB", target=150, at_most=True)
         body = memoryview(os.urandom(64 * MIB))
         heads = [request("PUT", f"/bench/big/{n}", length=len(body)) for n in range(64)]
         peak, done = [0.0], threading.Event()
@@ -269,7 +260,7 @@ def memory() -> None:
         require(load.upload(host, port, heads, body, 64))
         done.set()
         watcher.join()
-        report("worker with 64 uploads of 64 MiB, resident", peak[0], "MiB", target=400, at_most=True)
+        figure("worker with 64 uploads of 64 MiB, resident", peak[0], "MiB", target=400, at_most=True)
 
 
 PARTS: dict[str, Callable[[], None]] = {"small": small_objects, "large": large_objects, "list": listing, "memory": memory}
