@@ -21,6 +21,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.micro.codec",),
     ("bench.micro.digests",),
     ("bench.micro.sigv4",),
+    ("bench.micro.metrics",),
     ("bench.micro.segments",),
     ("bench.micro.metadata",),
     ("bench.macro.http_port",),
@@ -56,9 +57,11 @@ def main() -> int:
             rows.append(f"| {title} | failed, exit status {done.returncode} | | |")
             continue
         for line in done.stdout.splitlines():
-            if not line.startswith("{"):
+            if not line.startswith('{"'):
                 continue
             item = json.loads(line)
+            if "value" not in item:
+                continue
             gate = ""
             if "target" in item:
                 gate = f"{'at most' if item.get('at_most') else 'at least'} {item['target']:g}"

@@ -27,6 +27,9 @@ cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
     int fsync(int fd)
 
+cdef extern from "<fcntl.h>" nogil:
+    int posix_fallocate(int fd, off_t offset, off_t length)
+
 cdef enum:
     NOT_RUN = -1
     BATCH = 64  # buffers handed to one pwritev, well under IOV_MAX
@@ -46,6 +49,12 @@ ctypedef struct read_state:
     char *to
     Py_ssize_t room
     Py_ssize_t count
+    anvil_job *then
+
+
+ctypedef struct reserve_state:
+    int fd
+    off_t length
 
 
 cdef int write_all(const write_state *state) noexcept nogil:
@@ -102,6 +111,8 @@ cdef void read_run(anvil_job *job) noexcept nogil:
             break
         state.count += n
     job.status = 0
+    if state.then != NULL and state.count == state.room:
+        state.then.run(state.then)
 
 
 cdef void sync_run(anvil_job *job) noexcept nogil:
@@ -112,6 +123,14 @@ cdef void sync_run(anvil_job *job) noexcept nogil:
 cdef void full_sync_run(anvil_job *job) noexcept nogil:
     # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
     job.status = 0 if fsync(<int> <int64_t> job.arg) == 0 else errno
+
+
+cdef void reserve_run(anvil_job *job) noexcept nogil:
+    cdef const reserve_state *state = <const reserve_state *> job.arg
+    cdef int status = EINTR
+    while status == EINTR:
+        status = posix_fallocate(state.fd, 0, state.length)
+    job.status = status
 
 
 cdef int finished(int status) except -1:
@@ -171,12 +190,17 @@ cdef class WriteJob(Job):
 
 
 cdef class ReadJob(Job):
-    """Fill `view` from `offset`. `count`: bytes read, short only at the end of the file. `check` raises OSError."""
+    """Fill `view` from `offset`. `count`: bytes read, short only at the end of the file. `check` raises OSError.
+
+    `then`: a job that runs on the same thread directly after a read that filled `view`, while the bytes are in that core's cache,
+    and not after any other. How it ended is asked of it, not of the read.
+    """
 
     cdef read_state state
     cdef Pins pins
+    cdef Job then
 
-    def __cinit__(self, fd, offset, view):
+    def __cinit__(self, fd, offset, view, Job then=None):
         cdef Py_buffer *target
         self.state.fd = descriptor(fd)
         self.state.offset = position(offset)
@@ -184,6 +208,14 @@ cdef class ReadJob(Job):
         target = pins_add(&self.pins, view, True)
         self.state.to = <char *> target.buf
         self.state.room = target.len
+        if then is not None:
+            if then.submitted:
+                raise RuntimeError("job was submitted before")
+            if then.job.run == NULL:
+                raise TypeError("job was not prepared")
+            then.submitted = True
+            self.then = then
+            self.state.then = &then.job
         self.job.arg = &self.state
         self.job.run = read_run
         self.job.status = NOT_RUN
@@ -206,6 +238,22 @@ cdef class SyncJob(Job):
     def __cinit__(self, fd, bint full=False):
         self.job.arg = <void *> <int64_t> descriptor(fd)
         self.job.run = full_sync_run if full else sync_run
+        self.job.status = NOT_RUN
+
+    def check(self):
+        finished(self.job.status)
+
+
+cdef class ReserveJob(Job):
+    """`posix_fallocate` of the first `length` bytes. `check` raises OSError, ENOSPC among them."""
+
+    cdef reserve_state state
+
+    def __cinit__(self, fd, length):
+        self.state.fd = descriptor(fd)
+        self.state.length = position(length)
+        self.job.arg = &self.state
+        self.job.run = reserve_run
         self.job.status = NOT_RUN
 
     def check(self):

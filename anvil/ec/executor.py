@@ -11,6 +11,7 @@ that much work; a longer one goes to a thread (`run`). Jobs on a file descriptor
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from anvil._ec.pool import Job, Pool
@@ -55,20 +56,22 @@ class JobRunner(Generic[J]):
         """
         await self._submit(job)
 
+    def begin(self, job: J) -> asyncio.Future[None]:
+        """`run` in two steps: the job is queued on return, its end is the future's. Raises as `run`."""
+        return self._submit(job)
+
     async def run_to_end(self, job: J) -> None:
         """As `run`, but a cancellation is delivered only when the job has ended: for jobs that use something their caller is
         going to take away, such as a file descriptor."""
-        future = self._submit(job)
-        cancelled: asyncio.CancelledError | None = None
-        while not future.done():
-            try:
-                await asyncio.wait((future,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            future.exception()  # the job failed or not: whoever asked is gone, and says so
-            raise cancelled
-        future.result()
+        try:
+            await self._submit(job)
+        except asyncio.CancelledError:
+            # Cancelling has cancelled the future as well: wait on others. How the job ended does not matter any more.
+            while job in self._waiting:
+                future = self._waiting[job] = self._loop.create_future()
+                with suppress(asyncio.CancelledError, Exception):
+                    await future
+            raise
 
     @staticmethod
     def run_small(job: Job) -> None:

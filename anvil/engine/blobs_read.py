@@ -144,6 +144,8 @@ class BlobReader:
         out = room[:length]
         frames: list[memoryview | None] = [None] * width
         free = [room[length + slot * frame_len : length + (slot + 1) * frame_len] for slot in range(slots)]
+        if width == 1 and length > INLINE_JOB_BYTES_MAX and await self._only_shard(number, free[0], out):
+            return out
         while True:
             await self._fetch(number, frames, free)
             job = DecodeJob(self._codec, self._key, number, number == geometry.stripes - 1, length, frames, out)
@@ -162,14 +164,40 @@ class BlobReader:
                 self._found_bad(job.corrupt, frames, free)
             return out
 
+    async def _only_shard(self, number: int, view: memoryview, out: memoryview) -> bool:
+        """A blob of one shard has no spare to turn to: its frame is read and decoded in one trip to a thread. False if that failed,
+        and what is wrong with the shard is then known. Raises DataLost."""
+        if not await self._usable(1, set()):
+            return False
+        drive, place = self._places[0]
+        last = number == self._geometry.stripes - 1
+        job = DecodeJob(self._codec, self._key, number, last, self._geometry.stripe_len(number), [view], out)
+        try:
+            if await drive.read(place, self._geometry.frame_offset(number), view, job) != len(view):
+                self._unreadable(0)
+                return False
+            job.check()
+        except DriveFailed:
+            self._unreadable(0)
+            return False
+        except NotEnoughUnits:
+            self._report("corrupt", 0)
+            return False
+        except SealBroken as error:
+            raise DataLost() from error
+        return True
+
     async def _room(self, nbytes: int) -> memoryview:
         if nbytes <= 2 * INLINE_JOB_BYTES_MAX:
             return memoryview(bytearray(nbytes))
         return memoryview(await self._context.buffers.acquire(nbytes))
 
     async def _fetch(self, number: int, frames: list[memoryview | None], free: list[memoryview]) -> None:
-        """Read frames until k are there. A shard slower than READ_SPARE_AFTER_S is doubled by a spare."""
+        """Read frames until k are there. A shard slower than READ_SPARE_AFTER_S is doubled by a spare.
+
+        Until then all are waited for at once: as a rule they come together, and each wake-up costs as much as a frame."""
         k = self._blob.scheme.k
+        until = asyncio.ALL_COMPLETED
         reading: dict[asyncio.Task[bool], int] = {}
         try:
             while sum(frame is not None for frame in frames) < k:
@@ -184,12 +212,13 @@ class BlobReader:
                     if usable:
                         continue  # a lone copy, read without a task, was no good: there may be another
                     raise ReadQuorumLost() if self._away else DataLost()
-                done, _ = await asyncio.wait(reading, timeout=READ_SPARE_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+                done, slow = await asyncio.wait(reading, timeout=READ_SPARE_AFTER_S, return_when=until)
                 for task in done:
                     index = reading.pop(task)
                     if not task.result():
                         self._unreadable(index)
-                if not done and free:
+                if slow and (until == asyncio.ALL_COMPLETED or not done) and free:
+                    until = asyncio.FIRST_COMPLETED
                     have |= set(reading.values())
                     for found in await self._usable(1, have):
                         await self._start(number, found, frames, free, reading)

@@ -163,9 +163,12 @@ class _OneBlob:
             buffer = memoryview(await context.buffers.acquire(size + frames_bytes))
             plain = buffer[:size]
             await _fill(body, plain)
-            digesting = context.lanes.run(DigestJob(digests, plain, size))
+            digesting = context.lanes.begin(DigestJob(digests, plain, size))
             encode = EncodeJob(self._codec, self._key, 0, True, plain, size, buffer[size:])
-            await asyncio.gather(digesting, context.native.run(encode))
+            try:
+                await context.native.run(encode)
+            finally:
+                await digesting
         results = _results(digests)
         checksum = spec.verify(results)
         footer = self._footer(results[Algorithm.MD5].hex(), checksum, spec)
@@ -219,7 +222,7 @@ class _OneBlob:
     # -- many stripes, shards in files of their own --------------------------------------------------------------------
 
     async def write_large(self, body: Body, spec: PutSpec, digests: Digests) -> Written:
-        shards = await self._create_shards()
+        shards: list[LargeShard | None] = [None] * self._blob.scheme.width
         try:
             await self._stream(body, digests, shards)
             results = _results(digests)
@@ -231,26 +234,29 @@ class _OneBlob:
             raise
         return await self._context.owned.finish(self._publish(shards, footer, results, checksum), _discard)
 
-    async def _create_shards(self) -> list[LargeShard | None]:
-        shards: list[LargeShard | None] = []
-        for index in range(self._blob.scheme.width):
-            shard = None
-            while shard is None and (drive := self._next_drive(index)) is not None:
-                try:
-                    shard = await drive.create(self._header(index))
-                except Unavailable as error:
-                    self._failed(index, error)
-            shards.append(shard)
-        if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
-            await _abort(shards)
-            self._require_quorum([shard is not None for shard in shards])
-        return shards
+    async def _create_shards(self, shards: list[LargeShard | None]) -> None:
+        """Fill `shards`, all drives at once. Each that was made is in the list whatever happens to the others."""
+        creating = [self._context.owned.start(self._create_one(index, shards)) for index in range(len(shards))]
+        await asyncio.wait(creating)
+        for task in creating:
+            task.result()
+        self._require_quorum([shard is not None for shard in shards])
+
+    async def _create_one(self, index: int, shards: list[LargeShard | None]) -> None:
+        while (drive := self._next_drive(index)) is not None:
+            try:
+                shards[index] = await drive.create(self._header(index))
+                return
+            except Unavailable as error:
+                self._failed(index, error)
 
     async def _stream(self, body: Body, digests: Digests, shards: list[LargeShard | None]) -> None:
         """Stripe by stripe: receive, then digest and seal+code side by side, then append to the shards in order, with at most
-        STRIPES_IN_FLIGHT stripes between socket and drives."""
+        STRIPES_IN_FLIGHT stripes between socket and drives. The shards are made while the first stripe arrives: reserving
+        their room may take the drives as long as receiving it."""
         context, geometry = self._context, self._blob.geometry
-        before: asyncio.Task[None] | None = None
+        before = context.owned.start(self._create_shards(shards))
+        self._flying.append(before)
         for stripe in range(geometry.stripes):
             length = geometry.stripe_len(stripe)
             if len(self._flying) == STRIPES_IN_FLIGHT:
@@ -280,17 +286,21 @@ class _OneBlob:
         await _abort(shards)
 
     async def _flush(
-        self, digest: DigestJob, encode: EncodeJob, shards: list[LargeShard | None], before: asyncio.Task[None] | None
+        self, digest: DigestJob, encode: EncodeJob, shards: list[LargeShard | None], before: asyncio.Task[None]
     ) -> None:
-        digesting = asyncio.ensure_future(self._context.lanes.run(digest))
+        digesting = self._context.lanes.begin(digest)
         try:
             await self._context.native.run(encode)
-            if before is not None:
+            if not before.done():
                 await asyncio.wait([before])
-                before.result()
-            await asyncio.gather(
-                *(self._append(index, shard, shards, encode) for index, shard in enumerate(shards) if shard is not None)
-            )
+            before.result()
+            if len(shards) == 1:
+                assert shards[0] is not None  # else the quorum is lost, which `before` has raised
+                await self._append(0, shards[0], shards, encode)
+            else:
+                await asyncio.gather(
+                    *(self._append(index, shard, shards, encode) for index, shard in enumerate(shards) if shard is not None)
+                )
             if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
                 self._require_quorum([shard is not None for shard in shards])
         finally:

@@ -29,7 +29,9 @@ class Executor(Protocol):
 class Lanes(Protocol):
     """Runs digest jobs, many streams at a time; those of one stream end in the order they came."""
 
-    async def run(self, job: DigestJob) -> None: ...
+    def begin(self, job: DigestJob) -> Awaitable[None]:
+        """Queued on return; the result says when it has ended. Cancelling leaves the job to finish by itself."""
+        ...
 
 
 class Buffers(Protocol):

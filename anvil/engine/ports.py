@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 from anvil.model.identity import App, Bucket
 from anvil.model.records import (
@@ -213,8 +214,11 @@ class Drive(Protocol):
         when it has it and its header is damaged, DriveFailed when the drive cannot be read."""
         ...
 
-    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
-        """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed."""
+    async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
+        """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed.
+
+        `then`: a job that works on `view`. It has run, on the thread that read, when the count is the whole of `view`, and has not
+        run otherwise. Raises what its `check` raises, or leaves that to be asked of it."""
         ...
 
     async def verify(self, place: ShardPlace) -> ShardFooter:

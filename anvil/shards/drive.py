@@ -24,6 +24,7 @@ from typing import Self
 
 import msgspec
 
+from anvil._ec.pool import Job
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull, Unavailable
 from anvil.base.limits import (
     DRIVE_FLOOR_BYTES,
@@ -309,7 +310,7 @@ class LocalDrive:
         _check_header(header)
         store = self._writing(header.blob.geometry.shard_bytes)
         try:
-            shard = store.large.create(header)
+            shard = await store.large.create(header)
         except OSError as error:
             self._write_failed(error)
             raise storage_error(error, self.label) from error
@@ -325,11 +326,12 @@ class LocalDrive:
                 self._present()
         return place
 
-    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
-        """Payload bytes from `offset` into `view`; returns how many (short = truncated, or gone). Raises DriveFailed."""
+    async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
+        """Payload bytes from `offset` into `view`; returns how many (short = truncated, or gone). `then`: see the port. Raises
+        DriveFailed."""
         store = self._reading()
         with self._reads():
-            return await reader.read(store, place, offset, view)
+            return await reader.read(store, place, offset, view, then)
 
     async def verify(self, place: ShardPlace) -> ShardFooter:
         """Check that a shard's record is whole, apart from its payload's own checksums. Raises BadRecord, DriveFailed."""

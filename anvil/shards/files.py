@@ -160,7 +160,7 @@ class LargeShards:
         self._known: set[Path] = set()  # folders known to exist durably; at most 65,792
         self._number = 0
 
-    def create(self, header: ShardHeader) -> LargeShardFile:
+    async def create(self, header: ShardHeader) -> LargeShardFile:
         """Reserve space and start. Raises OSError."""
         self.guard()
         self._number += 1
@@ -168,7 +168,7 @@ class LargeShards:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells the collector of leftovers that somebody writes it
-            os.posix_fallocate(fd, 0, header_length(header.key) + header.blob.geometry.shard_bytes)
+            await self.io.reserve(fd, header_length(header.key) + header.blob.geometry.shard_bytes)
         except BaseException:
             os.close(fd)
             path.unlink(missing_ok=True)

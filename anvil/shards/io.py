@@ -1,23 +1,20 @@
 """The seam between this package and the native IO jobs: protocols, waiting that survives cancellation, classing of OS errors.
 
-Owns: how a job is awaited. Invariant: `Io.run` returns, or raises, only when the job no longer touches its file or its buffers,
+Owns: how a job is awaited. Invariant: an `Io` call returns, or raises, only when the job no longer touches its file or its buffers,
 whatever became of the caller. Not here: the jobs themselves (`anvil/_ec/fileio.pyi`) and the executor (`anvil/ec/executor.py`);
 tests put fault injection into this seam.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-from collections.abc import Awaitable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from anvil.base.errors import AnvilError, DriveFailed, StorageFull
 from anvil.base.limits import READ_INLINE_BYTES_MAX
 from anvil.base.types import Buffer
-
-T = TypeVar("T")
 
 FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -37,9 +34,10 @@ class CountingJob(Job, Protocol):
 
 
 class Executor(Protocol):
-    """Runs the jobs of an `IoJobs` made for it: `run` on a C thread, `run_small` here and now. Both raise what `check` raises."""
+    """Runs the jobs of an `IoJobs` made for it: `run_to_end` on a C thread, ending only when the job has, even if cancelled;
+    `run_small` here and now. Both raise what `check` raises."""
 
-    async def run(self, job: Any) -> object: ...
+    async def run_to_end(self, job: Any) -> object: ...
     def run_small(self, job: Any) -> object: ...
 
 
@@ -50,13 +48,17 @@ class IoJobs(Protocol):
         """pwritev of all buffers (at most 1,024 of them), then fdatasync if `sync`."""
         ...
 
-    def read(self, fd: int, offset: int, view: Buffer) -> CountingJob:
-        """pread until `view` is full or the file ends."""
+    def read(self, fd: int, offset: int, view: Buffer, then: Any = None) -> CountingJob:
+        """pread until `view` is full or the file ends. If it is full, the job `then` runs next, on the same thread."""
         ...
 
     def sync(self, fd: int, full: bool) -> Job:
         """fdatasync; with `full` fsync, which directories need (fdatasync need not write a new entry: on ext4 it does not
         commit the transaction of a directory whose size stayed the same)."""
+        ...
+
+    def reserve(self, fd: int, length: int) -> Job:
+        """posix_fallocate of the first `length` bytes."""
         ...
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:
@@ -84,38 +86,27 @@ class Io:
         self.jobs = jobs
 
     async def write(self, fd: int, offset: int, buffers: Sequence[Buffer], *, sync: bool) -> None:
-        await settle(self.executor.run(self.jobs.write(fd, offset, buffers, sync)))
+        await self.executor.run_to_end(self.jobs.write(fd, offset, buffers, sync))
+
+    async def reserve(self, fd: int, length: int) -> None:
+        """Room for `length` bytes, or OSError (ENOSPC). It can take long: some file systems write zeros."""
+        await self.executor.run_to_end(self.jobs.reserve(fd, length))
 
     async def sync(self, fd: int, *, full: bool = False) -> None:
-        await settle(self.executor.run(self.jobs.sync(fd, full)))
+        await self.executor.run_to_end(self.jobs.sync(fd, full))
 
-    async def read(self, fd: int, offset: int, view: memoryview) -> int:
-        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread."""
+    async def read(self, fd: int, offset: int, view: memoryview, then: Any = None) -> int:
+        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread,
+        where the job `then` runs after a read that filled `view`."""
         if not len(view):
             return 0
-        if len(view) <= READ_INLINE_BYTES_MAX:
+        if then is None and len(view) <= READ_INLINE_BYTES_MAX:
             count = self.jobs.read_now(fd, offset, view)
             if count >= 0:
                 return count
-        job = self.jobs.read(fd, offset, view)
-        await settle(self.executor.run(job))
+        job = self.jobs.read(fd, offset, view, then)
+        await self.executor.run_to_end(job)
         return job.count
-
-
-async def settle(work: Awaitable[T]) -> T:
-    """Await `work` to its end even if the caller is cancelled meanwhile; the cancellation is raised after it."""
-    task = asyncio.ensure_future(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        if not task.cancelled():
-            task.exception()  # looked at: whoever wanted the result has gone
-        raise asyncio.CancelledError
-    return task.result()
 
 
 def storage_error(error: OSError, label: str) -> AnvilError:

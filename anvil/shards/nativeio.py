@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anvil._ec.fileio import ReadJob, SyncJob, WriteJob
+from anvil._ec.fileio import ReadJob, ReserveJob, SyncJob, WriteJob
+from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 from anvil.shards.io import preadv_nowait
 
@@ -15,11 +16,14 @@ class NativeJobs:
     def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> WriteJob:
         return WriteJob(fd, offset, buffers, sync)
 
-    def read(self, fd: int, offset: int, view: Buffer) -> ReadJob:
-        return ReadJob(fd, offset, view)
+    def read(self, fd: int, offset: int, view: Buffer, then: Job | None = None) -> ReadJob:
+        return ReadJob(fd, offset, view, then)
 
     def sync(self, fd: int, full: bool) -> SyncJob:
         return SyncJob(fd, full)
+
+    def reserve(self, fd: int, length: int) -> ReserveJob:
+        return ReserveJob(fd, length)
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:
         return preadv_nowait(fd, offset, view)

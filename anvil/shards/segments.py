@@ -300,7 +300,7 @@ class SegmentWriter:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.posix_fallocate(fd, 0, size)
+            await self._io.reserve(fd, size)
             first = encode_segment(SegmentHeader(number, size, self._drive_id, self.session, self._clock_us()))
             await self._zero(fd, first, size)
             await self._sync_folder()

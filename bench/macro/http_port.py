@@ -1,14 +1,13 @@
 """Measures the HTTP/1.1 port alone, beside a bare uvloop + httptools server, and prints one JSON line per figure.
 
 Owns: the handler that answers from memory and the load: wrk for small answers, one raw socket for large bodies. Server and
-client share the machine. Usage: PYTHONPATH=. python bench/macro/http_port.py [--seconds 2]
+client share the machine. Usage: PYTHONPATH=. python -m bench.macro.http_port [--seconds 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ import uvloop
 from anvil.base.limits import KIB, MIB
 from anvil.net.server import serve
 from anvil.net.stream import Stream
+from bench.figures import figure
 
 SMALL = b"x" * (4 * KIB)
 HEADERS = (
@@ -162,19 +162,21 @@ def main() -> None:
         uvloop.run(run_server(options.serve))
         return
     here = Path(__file__)
-    with running(str(here.with_name("bare_server.py"))) as bare, running(str(here), "--serve") as anvil:
+    with (
+        running(str(here.with_name("bare_server.py")), "--port") as bare,
+        running("-m", "bench.macro.http_port", "--serve") as anvil,
+    ):
         if shutil.which("wrk"):
             for connections in (16, 64):
                 # Side by side and in turns, so that a busy neighbour slows both.
                 runs = [(wrk(bare, connections, options.seconds), wrk(anvil, connections, options.seconds)) for _ in range(3)]
                 theirs, ours = max(run[0] for run in runs), max(run[1] for run in runs)
-                line = {"figure": "get_4k_per_s", "connections": connections, "bare": round(theirs[0]), "anvil": round(ours[0])}
-                line |= {"bare_cpu_us": round(theirs[1], 1), "anvil_cpu_us": round(ours[1], 1)}
-                print(json.dumps(line | {"ratio": round(ours[0] / theirs[0], 3)}), flush=True)
+                note = f"bare {theirs[0]:.0f}/s; {ours[1]:.1f} us of processor each, bare {theirs[1]:.1f}; wrk"
+                figure(f"HTTP port alone, GET 4 KiB, {connections} connections", ours[0], "requests/s", note=note)
         else:
-            print(json.dumps({"figure": "get_4k_per_s", "skipped": "wrk is not installed"}))
-        print(json.dumps({"figure": "put_64m_gb_per_s", "anvil": round(put(anvil.port, options.seconds) / 1e9, 2)}), flush=True)
-        print(json.dumps({"figure": "get_10m_gb_per_s", "anvil": round(get(anvil.port, options.seconds) / 1e9, 2)}), flush=True)
+            print("GET 4 KiB of the port alone is left out: wrk is not installed")
+        figure("HTTP port alone, PUT 64 MiB", put(anvil.port, options.seconds) / 1e9, "GB/s")
+        figure("HTTP port alone, GET 10 MiB", get(anvil.port, options.seconds) / 1e9, "GB/s")
 
 
 if __name__ == "__main__":

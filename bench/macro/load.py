@@ -11,9 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Final, cast
 
 import msgspec
 import uvloop
+
+RUN_S_MAX: Final = 300.0
 
 
 class Outcome(msgspec.Struct):
@@ -42,8 +46,8 @@ class _Connection(asyncio.Protocol):
         self._sent_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop registers its transports with no abstract class, so isinstance would be wrong
+        self._transport = cast(asyncio.Transport, transport)
         self._next()
 
     def _next(self) -> None:
@@ -90,10 +94,11 @@ def run(host: str, port: int, requests: Sequence[bytes], connections: int) -> Ou
         events = [asyncio.Event() for _ in range(connections)]
         loop = asyncio.get_running_loop()
         begin = time.perf_counter()
-        for done in events:
-            await loop.create_connection(lambda done=done: _Connection(queue, outcome, done), host, port)
-        for done in events:
-            await done.wait()
+        async with asyncio.timeout(RUN_S_MAX):
+            for done in events:
+                await loop.create_connection(partial(_Connection, queue, outcome, done), host, port)
+            for done in events:
+                await done.wait()
         outcome.seconds = time.perf_counter() - begin
         outcome.latencies.sort()
         return outcome

@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ctypes
-import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,15 +24,11 @@ from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob, RebuildJob, frame_ch
 from anvil.ec.codecs import chosen_kernels
 from anvil.ec.executor import NativeExecutor
 from anvil.model.scheme import CHECKSUM_BYTES, unit_len
+from bench.figures import figure
 
 K, M = 4, 2
 STRIPE = 1 << 20
 ROUNDS = 15
-
-
-def emit(name: str, **values: object) -> None:
-    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
-    print(json.dumps({"bench": name, **rounded}), flush=True)
 
 
 def buffer(pool: BufferPool, nbytes: int) -> StripeBuffer:
@@ -71,14 +65,9 @@ def codec_ratio(pool: BufferPool, unit: int, times: int) -> None:
             codec.encode(units, unit)
         in_python.append((time.perf_counter() - start) / times)
     c, python = min(in_c), min(in_python)
-    emit(
-        "codec 4+2",
-        unit_bytes=unit,
-        c_us=c * 1e6,
-        python_us=python * 1e6,
-        python_gb_s=K * unit / python / 1e9,
-        ratio=c / python,
-    )
+    note = f"{K * unit / python / 1e9:.1f} GB/s; {c * 1e6:.2f} us in C, {python * 1e6:.2f} us through Python"
+    gate = 0.9 if unit == unit_len(K, STRIPE) else None  # the units of a full stripe; a small call is mostly the call
+    figure(f"codec 4+2, units of {unit} bytes, beside ISA-L called from C", c / python, "ratio", target=gate, note=note)
 
 
 def timed(name: str, call: Callable[[], object], nbytes: int, seconds: float) -> None:
@@ -95,7 +84,8 @@ def timed(name: str, call: Callable[[], object], nbytes: int, seconds: float) ->
         rounds.append((time.perf_counter() - start) / times)
     rounds.sort()
     best, median = rounds[0], rounds[ROUNDS // 2]
-    emit(name, best_us=best * 1e6, median_us=median * 1e6, gb_s=nbytes / best / 1e9)
+    note = f"median {median * 1e6:.1f} us" + (f", {nbytes / best / 1e9:.2f} GB/s" if nbytes else "")
+    figure(name, best * 1e6, "us", note=note)
 
 
 async def thread_trip(job: Callable[[], EncodeJob], seconds: float) -> None:
@@ -106,7 +96,7 @@ async def thread_trip(job: Callable[[], EncodeJob], seconds: float) -> None:
         while time.perf_counter() - start < seconds:
             await asyncio.gather(*(executor.run(job()) for _ in range(at_once)))
             done += at_once
-        emit("encode job on a thread", at_once=at_once, us=(time.perf_counter() - start) / done * 1e6)
+        figure(f"encode job on a thread, {at_once} at once", (time.perf_counter() - start) / done * 1e6, "us")
     await executor.close()
 
 
@@ -114,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long the whole may take")
     seconds = parser.parse_args().seconds / 10
-    emit("kernels", **chosen_kernels(), python=sys.version.split()[0])
+    print("kernels", chosen_kernels(), flush=True)
     pool = BufferPool(64 << 20)
     unit = unit_len(K, STRIPE)
     for size in (4096, 65536, unit):

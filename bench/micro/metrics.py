@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import timeit
 from collections.abc import Callable
 
 import prometheus_client
 
 from anvil.base.metrics import Registry
+from bench.figures import figure
 
 CALLS = 200_000
 ROUNDS = 5
@@ -31,7 +31,7 @@ def main() -> None:
         ("counter, prometheus_client", their_counter.inc),
         ("histogram, prometheus_client", lambda: their_histogram.observe(0.003)),
     ):
-        print(json.dumps({"name": f"metrics: {name}", "value": round(nanoseconds(call)), "unit": "ns"}), flush=True)
+        figure(f"metrics: {name}", nanoseconds(call), "ns")
 
 
 if __name__ == "__main__":

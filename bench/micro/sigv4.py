@@ -14,11 +14,13 @@ from anvil.auth.authorize import Authorizer
 from anvil.auth.presign import EMPTY_SHA256, presign, sign
 from anvil.model.identity import Action, App, Policy, Principal, Tenant
 from anvil.net.stream import RequestHead
+from bench.figures import figure
 
 NOW = 1369353600
 APP = App(
     1, Tenant(1, "default"), "app", "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", 1, (Policy("*", "*"),)
 )
+
 URL = "http://s3.example.com:50051/my-bucket/some/prefix/2026/11/23/object-000123.bin"
 ROUNDS, CALLS = 5, 4000
 
@@ -96,7 +98,7 @@ def main() -> None:
         "authorize": lambda: authorizer.allowed(principal, Action.OBJECT_READ, "my-bucket/some/prefix/object"),
     }
     for name, call in rows.items():
-        print(f"{name:32} {microseconds(call):8.2f} us")
+        figure(name, microseconds(call), "us")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
+from anvil._ec.pool import Job
 from anvil.base.errors import BadRecord, DriveFailed
 from anvil.base.types import Buffer
 from anvil.model.layout import partition as partition_of
@@ -99,11 +100,13 @@ class MemoryDrive:
             raise BadRecord("record header fails its checksum")
         return ShardPlace(shard.header, shard)
 
-    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
+    async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
         await self._meet("read")
         assert isinstance(place.ref, StoredShard)
         piece = bytes(place.ref.payload[offset : offset + len(view)])
         view[: len(piece)] = piece
+        if then is not None and len(piece) == len(view):
+            then.run()
         return len(piece)
 
     async def verify(self, place: ShardPlace) -> ShardFooter:

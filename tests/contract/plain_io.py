@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 from anvil.shards.io import preadv_nowait
 
@@ -21,7 +22,7 @@ class PlainJob:
 
     def __init__(self, work: Callable[[], int]) -> None:
         self._work = work
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self.count = 0
 
     def run(self) -> None:
@@ -31,7 +32,7 @@ class PlainJob:
     def execute(self) -> None:
         try:
             self.count = self._work()
-        except OSError as error:
+        except Exception as error:
             self._error = error
 
     def check(self) -> None:
@@ -50,6 +51,19 @@ class ThreadExecutor:
         self.ran += 1
         await asyncio.get_running_loop().run_in_executor(self._pool, job.execute)
         job.check()
+
+    async def run_to_end(self, job: PlainJob) -> None:
+        task = asyncio.ensure_future(self.run(job))
+        cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            task.exception()  # whoever wanted to know has gone
+            raise asyncio.CancelledError
+        task.result()
 
     def run_small(self, job: PlainJob) -> None:
         job.run()
@@ -119,10 +133,17 @@ class FaultyJobs:
             os.fdatasync(fd)
         return 0
 
-    def read(self, fd: int, offset: int, view: Buffer) -> PlainJob:
-        return PlainJob(lambda: self._read(fd, offset, memoryview(view)))
+    def reserve(self, fd: int, length: int) -> PlainJob:
+        return PlainJob(lambda: self._reserve(fd, length))
 
-    def _read(self, fd: int, offset: int, view: memoryview) -> int:
+    def _reserve(self, fd: int, length: int) -> int:
+        os.posix_fallocate(fd, 0, length)
+        return length
+
+    def read(self, fd: int, offset: int, view: Buffer, then: Job | None = None) -> PlainJob:
+        return PlainJob(lambda: self._read(fd, offset, memoryview(view), then))
+
+    def _read(self, fd: int, offset: int, view: memoryview, then: Job | None) -> int:
         self.faults.take(self.faults.read_errnos)
         done = 0
         while done < len(view):
@@ -130,6 +151,8 @@ class FaultyJobs:
             if not count:
                 break
             done += count
+        if then is not None and done == len(view):
+            then.run()
         return done
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:

@@ -126,11 +126,12 @@ def test_a_cancelled_waiter_leaves_the_job_to_finish(run: Run) -> None:
     run(scenario)
 
 
-def test_run_to_end_returns_only_when_the_job_has_ended(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_run_to_end_returns_only_when_the_job_has_ended(run: Run, tmp_path: Path, fails: bool) -> None:
     async def scenario() -> None:
         queue = Held()
         runner = JobRunner[Job](asyncio.get_running_loop(), queue)
-        fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+        fd = os.open(tmp_path / "file", os.O_CREAT | (os.O_RDONLY if fails else os.O_RDWR))
 
         async def write() -> None:
             try:
@@ -148,7 +149,7 @@ def test_run_to_end_returns_only_when_the_job_has_ended(run: Run, tmp_path: Path
         queue.let_go()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert (tmp_path / "file").read_bytes() == b"whole"
+        assert (tmp_path / "file").read_bytes() == (b"" if fails else b"whole")
         await runner.close()
 
     run(scenario)

@@ -1,8 +1,7 @@
-"""Waiting that survives cancellation, the cache of open files, the classes of errors."""
+"""Reading, the cache of open files, the classes of errors."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 from pathlib import Path
@@ -11,43 +10,9 @@ import pytest
 
 from anvil.base.errors import DriveFailed, StorageFull
 from anvil.shards.fds import FileCache
-from anvil.shards.io import Io, settle, storage_error
+from anvil.shards.io import Io, storage_error
 from tests.contract.plain_io import FaultyJobs, ThreadExecutor
 from tests.unit.shards.support import run
-
-
-def test_settle_raises_a_cancellation_only_when_the_work_is_over() -> None:
-    async def main() -> None:
-        for failure in (None, OSError(errno.EIO, "failed")):
-            work = asyncio.get_running_loop().create_future()
-            task = asyncio.create_task(settle(work))
-            await asyncio.sleep(0)
-            for _ in range(3):
-                task.cancel()
-                await asyncio.sleep(0)
-            assert not task.done() and not work.done()
-            if failure is None:
-                work.set_result(None)
-            else:
-                work.set_exception(failure)
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-    run(main())
-
-
-def test_settle_passes_results_and_errors() -> None:
-    async def answer(value: int) -> int:
-        if value < 0:
-            raise OSError(errno.EIO, "failed")
-        return value
-
-    async def main() -> None:
-        assert await settle(answer(7)) == 7
-        with pytest.raises(OSError):
-            await settle(answer(-1))
-
-    run(main())
 
 
 @pytest.mark.parametrize("length", [10, 100_000, 300_000])
