@@ -8,13 +8,14 @@ blob an object has (`engine/objects.py`), rebuilding (`tasks/repair.py`).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
 from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, SealBroken
-from anvil.base.errors import BadRecord, DataLost, DriveFailed, ReadQuorumLost
+from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, ReadQuorumLost
 from anvil.base.limits import DAMAGE_REMEMBERED, INLINE_JOB_BYTES_MAX, READ_SPARE_AFTER_S, STRIPES_IN_FLIGHT
 from anvil.engine.context import Context
 from anvil.engine.ports import Drive
@@ -22,6 +23,8 @@ from anvil.engine.types import Extent
 from anvil.model.identity import Bucket
 from anvil.model.records import BlobRef, Owner
 from anvil.model.shard import ShardPlace
+
+log = logging.getLogger("anvil.read")
 
 
 class _Piece(msgspec.Struct, frozen=True):
@@ -63,6 +66,10 @@ class DamageOnce:
         if len(self._seen) > self._remembered:
             del self._seen[next(iter(self._seen))]
         return True
+
+    def forget(self, blob_id: bytes, index: int) -> None:
+        """Its report came to nothing: the next one is the first again."""
+        self._seen.pop((blob_id, index), None)
 
 
 class ObjectReader:
@@ -331,5 +338,12 @@ class BlobReader:
         drive = place[0] if place else nominal
         if self._damage.first(self._blob.blob_id, index):
             self._context.events.damage(kind, drive.label if drive else "absent", self._blob.blob_id, index)
-            debt = [(self._owner, self._blob.blob_id, 1 << index)]
-            self._context.owned.start(self._context.metadata.add_debt(debt, corrupt=kind == "corrupt"))
+            self._context.owned.start(self._owe(index, corrupt=kind == "corrupt"))
+
+    async def _owe(self, index: int, *, corrupt: bool) -> None:
+        """Make it a debt for the repair. If that cannot be written now, the next reader tries again."""
+        try:
+            await self._context.metadata.add_debt([(self._owner, self._blob.blob_id, 1 << index)], corrupt=corrupt)
+        except AnvilError as error:
+            self._damage.forget(self._blob.blob_id, index)
+            log.warning("damage of blob %s is not written down yet: %s", self._blob.blob_id.hex(), error)

@@ -126,17 +126,23 @@ async def verify(store: Store, place: ShardPlace) -> ShardFooter:
     """The footer of a shard, read from its place: a record with a sound header and footer is whole but for its payload's content.
     Raises BadRecord if it is cut short, damaged or gone."""
     header, ref = place.header, place.ref
-    payload = header.blob.geometry.shard_bytes
-    if isinstance(ref, SegmentRef):
-        path, offset = store.segment_path(ref.place.segment), ref.place.offset + ref.place.header_bytes + payload
-        data = memoryview(bytearray(ref.place.footer_bytes))
-    elif isinstance(ref, FileRef):
-        path, offset = ref.path, ref.header_bytes + payload
+    blob_id, index, payload = header.blob.blob_id, header.index, header.blob.geometry.shard_bytes
+    if isinstance(ref, FileRef):
         data = memoryview(bytearray(FOOTER_BYTES_MAX + 1))
-    else:
+        count = await _read_at(store, ref.path, ref.header_bytes + payload, data)
+        return decode_footer(blob_id, index, data[:count])
+    if not isinstance(ref, SegmentRef):
         raise TypeError("the place is of another drive")
-    count = await _read_at(store, path, offset, data)
-    return decode_footer(header.blob.blob_id, header.index, data[:count])
+    at: Place | None = ref.place
+    for _ in range(_MOVES_MAX):
+        if at is None:
+            break
+        data = memoryview(bytearray(at.footer_bytes))
+        count = await _read_at(store, store.segment_path(at.segment), at.offset + at.header_bytes + payload, data, missing=-1)
+        if count >= 0:
+            return decode_footer(blob_id, index, data[:count])
+        at = store.index.get(blob_id, index)  # compaction moved it
+    raise BadRecord("the record is gone")
 
 
 async def examine(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:

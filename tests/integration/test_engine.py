@@ -16,6 +16,7 @@ import uvloop
 
 from anvil.base.errors import (
     BadDigest,
+    DatabaseUnavailable,
     DataLost,
     EntityTooLarge,
     IncompleteBody,
@@ -525,3 +526,35 @@ def test_an_object_of_parts_has_a_largest_size(postgres: Postgres, tmp_path: Pat
             await bench.engine.complete_upload(bench.bucket, "k", upload.upload_id, [CompletePart(1, put.etag)], **options)
 
     on_bench(postgres, tmp_path, scenario)
+
+
+def test_damage_that_could_not_be_written_down_is_reported_again(postgres: Postgres, tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        data = data_of(3_000_000)
+        await bench.put("k", data)
+        [extent] = (await bench.engine.open(bench.bucket, "k")).extents
+        assert extent.content is not None
+        first = bench.context.placement().order(extent.content.blob.blob_id)[0]
+        assert first is not None
+        for path in (tmp_path / first.label / "blobs").rglob("*"):
+            if path.is_file():
+                spoil(path, random.Random(3))
+        write = bench.metadata.add_debt
+
+        async def away(*args: Any, **kwargs: Any) -> None:
+            raise DatabaseUnavailable()
+
+        bench.metadata.add_debt = away  # type: ignore[method-assign]
+        for number in range(2):
+            assert await bench.get("k") == data
+            while len(bench.context.owned):
+                await asyncio.sleep(0)
+            assert len(bench.events.damages) == number + 1
+        bench.metadata.add_debt = write  # type: ignore[method-assign]
+        assert await bench.get("k") == data
+        while len(bench.context.owned):
+            await asyncio.sleep(0)
+        [debt] = await bench.metadata.debts(10)
+        assert debt.missing == 1
+
+    on_bench(postgres, tmp_path, scenario, drives=2)

@@ -65,6 +65,7 @@ def test_living_records_are_moved_and_the_rest_goes(tmp_path: Path, monkeypatch:
                 view = memoryview(bytearray(len(frames)))
                 assert await drive.read(moved, 0, view) == len(frames), "a reader finds the record where it went"
                 assert bytes(view) == frames
+                assert (await drive.verify(moved)).etag == (await drive.verify(place)).etag, "and so does who checks its footer"
             assert (await drive.compact(keep_all)).moved == 0
             picture(tmp_path / "d", tmp_path / "killed")
         monkeypatch.setattr(identity, "boot_id", lambda: "another boot")
