@@ -304,7 +304,8 @@ class BlobReader:
                 try:
                     place = await drive.open(self._blob.blob_id, index)
                 except DriveFailed:
-                    away = True
+                    # The drive itself is well: then it is this shard that cannot be read.
+                    damaged, away = (True, away) if drive is nominal and drive.readable else (damaged, True)
                     continue
                 except BadRecord:
                     damaged = True

@@ -284,6 +284,8 @@ class LocalDrive:
             raise
         except OSError as error:
             self.stats.read_errors += 1
+            if self._gone():
+                self._vanish("its folder is missing")
             raise storage_error(error, self.label) from error
 
     # -- the port
@@ -331,7 +333,10 @@ class LocalDrive:
         DriveFailed."""
         store = self._reading()
         with self._reads():
-            return await reader.read(store, place, offset, view, then)
+            count = await reader.read(store, place, offset, view, then)
+            if count < len(view):
+                self._present()
+        return count
 
     async def verify(self, place: ShardPlace) -> ShardFooter:
         """Check that a shard's record is whole, apart from its payload's own checksums. Raises BadRecord, DriveFailed."""
@@ -441,10 +446,13 @@ class LocalDrive:
 
     def _present(self) -> None:
         """Not finding something means nothing if the folder is not there. Raises OSError(ENODEV)."""
-        store = self._store
-        if store is None or identity_place(self.path) != store.folder.place:
+        if self._gone():
             self._vanish("its folder is missing")
             raise OSError(errno.ENODEV, "drive is missing")
+
+    def _gone(self) -> bool:
+        store = self._store
+        return store is None or identity_place(self.path) != store.folder.place
 
 
 def _check_header(header: ShardHeader) -> None:

@@ -62,6 +62,12 @@ class FileCache:
         if file is not None:
             self._close(file)
 
+    def discard_if_unlinked(self, path: Path) -> None:
+        """Forget the file of that name if another process unlinked it: perhaps there is a new one (a shard was repaired)."""
+        file = self._files.get(path)
+        if file is not None and os.fstat(file.fd).st_nlink == 0:
+            self.discard(path)
+
     def discard_unlinked(self) -> None:
         """Forget files that another process unlinked: an open descriptor keeps their space from coming back."""
         for path, file in list(self._files.items()):

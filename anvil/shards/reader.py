@@ -73,6 +73,7 @@ async def _open_record(store: Store, blob_id: BlobId, index: int, place: Place) 
 async def _find_file(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:
     path = blob_path(store.folder.blobs, blob_id, index)
     data = memoryview(bytearray(RECORD_HEADER_BYTES_MAX))
+    store.files.discard_if_unlinked(path)
     try:
         with store.files.lease(path) as fd:
             count = await store.io.read(fd, 0, data)

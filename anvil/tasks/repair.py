@@ -138,7 +138,8 @@ class Repairer:
         targets: dict[int, Drive] = {}
         for index in bad:
             nominal = order[index] if index < len(order) else None
-            for drive in [nominal, *order[blob.scheme.width :], *self._placement.others(order)]:
+            # Last, the places of other indexes: after a change of layout they may stand empty while this one's holds another index.
+            for drive in [nominal, *order[blob.scheme.width :], *self._placement.others(order), *order[: blob.scheme.width]]:
                 if drive is not None and drive.writable and drive.drive_id not in taken:
                     targets[index] = drive
                     taken.add(drive.drive_id)

@@ -1,129 +1,59 @@
 """Crashes, damage and failing parts, provoked on a real node with real signals and real files.
 
 What must hold in all of them: every acknowledged object is there and intact, no unacknowledged one is half visible, the node recovers
-without being asked to.
+without being asked to, /ready tells the truth, and nothing is left lying about.
 """
 
 from __future__ import annotations
 
-import hashlib
+import http.client
 import os
-import random
 import shutil
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import psutil
 import pytest
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
-from tests.support.node import AnvilNode
+from tests.support.faults import FailingDisk
+from tests.support.load import (
+    ONE_TRY,
+    Load,
+    all_paid,
+    assert_clean,
+    assert_exact,
+    assert_readable,
+    children,
+    put_some,
+    rows,
+    shard_files,
+)
+from tests.support.node import AnvilNode, wait_until
 
-ONE_TRY = Config(retries={"max_attempts": 1, "mode": "standard"}, connect_timeout=5, read_timeout=60)
-
-
-def eventually(what: str, condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
-    end = time.monotonic() + deadline_s
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.1)
-    pytest.fail(f"not within {deadline_s} s: {what}")
-
-
-def children(node: AnvilNode, mark: str) -> list[psutil.Process]:
-    """Processes below the node whose command line contains `mark`."""
-    found = []
-    for child in psutil.Process(node.pid).children(recursive=True):
-        try:
-            if mark in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def metric(node: AnvilNode, name: str) -> float:
-    """The sum over all label sets of one metric."""
-    with urlopen(f"{node.endpoint}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
-
-
-class Load:
-    """Writers that overwrite and create keys until stopped, and remember what was acknowledged and what was in doubt.
-
-    `seen[key]` is the set of contents the key may have: the last acknowledged one, and every later one whose answer never came.
-    """
-
-    SIZES = (100, 4096, 70_000, 1_500_000)
-
-    def __init__(self, node: AnvilNode, bucket: str, writers: int = 4, seed: int = 1) -> None:
-        self.bucket = bucket
-        self.seen: dict[str, set[str]] = {}
-        self.acknowledged = 0
-        self.refused = 0
-        self._node = node
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._write, args=(seed * 100 + n,)) for n in range(writers)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _write(self, seed: int) -> None:
-        rng, s3 = random.Random(seed), self._node.s3(config=ONE_TRY)
-        for number in range(100_000):
-            if self._stop.is_set():
-                return
-            key = f"{seed}/{number % 40:03d}"
-            data = rng.randbytes(rng.choice(self.SIZES))
-            mine = hashlib.sha256(data).hexdigest()
-            try:
-                s3.put_object(Bucket=self.bucket, Key=key, Body=data)
-                self.seen[key] = {mine}
-                self.acknowledged += 1
-            except (ClientError, BotoCoreError):
-                self.seen.setdefault(key, {"absent"}).add(mine)
-                self.refused += 1
-                time.sleep(0.05)
-
-    def wait_for(self, count: int) -> None:
-        target = self.acknowledged + count
-        eventually(f"{count} more acknowledged writes", lambda: self.acknowledged >= target)
-
-    def check(self) -> None:
-        """Read every key back and compare."""
-        s3 = self._node.s3()
-        wrong = []
-        for key, possible in self.seen.items():
-            try:
-                found = hashlib.sha256(s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()).hexdigest()
-            except ClientError as error:
-                found = "absent" if error.response["Error"]["Code"] == "NoSuchKey" else repr(error)
-            if found not in possible:
-                wrong.append((key, found))
-        assert not wrong, f"{len(wrong)} of {len(self.seen)} keys are not what was acknowledged: {wrong[:5]}"
+WORKER = "anvil.node.worker"
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[AnvilNode]:
+def disk(tmp_path: Path) -> FailingDisk:
+    return FailingDisk(tmp_path)
+
+
+@pytest.fixture
+def node(tmp_path: Path, disk: FailingDisk) -> Iterator[AnvilNode]:
     drives = ",".join(str(tmp_path / f"drive{number}") for number in range(6))
-    with AnvilNode(tmp_path / "data", env={"ANVIL_DRIVES": drives, "ANVIL_WORKERS": "2", "ANVIL_GC_GRACE_S": "0"}) as running:
+    env = {"ANVIL_DRIVES": drives, "ANVIL_WORKERS": "2", "ANVIL_GC_GRACE_S": "0", **disk.env}
+    with AnvilNode(tmp_path / "data", env=env) as running:
         yield running
+
+
+@pytest.fixture
+def drives(tmp_path: Path) -> list[Path]:
+    return [tmp_path / f"drive{number}" for number in range(6)]
 
 
 @pytest.fixture
@@ -132,106 +62,217 @@ def bucket(node: AnvilNode) -> str:
     return "survival"
 
 
-def test_a_killed_worker_loses_nothing(node: AnvilNode, bucket: str) -> None:
+def kill_all(processes: list[psutil.Process]) -> None:
+    for victim in processes:
+        try:
+            victim.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=30)
+
+
+def put_begun(node: AnvilNode, bucket: str, key: str, begin: bytes, length: int) -> http.client.HTTPConnection:
+    """A PutObject of which only the beginning was sent."""
+    s3 = node.s3(config=Config(signature_version="s3v4"))
+    url = s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": key})
+    connection = http.client.HTTPConnection("127.0.0.1", node.port, timeout=30)
+    connection.putrequest("PUT", url.removeprefix(node.endpoint))
+    connection.putheader("Content-Length", str(length))
+    connection.endheaders(begin)
+    return connection
+
+
+# -- processes that die ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_loses_nothing_and_leaves_nothing(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
     with Load(node, bucket) as load:
         for _ in range(3):
             load.wait_for(60)
-            victim = children(node, "anvil.node.worker")[0]
-            victim.send_signal(signal.SIGKILL)
-            eventually("the worker is replaced", lambda: len(children(node, "anvil.node.worker")) == 2)
+            children(node, WORKER)[0].send_signal(signal.SIGKILL)
+            wait_until("the worker is replaced", lambda: len(children(node, WORKER)) == 2)
         load.wait_for(60)
+        assert node.readiness()["status"] == "ready", "one worker less is no reason to send clients away"
     load.check()
+    wait_until("its death is counted", lambda: node.metric("anvil_process_restarts_total") == 3)
+    assert_exact(node, bucket)
+    assert_clean(node, drives)
 
 
-def test_killing_everything_loses_nothing(node: AnvilNode, bucket: str) -> None:
+def test_killing_everything_loses_nothing(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
     with Load(node, bucket) as load:
         load.wait_for(150)
-        victims = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
-        for victim in victims:
-            try:
-                victim.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(victims, timeout=30)
+        kill_all([psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)])
     node.start()
     load.check()
     assert_exact(node, bucket)
+    assert_clean(node, drives)
 
 
-def test_postgresql_restarting_under_load(node: AnvilNode, bucket: str) -> None:
+def test_a_kill_in_the_middle_of_uploads(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
+    s3 = node.s3()
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="parts")["UploadId"]
+    part = {"Bucket": bucket, "Key": "parts", "UploadId": upload}
+    pieces = [bytes([number]) * (5 << 20) for number in (1, 2, 3)]
+    etags = [s3.upload_part(**part, PartNumber=1, Body=pieces[0])["ETag"]]
+    # An upload of which a worker has one half when it dies: its shards are under way in temporary files.
+    half = put_begun(node, bucket, "half", bytes(32 << 20), 64 << 20)
+    wait_until("its shards are being written", lambda: any(list((drive / "tmp").iterdir()) for drive in drives))
+    kill_all(children(node, WORKER))
+    half.close()
+    wait_until("the workers are replaced", node.is_ready)
+    etags += [s3.upload_part(**part, PartNumber=number, Body=pieces[number - 1])["ETag"] for number in (2, 3)]
+    listed = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
+    s3.complete_multipart_upload(**part, MultipartUpload={"Parts": listed})
+    assert s3.get_object(Bucket=bucket, Key="parts")["Body"].read() == b"".join(pieces)
+    assert [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]] == ["parts"], "half an object is none"
+    assert_clean(node, drives)
+
+
+def test_a_killed_supervisor_takes_everything_with_it_and_is_succeeded(node: AnvilNode, bucket: str) -> None:
+    objects = put_some(node.s3(), bucket)
+    ours = children(node, "anvil.node")
+    postgres = min(children(node, "postgres"), key=lambda process: process.create_time())
+    node.kill(node.pid)
+    node.process.wait()
+    wait_until("its children died with it", lambda: all(ended(one) for one in ours))
+    assert postgres.is_running(), "it is told nothing; the next start deals with it"
+    node.start()
+    assert ended(postgres)
+    assert "an earlier supervisor left behind" in node.log_text()
+    assert_readable(node.s3(), bucket, objects)
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_second_server_on_the_directory_is_refused_in_one_line(node: AnvilNode) -> None:
+    done = node.anvil("server")
+    assert done.returncode == 3
+    assert done.stderr.strip().splitlines() == [
+        f"anvil: another node (process {node.pid}) runs on {str(node.data_dir)!r}: stop it, or choose another ANVIL_DATA_DIR"
+    ]
+
+
+# -- the database ----------------------------------------------------------------------------------------------------------------
+
+
+def test_postgresql_restarting_under_load(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
     with Load(node, bucket) as load:
         load.wait_for(60)
         postmaster = min(children(node, "postgres"), key=lambda process: process.create_time())
-        workers = {process.pid for process in children(node, "anvil.node.worker")}
+        workers = {process.pid for process in children(node, WORKER)}
         postmaster.send_signal(signal.SIGKILL)
         load.wait_for(60)
-        assert {process.pid for process in children(node, "anvil.node.worker")} == workers, "no worker had to restart"
+        assert {process.pid for process in children(node, WORKER)} == workers, "no worker had to restart"
     load.check()
     assert_exact(node, bucket)
+    assert_clean(node, drives)
 
 
-def assert_exact(node: AnvilNode, bucket: str) -> None:
-    """The listing, what can be read, and the usage metrics agree."""
-    s3 = node.s3()
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    listed = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
-    for key, size in listed.items():
-        assert len(s3.get_object(Bucket=bucket, Key=key)["Body"].read()) == size
-
-    def usage_agrees() -> bool:
-        return (metric(node, "anvil_bucket_objects"), metric(node, "anvil_bucket_usage_bytes")) == (
-            len(listed),
-            sum(listed.values()),
-        )
-
-    eventually("usage is exact", usage_agrees)
-
-
-def put_some(s3: Any, bucket: str) -> dict[str, bytes]:
-    rng = random.Random(4)
-    sizes = (500, 4096, 30_000, 65_536, 400_000, 1 << 20, 5_000_000)
-    objects = {f"k{number}": rng.randbytes(size) for number, size in enumerate(sizes)}
-    for key, data in objects.items():
-        s3.put_object(Bucket=bucket, Key=key, Body=data)
-    return objects
-
-
-def assert_readable(s3: Any, bucket: str, objects: dict[str, bytes]) -> None:
-    for key, data in objects.items():
-        assert s3.get_object(Bucket=bucket, Key=key)["Body"].read() == data, key
-
-
-def shard_files(drive: Path) -> list[Path]:
-    """Everything on a drive that holds shard bytes: segments and files of large shards."""
-    return [path for folder in ("segments", "blobs") for path in (drive / folder).rglob("*") if path.is_file()]
+def test_postgresql_away_for_longer_is_503_until_it_is_back(node: AnvilNode, bucket: str) -> None:
+    s3 = node.s3(config=ONE_TRY)
+    s3.put_object(Bucket=bucket, Key="before", Body=b"b" * 10_000)
+    [settings] = node.data_dir.rglob("postgresql.conf")
+    hidden = settings.with_name("postgresql.away")
+    settings.rename(hidden)  # PostgreSQL does not start without it
+    try:
+        min(children(node, "postgres"), key=lambda process: process.create_time()).send_signal(signal.SIGKILL)
+        for request in (
+            lambda: s3.put_object(Bucket=bucket, Key="during", Body=b"d" * 10_000),
+            lambda: s3.get_object(Bucket=bucket, Key="before"),
+        ):
+            with pytest.raises(ClientError) as error:
+                request()
+            answer: dict[str, Any] = error.value.response
+            assert answer["ResponseMetadata"]["HTTPStatusCode"] == 503
+            assert answer["Error"]["Code"] in ("ServiceUnavailable", "SlowDown"), "S3's own XML"
+        state = node.readiness()
+        assert state["status"] == "not_ready"
+        assert not state["checks"]["regional_database"]["ok"]
+        assert any("regional database" in reason for reason in state["reasons"])
+    finally:
+        hidden.rename(settings)
+    workers = {process.pid for process in children(node, WORKER)}
+    wait_until("the node is ready again", node.is_ready)
+    assert s3.get_object(Bucket=bucket, Key="before")["Body"].read() == b"b" * 10_000
+    s3.put_object(Bucket=bucket, Key="after", Body=b"a")
+    assert {process.pid for process in children(node, WORKER)} == workers, "nothing had to restart"
 
 
-def test_two_lost_drives_are_invisible_to_readers(node: AnvilNode, bucket: str, tmp_path: Path) -> None:
+# -- stopping and starting -----------------------------------------------------------------------------------------------------
+
+
+def test_a_drain_under_load_loses_nothing(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
+    node.stop()
+    node.configure(ANVIL_DRAIN_NOTICE_S="1")
+    node.start()
+    with Load(node, bucket) as load:
+        load.wait_for(60)
+        slow = put_begun(node, bucket, "slow", b"1" * (4 << 20), 8 << 20)
+        node.process.send_signal(signal.SIGTERM)
+        wait_until("/ready says no while requests are still served", lambda: node.get("/ready")[0] == 503)
+        assert node.readiness()["status"] == "draining"
+        wait_until("nothing new is accepted", lambda: not answers(node))
+        slow.send(b"2" * (4 << 20))
+        assert slow.getresponse().status == 200, "what runs is finished"
+    assert node.process.wait(30) == 0
+    slow.close()
+    node.start()
+    load.check()
+    assert node.s3().get_object(Bucket=bucket, Key="slow")["Body"].read() == b"1" * (4 << 20) + b"2" * (4 << 20)
+    assert_exact(node, bucket)
+    assert_clean(node, drives)
+
+
+def answers(node: AnvilNode) -> bool:
+    try:
+        node.get("/")
+    except OSError:
+        return False
+    return True
+
+
+# -- drives ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_lost_drives_are_invisible_to_readers(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
     s3 = node.s3()
     objects = put_some(s3, bucket)
-    shutil.rmtree(tmp_path / "drive0")
+    shutil.rmtree(drives[0])
     s3.put_object(Bucket=bucket, Key="after", Body=b"a" * 2_000_000)
     assert_readable(s3, bucket, {**objects, "after": b"a" * 2_000_000})
-    shutil.rmtree(tmp_path / "drive3")
+    shutil.rmtree(drives[3])
     assert_readable(s3, bucket, objects)
     # 4 + 2 acknowledges a write with five durable shards, and there are four drives: refused, aloud.
     with pytest.raises(ClientError) as error:
         node.s3(config=ONE_TRY).put_object(Bucket=bucket, Key="refused", Body=b"b" * 2_000_000)
     assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
     assert "refused" not in [item["Key"] for item in s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    wait_until("it is seen that nothing can be written", lambda: node.get("/ready/cluster")[0] == 503)
+    state = node.readiness()
+    assert state["status"] == "ready", "what can still be read is served"
+    assert [state["checks"][f"drive:drive{number}"]["ok"] for number in range(6)] == [False, True, True, False, True, True]
 
 
-def test_damage_is_read_around_counted_and_repaired(node: AnvilNode, bucket: str, tmp_path: Path) -> None:
+def test_damage_is_read_around_counted_and_repaired(node: AnvilNode, bucket: str, drives: list[Path]) -> None:
     s3 = node.s3()
     objects = put_some(s3, bucket)
-    flip_all(tmp_path / "drive1")
-    truncate_all(tmp_path / "drive4")
+    flip_all(drives[1])
+    truncate_all(drives[4])
     assert_readable(s3, bucket, objects)
-    assert metric(node, "anvil_shard_damage_total") > 0
-    eventually("the damage is repaired", lambda: metric(node, "anvil_shards_unhealthy") == 0, 90)
+    assert node.metric("anvil_shard_damage_total") > 0
+    # Readers do not meet every shard; the scrub does.
+    assert node.anvil("admin", "scrub").returncode == 0
+    all_paid(node)
+    wait_until("the metrics say so", lambda: node.metric("anvil_shards_unhealthy") == 0)
     # Two other drives now: only what was really repaired can carry the load.
-    flip_all(tmp_path / "drive0")
-    truncate_all(tmp_path / "drive2")
+    flip_all(drives[0])
+    truncate_all(drives[2])
     assert_readable(s3, bucket, objects)
 
 
@@ -250,6 +291,38 @@ def truncate_all(drive: Path) -> None:
     for path in shard_files(drive):
         with open(path, "r+b") as file:
             file.truncate(path.stat().st_size // 2)
+
+
+def test_a_drive_that_fails_to_write(node: AnvilNode, bucket: str, drives: list[Path], disk: FailingDisk) -> None:
+    s3 = node.s3()
+    objects = put_some(s3, bucket)
+    disk.fail(drives[2], writes=True)
+    during = {f"during-{size}": bytes([7]) * size for size in (4096, 300_000, 5_000_000)}
+    for key, data in during.items():
+        s3.put_object(Bucket=bucket, Key=key, Body=data)
+    assert_readable(s3, bucket, {**objects, **during})
+    wait_until("/ready names the drive", lambda: not node.readiness()["checks"]["drive:drive2"]["ok"])
+    assert node.readiness()["status"] == "ready"
+    disk.heal()
+    assert not node.readiness()["checks"]["drive:drive2"]["ok"], "what failed once stays read-only until a restart"
+    node.stop()
+    node.start()
+    all_paid(node)
+    assert node.readiness()["checks"]["drive:drive2"]["ok"]
+    for lost in (drives[0], drives[5]):
+        shutil.rmtree(lost)
+    assert_readable(node.s3(), bucket, {**objects, **during})
+
+
+def test_a_drive_that_fails_to_read(node: AnvilNode, bucket: str, drives: list[Path], disk: FailingDisk) -> None:
+    s3 = node.s3()
+    objects = put_some(s3, bucket)
+    for number in (0, 4):
+        disk.fail(drives[number] / "blobs", reads=True)
+        assert_readable(s3, bucket, objects)
+    wait_until("it became a debt", lambda: rows(node, "SELECT count(*) FROM degraded WHERE corrupt <> 0") != [(0,)])
+    disk.heal()
+    all_paid(node)
 
 
 def test_a_full_drive_refuses_and_the_node_stays_up(tmp_path: Path) -> None:
@@ -272,6 +345,8 @@ def test_a_full_drive_refuses_and_the_node_stays_up(tmp_path: Path) -> None:
                 assert "room" in answer["Error"]["Message"]
             assert [item["Key"] for item in s3.list_objects_v2(Bucket="full")["Contents"]] == ["first"]
             assert s3.get_object(Bucket="full", Key="first")["Body"].read() == b"1" * 3_000_000
+            wait_until("/ready names the drive", lambda: not node.readiness()["checks"]["drive:drive"]["ok"])
+            assert node.readiness()["status"] == "ready", "what is stored is served"
             (small / "ballast").unlink()
 
             def accepted() -> bool:
@@ -281,6 +356,6 @@ def test_a_full_drive_refuses_and_the_node_stays_up(tmp_path: Path) -> None:
                     return False
                 return True
 
-            eventually("writes are taken again once there is room", accepted)
+            wait_until("writes are taken again once there is room", accepted)
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -75,6 +75,10 @@ class AnvilNode:
         self._process: subprocess.Popen[bytes] | None = None
         self._seen: dict[int, psutil.Process] = {}
 
+    def configure(self, **env: str) -> None:
+        """Other settings from the next start on."""
+        self._env |= env
+
     # -- life ----------------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
