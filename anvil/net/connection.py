@@ -399,6 +399,7 @@ class Connection(asyncio.BufferedProtocol):
                     await self._wake
         except BaseException:
             self.abort()  # cancelled, or the error handling itself failed: nothing serves this connection any more
+            self._task = None  # it ends with the exception that holds this frame: kept, the handler's buffers would be a cycle's
             raise
         self._task = None
 

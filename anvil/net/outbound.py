@@ -95,8 +95,10 @@ class Outbound:
     def lost(self) -> None:
         """The connection is gone: wake who waits."""
         self._lost = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(ConnectionResetError("the client is gone"))
+        # Not kept: its exception holds the frames of the writer, these hold this object and the buffers of the download.
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(ConnectionResetError("the client is gone"))
 
     def _limit(self) -> None:
         self._transport.set_write_buffer_limits(high=self._high, low=self._high // 4)
