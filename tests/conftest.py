@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
 from tests.support.node import RUNNING
 
 pytest_plugins = ["tests.postgres_fixture"]
+
+
+OWN_TEMP = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A temporary folder of this run's own. The one pytest shares between runs is closed to other accounts whenever a run begins,
+    and with it to the PostgreSQL of the runs that root has going: PostgreSQL refuses to be root."""
+    if config.option.basetemp is None:
+        config.stash[OWN_TEMP] = Path(tempfile.mkdtemp(prefix="anvil-tests-"))
+        config.option.basetemp = str(config.stash[OWN_TEMP] / "run")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Nothing is left behind, unless there is something to look at."""
+    own = session.config.stash.get(OWN_TEMP, None)
+    if own is not None and not session.testsfailed and exitstatus != pytest.ExitCode.INTERRUPTED:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)
