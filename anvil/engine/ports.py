@@ -225,8 +225,9 @@ class Drive(Protocol):
         """Check that the record is whole (header, length, footer), but for the payload's checksums. Raises BadRecord, DriveFailed."""
         ...
 
-    async def remove(self, blob_id: BlobId, index: int) -> bool:
-        """Forget a shard (all copies of that index on this drive); space comes back by unlink or compaction. True if it had it."""
+    async def remove(self, blob_id: BlobId, index: int, *, superseded: bool = False) -> bool:
+        """Forget a shard (all copies of that index on this drive); space comes back by unlink or compaction. True if it had it.
+        `superseded`: it is damaged and a sound one is ready to take its place, which no backup's hold needs to stop."""
         ...
 
     async def partitions(self) -> frozenset[int]:

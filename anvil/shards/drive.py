@@ -344,10 +344,11 @@ class LocalDrive:
         with self._reads():
             return await reader.verify(store, place)
 
-    async def remove(self, blob_id: BlobId, index: int) -> bool:
+    async def remove(self, blob_id: BlobId, index: int, *, superseded: bool = False) -> bool:
         """Forget a shard. Its space comes back at once (a file; a segment with nothing else living) or by compaction. A power cut
-        may bring it back: the owner's row decides, not the drive. Raises Unavailable while unlinking is on hold, DriveFailed."""
-        if self._hold():
+        may bring it back: the owner's row decides, not the drive. Raises Unavailable while unlinking is on hold (but for a
+        `superseded` shard: see the port), DriveFailed."""
+        if self._hold() and not superseded:
             raise Unavailable("removal is on hold while a backup is taken")
         store = self._reading()
         path = blob_path(store.folder.blobs, blob_id, index)

@@ -233,13 +233,13 @@ def _header_for(source: ShardHeader, index: int) -> ShardHeader:
 
 
 async def _remove_old(entry: tuple[Drive, ShardPlace] | None, index: int, target: Drive) -> None:
-    """Make room for the successor. Raises what the drive raises where the damaged one would stand in the successor's way (removal is
-    on hold, for instance); elsewhere it is only a spare copy too many."""
+    """Make room for the successor. Raises what the drive raises where the damaged one would stand in the successor's way; elsewhere it is
+    only a spare copy too many."""
     if entry is None:
         return
     drive, place = entry
     try:
-        await drive.remove(place.header.blob.blob_id, index)
+        await drive.remove(place.header.blob.blob_id, index, superseded=True)
     except AnvilError as error:
         if drive is target:
             raise

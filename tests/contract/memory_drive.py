@@ -116,7 +116,7 @@ class MemoryDrive:
             raise BadRecord("record footer is missing")
         return place.ref.footer
 
-    async def remove(self, blob_id: BlobId, index: int) -> bool:
+    async def remove(self, blob_id: BlobId, index: int, *, superseded: bool = False) -> bool:
         await self._meet("remove")
         return self.shards.pop((blob_id, index), None) is not None
 

@@ -141,7 +141,9 @@ def test_damage_is_read_around_and_repaired(postgres: Postgres, tmp_path: Path, 
         for number in range(PARTITIONS):
             await bench.survey.partition(number, deep=True)
         assert len(bench.events.damages) >= 1
+        bench.hold = True  # a backup, or a database that is too young to be believed, does not stop the repair
         results = await bench.repairer.run()
+        bench.hold = False
         assert Result.REPAIRED in results
         assert set(results) <= {Result.REPAIRED, Result.HEALTHY}
         assert list(await bench.metadata.debts(100)) == []

@@ -78,6 +78,7 @@ class Bench:
     repairer: Repairer
     survey: Survey
     layout: Layout
+    hold = False  # as while a backup is taken
 
     def collector(self, grace_s: float = 0.0) -> Collector:
         return Collector(self.metadata, self.context.placement(), grace_s)
@@ -126,6 +127,7 @@ async def engine_bench(
             jobs=NativeJobs(),
             session=session_id,
             settings=settings,
+            hold=lambda: bench.hold,
         )
         for number in range(drives)
     ]
