@@ -15,6 +15,7 @@ from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout, SlowDown
 from anvil.base.limits import READ_BYTES
+from anvil.net.fixed import ALLOW, GRPC_ANSWER, SLOW_DOWN
 from anvil.net.http1_stream import HttpStream
 from anvil.net.inbound import Inbound
 from anvil.net.outbound import Outbound
@@ -22,14 +23,7 @@ from anvil.net.port import Port, address_key
 from anvil.net.progress import Progress
 from anvil.wire.http1 import Head, Preface, Refusal, head_end, parse_head, response_head, sniff
 
-_ALLOW: Final = ((b"allow", b"GET, HEAD, PUT, POST, DELETE, OPTIONS"),)
-_GRPC_ANSWER: Final = (
-    (b"content-type", b"application/grpc"),
-    (b"grpc-status", b"12"),
-    (b"grpc-message", b"gRPC needs HTTP/2 all the way to this server: use grpc_pass in nginx, h2c:// upstreams in Caddy"),
-)
 _RESET: Final = struct.pack("ii", 1, 0)
-_SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 
 
 # What a connection is doing. Plain numbers: this is compared several times per request, and members of an Enum are slow.
@@ -347,16 +341,16 @@ class Connection(asyncio.BufferedProtocol):
         self._phase = _BUSY
         stats.requests += 1
         if self._refused is not None or stats.requests_in_flight >= port.limits.requests_in_flight:
-            stats.refusals[_SLOW_DOWN.code] += 1
-            headers, text = port.render_refusal(_SLOW_DOWN)
+            stats.refusals[SLOW_DOWN.code] += 1
+            headers, text = port.render_refusal(SLOW_DOWN)
             stream.answer(503, headers, text)
             self._end(stream)
         elif head.method == "POST" and (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
             stats.refusals["GrpcOverHttp1"] += 1
-            stream.answer(200, _GRPC_ANSWER)
+            stream.answer(200, GRPC_ANSWER)
             self._end(stream)
         elif head.path == b"*":
-            stream.answer(200, _ALLOW)
+            stream.answer(200, ALLOW)
             self._end(stream)
         else:
             stats.requests_in_flight += 1
