@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout, SlowDown
 from anvil.base.limits import READ_BYTES
-from anvil.net.fixed import ALLOW, GRPC_ANSWER, SLOW_DOWN
+from anvil.net.fixed import ALLOW, GRPC_ANSWER, RESET, SLOW_DOWN
 from anvil.net.http1_stream import HttpStream
 from anvil.net.inbound import Inbound
 from anvil.net.outbound import Outbound
 from anvil.net.port import Port, address_key
 from anvil.net.progress import Progress
 from anvil.wire.http1 import Head, Preface, Refusal, head_end, parse_head, response_head, sniff
-
-_RESET: Final = struct.pack("ii", 1, 0)
-
 
 # What a connection is doing. Plain numbers: this is compared several times per request, and members of an Enum are slow.
 _HEAD: Final = 0  # waiting for a request head
@@ -190,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         self._cut = True
         stream = self._stream
         if stream is not None and stream.started and not stream.finished and not self._transport.is_closing():
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._transport.abort()
 
     # -- called by the port

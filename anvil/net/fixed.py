@@ -1,7 +1,8 @@
-"""Answers that the port gives by itself, without a handler: they do not depend on the request."""
+"""What the port answers by itself, without a handler, and how it cuts a connection: nothing here depends on the request."""
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 from anvil.wire.http1 import Refusal
@@ -13,3 +14,4 @@ GRPC_ANSWER: Final = (
     (b"grpc-message", b"gRPC needs HTTP/2 all the way to this server: use grpc_pass in nginx, h2c:// upstreams in Caddy"),
 )
 SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
+RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER that makes close() send a reset
