@@ -307,12 +307,12 @@ class LocalDrive:
         self.stats.puts += 1
 
     async def create(self, header: ShardHeader) -> LargeShardFile:
-        """A shard in a file of its own; its room is reserved. To replace a damaged one, `remove` it first: publishing keeps a
-        record whose header and footer are sound. Raises StorageFull, DriveFailed."""
+        """A shard in a file of its own, begun where there is room for all of it now. To replace a damaged one, `remove` it first:
+        publishing keeps a record whose header and footer are sound. Raises StorageFull, DriveFailed."""
         _check_header(header)
         store = self._writing(header.blob.geometry.shard_bytes)
         try:
-            shard = await store.large.create(header)
+            shard = store.large.create(header)
         except OSError as error:
             self._write_failed(error)
             raise storage_error(error, self.label) from error

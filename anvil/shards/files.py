@@ -18,7 +18,7 @@ from anvil.base.limits import FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
 from anvil.base.types import Buffer
 from anvil.model.records import BlobId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader
-from anvil.shards.format import Record, decode_footer, decode_header, encode_footer, encode_header, header_length
+from anvil.shards.format import Record, decode_footer, decode_header, encode_footer, encode_header
 from anvil.shards.io import Io, storage_error
 
 log = logging.getLogger(__name__)
@@ -160,15 +160,17 @@ class LargeShards:
         self._known: set[Path] = set()  # folders known to exist durably; at most 65,792
         self._number = 0
 
-    async def create(self, header: ShardHeader) -> LargeShardFile:
-        """Reserve space and start. Raises OSError."""
+    def create(self, header: ShardHeader) -> LargeShardFile:
+        """Start a temporary file. Raises OSError.
+
+        Its room is not reserved: a client would then hold as much of the disk as it declares, for as long as it takes to send it; and on
+        some file systems reserving costs as much as writing. A disk that fills up meanwhile is found by the write."""
         self.guard()
         self._number += 1
         path = self.tmp / f"{self.session.hex()}-{os.getpid()}-{self._number}.part"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells the collector of leftovers that somebody writes it
-            await self.io.reserve(fd, header_length(header.key) + header.blob.geometry.shard_bytes)
         except BaseException:
             os.close(fd)
             path.unlink(missing_ok=True)
