@@ -261,10 +261,11 @@ class Connection(asyncio.BufferedProtocol):
             elif self._is_in_the_way(body.received, elapsed_s) and not body.waiter.done():
                 self._port.stats.timeouts["pressed"] += 1
                 body.fail(SlowDown())
+        elif self.out.queued_bytes and self._is_in_the_way(self.out.delivered, elapsed_s):
+            # Not only where the writer is held up: it may itself wait for the buffers that others like it hold.
+            self._time_out("pressed")
         elif self.out.paused:
             self._sweep_write(elapsed_s)
-            if self._is_in_the_way(self.out.delivered, elapsed_s):
-                self._time_out("pressed")
         elif self._eof and not stream.started and waited_s > limits.half_close_s:
             self._port.stats.client_aborts += 1
             self.cut()
