@@ -79,12 +79,15 @@ class Buffers:
             async with asyncio.timeout(self._wait_s):
                 return await waiter.future
         except TimeoutError:
-            raise SlowDown from None
+            # Raised below and not here: its context would be the TimeoutError, whose frames hold this task, which holds what is raised.
+            # Such a cycle keeps the buffers of everybody who was waited for until the garbage collector runs.
+            pass
         finally:
             # Whoever stood behind one that gave up may now be served. (A buffer granted in the same moment is simply dropped.)
             if waiter.future.cancelled() and waiter in self._waiters:
                 self._waiters.remove(waiter)
                 self._serve()
+        raise SlowDown
 
     def trim(self) -> None:
         """Give idle memory back to the system."""

@@ -105,6 +105,7 @@ class ObjectReader:
         finally:
             for task in ahead:
                 task.cancel()
+            ahead.clear()  # one that failed holds this frame through its exception: a cycle, with the buffers of the others in it
 
     async def _piece(self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece) -> memoryview:
         content = piece.extent.content

@@ -248,25 +248,17 @@ class Connection(asyncio.BufferedProtocol):
             if slow and not body.waiter.done():
                 self._port.stats.timeouts["body"] += 1
                 body.fail(RequestTimeout())
-            elif self._is_in_the_way(body.received, elapsed_s) and not body.waiter.done():
+            elif self._port.is_in_the_way(self._pressed_progress, body.received, elapsed_s) and not body.waiter.done():
                 self._port.stats.timeouts["pressed"] += 1
                 body.fail(SlowDown())
+        elif self.out.queued_bytes and self._port.is_in_the_way(self._pressed_progress, self.out.delivered, elapsed_s):
+            # Not only where the writer is held up: it may itself wait for the buffers that others like it hold.
+            self._time_out("pressed")
         elif self.out.paused:
             self._sweep_write(elapsed_s)
-            if self._is_in_the_way(self.out.delivered, elapsed_s):
-                self._time_out("pressed")
         elif self._eof and not stream.started and waited_s > limits.half_close_s:
             self._port.stats.client_aborts += 1
             self.cut()
-
-    def _is_in_the_way(self, moved: int, elapsed_s: float) -> bool:
-        """Whether this client is too slow for a time in which others wait for the memory that its transfer holds: a few hundred
-        slow ones could otherwise keep everybody out for as long as they like."""
-        if not self._port.pressed:
-            self._pressed_progress.reset(moved)
-            return False
-        limits = self._port.limits
-        return self._pressed_progress.is_slow(moved, elapsed_s, limits.pressed_bytes_per_s, limits.pressed_stall_s)
 
     def _sweep_write(self, elapsed_s: float) -> None:
         limits = self._port.limits

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from anvil.base import limits as bounds
+from anvil.net.progress import Progress
 from anvil.net.stream import Handler, Headers, RequestHead
 from anvil.wire.http1 import Refusal, date_and_server
 
@@ -153,6 +154,14 @@ class Port:
         else:
             self._by_address[address] -= 1
         self.settle()
+
+    def is_in_the_way(self, progress: Progress, moved: int, elapsed_s: float) -> bool:
+        """Whether a client is too slow for a time in which others wait for the memory that its transfer holds: a few hundred slow
+        ones could otherwise keep everybody out for as long as they like. `progress` is the connection's, for this alone."""
+        if not self.pressed:
+            progress.reset(moved)
+            return False
+        return progress.is_slow(moved, elapsed_s, self.limits.pressed_bytes_per_s, self.limits.pressed_stall_s)
 
     def settle(self) -> None:
         """Wake `wait_empty` if no connection and no request is left."""

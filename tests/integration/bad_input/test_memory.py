@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from pathlib import Path
 
@@ -96,3 +97,17 @@ def test_slow_uploads_do_not_keep_others_out(world: World) -> None:
         assert world.own("PUT", "/attacked/large", large).status == 200
         assert slow[0].answer().code in ("SlowDown", "RequestTimeout")
         assert world.own("GET", "/attacked/large").body == large
+
+
+def test_readers_that_do_not_read_do_not_keep_others_out(world: World) -> None:
+    """They are cut, or leave, and their buffers are free at once: not when the garbage collector happens by."""
+    large = PIECE * 128
+    assert world.own("PUT", "/attacked/unread", large).status == 200
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            wire = stack.enter_context(Wire(world.node.port))
+            wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.send(world.own.head("GET", "/attacked/unread"))
+        wait_until("there is room again", lambda: world.own("PUT", "/attacked/meanwhile", large).status == 200, 45)
+        assert world.own("GET", "/attacked/unread").body == large
+    assert world.own("GET", "/attacked/unread").body == large
