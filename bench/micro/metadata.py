@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -27,6 +25,7 @@ from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
 from anvil.model.records import NO_CONDITION, Attributes, BlobRef, Content, ListQuery, PutCommit, SessionId
 from anvil.model.scheme import Scheme
+from bench.figures import figure
 
 FILL_SQL = """
     INSERT INTO objects (bucket_id, key, version_id, size, etag, blob_id, scheme, stripe_bytes, key_mode)
@@ -133,6 +132,19 @@ async def measure(url: str, clients: int, rows: int) -> dict[str, object]:
     return report
 
 
+def show(report: dict[str, object], clients: int, rows: int) -> None:
+    """One figure per number; rates have a gate of their own only on the S3 path (`bench/macro/s3.py`)."""
+    for name, unit in (("puts", "rows/s"), ("overwrites", "rows/s"), ("gets", "rows/s"), ("deletes", "rows/s")):
+        figure(f"metadata: {name}, coalesced, {clients} clients", float(str(report[f"{name}_per_s"])), unit)
+    for name in ("puts", "gets"):
+        figure(f"metadata: {name}, one client", float(str(report[f"one_client_{name}_per_s"])), "rows/s")
+    figure(f"metadata: page with delimiter at {rows:,} keys beside 1,000", float(str(report["delimited_page_ratio"])), "ratio")
+    spread_figures = report["spread"]
+    assert isinstance(spread_figures, dict)
+    for name, value in spread_figures.items():
+        figure(f"metadata: {name.replace('_', ' ')}, keys at random among {rows:,}, right after a checkpoint", value, "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=64)
@@ -143,8 +155,7 @@ def main() -> None:
     cluster = EmbeddedPostgres(folder)
     _, url = cluster.start()
     try:
-        json.dump(uvloop.run(measure(url, options.clients, options.rows)), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        show(uvloop.run(measure(url, options.clients, options.rows)), options.clients, options.rows)
     finally:
         cluster.stop()
         shutil.rmtree(folder)
