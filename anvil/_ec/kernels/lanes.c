@@ -2,6 +2,7 @@
 #include "lanes.h"
 
 #include <string.h>
+#include <time.h>
 
 void anvil_digest_job_run(anvil_job *job) {
     anvil_digest_job *work = (anvil_digest_job *)job->arg;
@@ -68,6 +69,7 @@ static void make_ready(anvil_lanes *l, anvil_digests *stream) {
     else
         l->ready_head = stream;
     l->ready_tail = stream;
+    l->ready++;
 }
 
 static int fill_lanes(anvil_lanes *l, anvil_digest_job *active[], int count) {
@@ -76,6 +78,7 @@ static int fill_lanes(anvil_lanes *l, anvil_digest_job *active[], int count) {
         l->ready_head = stream->next_ready;
         if (!l->ready_head)
             l->ready_tail = NULL;
+        l->ready--;
         active[count++] = stream->job_head;
     }
     return count;
@@ -103,13 +106,44 @@ static void finish(anvil_lanes *l, anvil_digest_job *work) {
     l->done_tail = job;
 }
 
+enum {
+    PEAK_SLICES = 32, /* how many slices it takes to forget a stream */
+    GATHER_NS = 300 * 1000,
+};
+
+/* Half of the streams that were here a moment ago have nothing queued. A slice costs the same with few lanes filled as with all, so
+ * the thread sleeps until half of them are back, at most GATHER_NS: their next stripes are on the way, and the processor is better
+ * spent on those. One stream, or two, never wait. Under the lock. */
+static int gather(anvil_lanes *l, anvil_digest_job *active[], int count, int peak) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += GATHER_NS;
+    if (until.tv_nsec >= 1000000000L) {
+        until.tv_nsec -= 1000000000L;
+        until.tv_sec++;
+    }
+    while (2 * count < peak && !l->closing) {
+        l->wanted = (peak + 1) / 2 - count;
+        int late = pthread_cond_timedwait(&l->wake, &l->lock, &until);
+        count = fill_lanes(l, active, count);
+        if (late)
+            break;
+    }
+    l->wanted = 1;
+    return count;
+}
+
 static void *lanes_main(void *arg) {
     anvil_lanes *l = (anvil_lanes *)arg;
     anvil_digest_job *active[ANVIL_MD5_LANES_MAX];
     int count = 0;
+    int busy = 0; /* the most streams at a time lately, times PEAK_SLICES; it sinks by one a slice */
     pthread_mutex_lock(&l->lock);
     for (;;) {
         count = fill_lanes(l, active, count);
+        if (count && 2 * count * PEAK_SLICES < busy)
+            count = gather(l, active, count, busy / PEAK_SLICES);
+        busy = count * PEAK_SLICES > busy ? count * PEAK_SLICES : busy - (busy > 0);
         if (count == 0) {
             /* A stream that another thread works on comes back to the ready list through that thread, which goes on. */
             if (l->closing)
@@ -145,7 +179,12 @@ int anvil_lanes_open(anvil_lanes *l, const anvil_md5_kernel *kernel, int threads
         return -1;
     }
     pthread_mutex_init(&l->lock, NULL);
-    pthread_cond_init(&l->wake, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&l->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    l->wanted = 1;
     while (l->threads < threads && pthread_create(&l->thread[l->threads], NULL, lanes_main, l) == 0)
         l->threads++;
     if (l->threads == threads)
@@ -166,7 +205,8 @@ int anvil_lanes_submit(anvil_lanes *l, anvil_digest_job *work) {
     else if ((taken = anvil_digests_take(stream))) { /* released by the finish of its last job */
         stream->job_head = work;
         make_ready(l, stream);
-        pthread_cond_signal(&l->wake);
+        if (l->ready >= l->wanted)
+            pthread_cond_signal(&l->wake);
     }
     if (taken)
         stream->job_tail = work;

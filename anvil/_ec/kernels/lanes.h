@@ -27,6 +27,8 @@ typedef struct anvil_lanes {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     anvil_digests *ready_head, *ready_tail; /* streams with a job and no lane */
+    int ready;                              /* how many */
+    int wanted;                             /* a thread sleeps until there are that many */
     anvil_job *done_head, *done_tail;
     const anvil_md5_kernel *kernel;
     int event_fd;
