@@ -86,27 +86,22 @@ class ObjectReader:
         ahead: deque[asyncio.Task[memoryview]] = deque()
         pieces = plan(extents, start, length)
         try:
-            piece = next(pieces, None)
-            if piece is None:
+            first = next(pieces, None)
+            if first is not None and (second := next(pieces, None)) is None:
+                yield await self._piece(bucket, blobs, first)  # the common case needs no tasks
                 return
-            following = next(pieces, None)
-            if following is None:
-                yield await self._piece(bucket, blobs, piece)  # the common case needs no tasks
-                return
-            ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
+            if first is not None and second is not None:
+                for piece in (first, second):
+                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
             while ahead:
-                # Nobody reads ahead while others wait for memory: readers that each hold some and wait for more would block each other.
-                most = 1 if self._context.buffers.waiting else STRIPES_IN_FLIGHT
-                while following is not None and len(ahead) < most:
-                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, following)))
-                    following = next(pieces, None)
+                for piece in pieces:
+                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
+                    if len(ahead) >= STRIPES_IN_FLIGHT:
+                        break
                 view = await ahead[0]
                 ahead.popleft()
                 yield view
                 del view
-                if not ahead and following is not None:
-                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, following)))
-                    following = next(pieces, None)
         finally:
             for task in ahead:
                 task.cancel()

@@ -37,11 +37,6 @@ class Lanes(Protocol):
 class Buffers(Protocol):
     """Accounted memory for stripes (`anvil/ec/buffers.py`). The memory returns when its last view is gone."""
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for a buffer now."""
-        ...
-
     async def acquire(self, nbytes: int) -> StripeBuffer:
         """Raises SlowDown when none comes free in time."""
         ...
