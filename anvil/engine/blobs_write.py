@@ -252,8 +252,7 @@ class _OneBlob:
 
     async def _stream(self, body: Body, digests: Digests, shards: list[LargeShard | None]) -> None:
         """Stripe by stripe: receive, then digest and seal+code side by side, then append to the shards in order, with at most
-        STRIPES_IN_FLIGHT stripes between socket and drives. The shards are made while the first stripe arrives: reserving
-        their room may take the drives as long as receiving it."""
+        STRIPES_IN_FLIGHT stripes between socket and drives. The shards are made on all drives at once, while the first stripe arrives."""
         context, geometry = self._context, self._blob.geometry
         before = context.owned.start(self._create_shards(shards))
         self._flying.append(before)
