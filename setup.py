@@ -19,6 +19,7 @@ DEBIAN_PACKAGES = {"libisal": "libisal-dev", "libcrypto": "libssl-dev", "libxxha
 # extension: (C sources beside the .pyx, pkg-config libraries)
 EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     "anvil._ec.pool": ([], []),
+    "anvil._ec.pieces": ([], []),
     "anvil._ec.codec": ([], ["libisal"]),
     "anvil._ec.fileio": ([], []),
     "anvil._ec.buffers": ([], []),
@@ -47,7 +48,7 @@ def pkg_config(library: str, flag: str) -> list[str]:
 
 def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
     folder = os.path.join(*name.split(".")[:-1])
-    compile_args = ["-O3", "-fno-strict-aliasing", "-pthread", "-Wall", "-Wextra"]
+    compile_args = ["-O3", "-D_GNU_SOURCE", "-fno-strict-aliasing", "-pthread", "-Wall", "-Wextra"]
     link_args = ["-pthread"]
     if os.environ.get("ANVIL_STRICT") == "1":
         compile_args.append("-Werror")
@@ -75,7 +76,7 @@ def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
             os.path.join(place, header)
             for place in ("anvil/_ec", "anvil/_ec/kernels")
             for header in os.listdir(place)
-            if header.endswith((".h", ".pxd"))
+            if header.endswith((".h", ".pxd", ".pxi"))
         ],
     )
 

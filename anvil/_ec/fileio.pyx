@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
 from posix.types cimport off_t
 
+from anvil._ec.pieces cimport ANVIL_PIECE_MAX, Sink, Source, anvil_sink, anvil_source
 from anvil._ec.pins cimport Pins, pins_add, pins_close, pins_open
 from anvil._ec.pool cimport Job, anvil_job
 
@@ -49,7 +50,20 @@ ctypedef struct read_state:
     char *to
     Py_ssize_t room
     Py_ssize_t count
-    anvil_job *then
+
+
+ctypedef struct into_state:
+    int fd
+    off_t offset
+    Py_ssize_t count
+    anvil_sink *sink
+
+
+ctypedef struct from_state:
+    int fd
+    off_t offset
+    iovec head
+    anvil_source *source
 
 
 ctypedef struct reserve_state:
@@ -96,23 +110,67 @@ cdef void write_run(anvil_job *job) noexcept nogil:
     job.status = status
 
 
-cdef void read_run(anvil_job *job) noexcept nogil:
-    cdef read_state *state = <read_state *> job.arg
+cdef int read_all(int fd, off_t offset, char *to, Py_ssize_t room, Py_ssize_t *count) noexcept nogil:
+    """0 or an errno. `count`: bytes read, short only at the end of the file."""
     cdef ssize_t n
-    state.count = 0
-    while state.count < state.room:
-        n = pread(state.fd, state.to + state.count, <size_t> (state.room - state.count), state.offset + state.count)
+    count[0] = 0
+    while count[0] < room:
+        n = pread(fd, to + count[0], <size_t> (room - count[0]), offset + count[0])
         if n < 0:
             if errno == EINTR:
                 continue
-            job.status = errno
-            return
+            return errno
         if n == 0:
             break
-        state.count += n
+        count[0] += n
+    return 0
+
+
+cdef void read_run(anvil_job *job) noexcept nogil:
+    cdef read_state *state = <read_state *> job.arg
+    job.status = read_all(state.fd, state.offset, state.to, state.room, &state.count)
+
+
+cdef inline char *aligned(char *piece) noexcept nogil:
+    """The first address from `piece` on that begins a cache line."""
+    return piece + (64 - (<size_t> piece) % 64) % 64
+
+
+cdef void into_run(anvil_job *job) noexcept nogil:
+    cdef into_state *state = <into_state *> job.arg
+    cdef char room[ANVIL_PIECE_MAX + 64]
+    cdef char *piece = aligned(room)
+    cdef Py_ssize_t want, count
     job.status = 0
-    if state.then != NULL and state.count == state.room:
-        state.then.run(state.then)
+    while state.sink.want:
+        want = <Py_ssize_t> state.sink.want
+        job.status = read_all(state.fd, state.offset + state.count, piece, want, &count)
+        state.count += count
+        if job.status != 0 or count < want:
+            return
+        state.sink.feed(state.sink, <unsigned char *> piece)
+
+
+cdef void from_run(anvil_job *job) noexcept nogil:
+    cdef from_state *state = <from_state *> job.arg
+    cdef char room[ANVIL_PIECE_MAX + 64]
+    cdef write_state piece
+    cdef iovec bytes_of_it
+    cdef size_t at
+    piece.fd = state.fd
+    piece.sync = False
+    piece.count = 1
+    piece.offset = state.offset
+    piece.piece = &state.head
+    job.status = write_all(&piece)
+    piece.piece = &bytes_of_it
+    bytes_of_it.iov_base = aligned(room)
+    while job.status == 0:
+        bytes_of_it.iov_len = state.source.next(state.source, <unsigned char *> bytes_of_it.iov_base, &at)
+        if bytes_of_it.iov_len == 0:
+            return
+        piece.offset = state.offset + <off_t> (state.head.iov_len + at)
+        job.status = write_all(&piece)
 
 
 cdef void sync_run(anvil_job *job) noexcept nogil:
@@ -190,17 +248,12 @@ cdef class WriteJob(Job):
 
 
 cdef class ReadJob(Job):
-    """Fill `view` from `offset`. `count`: bytes read, short only at the end of the file. `check` raises OSError.
-
-    `then`: a job that runs on the same thread directly after a read that filled `view`, while the bytes are in that core's cache,
-    and not after any other. How it ended is asked of it, not of the read.
-    """
+    """Fill `view` from `offset`. `count`: bytes read, short only at the end of the file. `check` raises OSError."""
 
     cdef read_state state
     cdef Pins pins
-    cdef Job then
 
-    def __cinit__(self, fd, offset, view, Job then=None):
+    def __cinit__(self, fd, offset, view):
         cdef Py_buffer *target
         self.state.fd = descriptor(fd)
         self.state.offset = position(offset)
@@ -208,14 +261,6 @@ cdef class ReadJob(Job):
         target = pins_add(&self.pins, view, True)
         self.state.to = <char *> target.buf
         self.state.room = target.len
-        if then is not None:
-            if then.submitted:
-                raise RuntimeError("job was submitted before")
-            if then.job.run == NULL:
-                raise TypeError("job was not prepared")
-            then.submitted = True
-            self.then = then
-            self.state.then = &then.job
         self.job.arg = &self.state
         self.job.run = read_run
         self.job.status = NOT_RUN
@@ -229,6 +274,71 @@ cdef class ReadJob(Job):
 
     def check(self):
         finished(self.job.status)
+
+
+cdef class ReadInto(Job):
+    """Feed `sink` from `offset` on until it wants no more, a piece at a time, while the piece is in the core's cache.
+
+    `count`: bytes read; the file ended early if the sink still wants some. `check` raises OSError; how the sink likes what it was
+    fed is asked of the sink.
+    """
+
+    cdef into_state state
+    cdef Sink sink
+
+    def __cinit__(self, fd, offset, Sink sink not None):
+        self.state.fd = descriptor(fd)
+        self.state.offset = position(offset)
+        if sink.sink.feed == NULL or sink.taken:
+            raise RuntimeError("the sink is not prepared, or has another source")
+        sink.taken = True
+        self.sink = sink
+        self.state.sink = &sink.sink
+        self.job.arg = &self.state
+        self.job.run = into_run
+        self.job.status = NOT_RUN
+
+    @property
+    def count(self):
+        return self.state.count
+
+    def check(self):
+        finished(self.job.status)
+
+
+cdef class WriteFrom(Job):
+    """Write `head` at `offset` and all that `source` gives behind it, each piece while it is in the core's cache.
+
+    `check` raises OSError of the write that failed, or what the source's `check` raises.
+    """
+
+    cdef from_state state
+    cdef Source source
+    cdef Pins pins
+
+    def __cinit__(self, fd, offset, Source source not None, head=b""):
+        cdef Py_buffer *view
+        self.state.fd = descriptor(fd)
+        self.state.offset = position(offset)
+        if source.source.next == NULL or source.taken:
+            raise RuntimeError("the source is not prepared, or was drawn from before")
+        source.taken = True
+        pins_open(&self.pins, 1)
+        view = pins_add(&self.pins, head, False)
+        self.state.head.iov_base = view.buf
+        self.state.head.iov_len = <size_t> view.len
+        self.source = source
+        self.state.source = &source.source
+        self.job.arg = &self.state
+        self.job.run = from_run
+        self.job.status = NOT_RUN
+
+    def __dealloc__(self):
+        pins_close(&self.pins)
+
+    def check(self):
+        finished(self.job.status)
+        self.source.check()
 
 
 cdef class SyncJob(Job):

@@ -7,6 +7,7 @@
 #define ANVIL_POOL_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -31,8 +32,16 @@ typedef struct anvil_pool {
     pthread_t *thread;
 } anvil_pool;
 
+/* A thread that has just been given work must not push the event loop off its processor, which is about to give out more: the class
+ * for what computes and does not interact. It gets its share of time as before. Refused (another kernel): it is only a hint. */
+static inline void anvil_pool_as_batch(void) {
+    const struct sched_param none = {0};
+    (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
+}
+
 static void *anvil_pool_main(void *arg) {
     anvil_pool *p = (anvil_pool *)arg;
+    anvil_pool_as_batch();
     pthread_mutex_lock(&p->lock);
     for (;;) {
         while (!p->head && !p->closing)

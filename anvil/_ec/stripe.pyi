@@ -3,6 +3,7 @@ from typing import Self
 
 from anvil._ec.codec import Codec
 from anvil._ec.codec import NotEnoughUnits as NotEnoughUnits
+from anvil._ec.pieces import Sink, Source
 from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 
@@ -73,6 +74,20 @@ class RebuildJob(Job):
     ) -> Self: ...
     @property
     def corrupt(self) -> tuple[int, ...]: ...
+
+class OpenFrame(Sink):
+    """Opens the frame of a stripe of a 1+0 blob as it comes, into `out[:length]`; wants `length` + 24 bytes in all.
+
+    check() raises NotEnoughUnits (its checksum fails) or SealBroken, and `out` then holds nothing; RuntimeError while not all has come.
+    """
+
+    def __new__(cls, key: BlobKey, stripe: int, last: bool, length: int, out: Buffer) -> Self: ...
+
+class SealFrame(Source):
+    """Seals a stripe of a 1+0 blob, `plain[:length]`, as it is drawn: the frame that EncodeJob would write. Of a (blob, stripe) there may
+    be one: two sealings of other bytes under one nonce would give both away."""
+
+    def __new__(cls, key: BlobKey, stripe: int, last: bool, plain: Buffer, length: int) -> Self: ...
 
 def frame_checksum(blob_id: bytes, index: int, stripe: int, unit: Buffer) -> int: ...
 def checksum_kernels() -> list[str]:

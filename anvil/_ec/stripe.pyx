@@ -15,6 +15,7 @@ from anvil._ec.codec cimport (
 )
 from anvil._ec.pins cimport Pins, pins_add, pins_close, pins_open
 from anvil._ec.pool cimport Job, anvil_job
+from anvil._ec.pieces cimport Sink, Source, anvil_sink, anvil_source
 
 from anvil._ec.codec import NotEnoughUnits
 
@@ -25,7 +26,8 @@ cdef extern from "openssl/evp.h" nogil:
     void OPENSSL_cleanse(void *ptr, size_t len)
 
 cdef extern from "xxh3.h" nogil:
-    ctypedef uint64_t (*anvil_xxh3_kernel)(const void *data, size_t length, uint64_t seed) noexcept
+    ctypedef struct anvil_xxh3_kernel:
+        pass
 
 cdef extern from "stripe.h" nogil:
     enum:
@@ -71,7 +73,7 @@ cdef extern from "stripe.h" nogil:
 
     EVP_CIPHER *anvil_gcm_cipher
     int anvil_gcm_use_vaes
-    anvil_xxh3_kernel anvil_xxh3
+    const anvil_xxh3_kernel *anvil_xxh3
     size_t anvil_unit_len(int k, size_t plain)
     uint64_t anvil_checksum(
         const unsigned char *blob_id, uint32_t index, uint32_t stripe, const unsigned char *unit, size_t length)
@@ -93,13 +95,13 @@ cdef extern from *:
     static const char *const anvil_xxh3_names[] = {"baseline", "avx2", "avx512"};
 
     /* The kernel of that number, or NULL if it is not built in or this processor lacks the instructions. */
-    static anvil_xxh3_kernel anvil_xxh3_named(int which) {
+    static const anvil_xxh3_kernel *anvil_xxh3_named(int which) {
     #ifdef ANVIL_XXH3_X86
         __builtin_cpu_init();
-        if (which == 1 && __builtin_cpu_supports("avx2")) return anvil_xxh3_avx2;
-        if (which == 2 && __builtin_cpu_supports("avx512f")) return anvil_xxh3_avx512;
+        if (which == 1 && __builtin_cpu_supports("avx2")) return &anvil_xxh3_avx2;
+        if (which == 2 && __builtin_cpu_supports("avx512f")) return &anvil_xxh3_avx512;
     #endif
-        return which == 0 ? anvil_xxh3_baseline : NULL;
+        return which == 0 ? &anvil_xxh3_baseline : NULL;
     }
 
     static int anvil_gcm_vaes_here(void) {
@@ -117,7 +119,7 @@ cdef extern from *:
     static int anvil_gcm_openssl_is_slow(void) { return OpenSSL_version_num() < 0x30100000UL; }
     """
     const char **anvil_xxh3_names
-    anvil_xxh3_kernel anvil_xxh3_named(int which)
+    const anvil_xxh3_kernel *anvil_xxh3_named(int which)
     int anvil_gcm_vaes_here()
     int anvil_gcm_openssl_is_slow()
 
@@ -403,6 +405,9 @@ cdef class RebuildJob(Job):
 
     def check(self):
         finished(self.job.status, self.state.codec.k)
+
+
+include "fused.pxi"
 
 
 def frame_checksum(bytes blob_id not None, index, stripe, unit):

@@ -13,12 +13,22 @@
 #define ANVIL_XXH3_X86 1 /* clang has no `#pragma GCC target`: it gets the baseline */
 #endif
 
-typedef uint64_t (*anvil_xxh3_kernel)(const void *data, size_t length, uint64_t seed);
+/* State of a hash that is fed in pieces. Stays where it is while it is fed; of any alignment, as it lives in Python objects. */
+typedef struct {
+    unsigned char opaque[640 + 64];
+} anvil_xxh3_state;
 
-uint64_t anvil_xxh3_baseline(const void *data, size_t length, uint64_t seed);
+/* All at once, or in pieces of any length; both give the same. */
+typedef struct {
+    uint64_t (*whole)(const void *data, size_t length, uint64_t seed);
+    void (*begin)(anvil_xxh3_state *state, uint64_t seed);
+    void (*add)(anvil_xxh3_state *state, const void *data, size_t length);
+    uint64_t (*end)(const anvil_xxh3_state *state);
+} anvil_xxh3_kernel;
+
+extern const anvil_xxh3_kernel anvil_xxh3_baseline;
 #ifdef ANVIL_XXH3_X86
-uint64_t anvil_xxh3_avx2(const void *data, size_t length, uint64_t seed);
-uint64_t anvil_xxh3_avx512(const void *data, size_t length, uint64_t seed);
+extern const anvil_xxh3_kernel anvil_xxh3_avx2, anvil_xxh3_avx512;
 #endif
 
 #endif

@@ -14,9 +14,14 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 
-from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, SealBroken
+from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, OpenFrame, SealBroken
 from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, ReadQuorumLost
-from anvil.base.limits import DAMAGE_REMEMBERED, INLINE_JOB_BYTES_MAX, READ_SPARE_AFTER_S, STRIPES_IN_FLIGHT
+from anvil.base.limits import (
+    DAMAGE_REMEMBERED,
+    INLINE_JOB_BYTES_MAX,
+    READ_SPARE_AFTER_S,
+    STRIPES_IN_FLIGHT,
+)
 from anvil.engine.context import Context
 from anvil.engine.ports import Drive
 from anvil.engine.types import Extent
@@ -145,6 +150,10 @@ class BlobReader:
     async def stripe(self, number: int) -> memoryview:
         """The plaintext of that stripe. Raises DataLost, ReadQuorumLost, SlowDown."""
         geometry, width = self._geometry, self._blob.scheme.width
+        if width == 1 and geometry.stripe_len(number) > INLINE_JOB_BYTES_MAX:
+            plain = await self._only_shard(number)
+            if plain is not None:
+                return plain
         frame_len, length = geometry.frame_len(number), geometry.stripe_len(number)
         # One region more than k, for the spare that is read when a shard is slow or bad.
         slots = min(self._blob.scheme.k + 1, width)
@@ -152,8 +161,6 @@ class BlobReader:
         out = room[:length]
         frames: list[memoryview | None] = [None] * width
         free = [room[length + slot * frame_len : length + (slot + 1) * frame_len] for slot in range(slots)]
-        if width == 1 and length > INLINE_JOB_BYTES_MAX and await self._only_shard(number, free[0], out):
-            return out
         while True:
             await self._fetch(number, frames, free)
             job = DecodeJob(self._codec, self._key, number, number == geometry.stripes - 1, length, frames, out)
@@ -172,28 +179,31 @@ class BlobReader:
                 self._found_bad(job.corrupt, frames, free)
             return out
 
-    async def _only_shard(self, number: int, view: memoryview, out: memoryview) -> bool:
-        """A blob of one shard has no spare to turn to: its frame is read and decoded in one trip to a thread. False if that failed,
-        and what is wrong with the shard is then known. Raises DataLost."""
+    async def _only_shard(self, number: int) -> memoryview | None:
+        """A blob of one shard has no spare to turn to: its frame is opened while it is read. None if that failed, and what is wrong
+        with the shard is then known. Raises DataLost, SlowDown."""
+        length = self._geometry.stripe_len(number)
+        out = await self._room(length)
         if not await self._usable(1, set()):
-            return False
+            return None
         drive, place = self._places[0]
-        last = number == self._geometry.stripes - 1
-        job = DecodeJob(self._codec, self._key, number, last, self._geometry.stripe_len(number), [view], out)
+        frame = OpenFrame(self._key, number, number == self._geometry.stripes - 1, length, out)
         try:
-            if await drive.read(place, self._geometry.frame_offset(number), view, job) != len(view):
-                self._unreadable(0)
-                return False
-            job.check()
+            await drive.read_into(place, self._geometry.frame_offset(number), frame)
         except DriveFailed:
             self._unreadable(0)
-            return False
+            return None
+        if frame.wants:
+            self._unreadable(0)
+            return None
+        try:
+            frame.check()
         except NotEnoughUnits:
             self._report("corrupt", 0)
-            return False
+            return None
         except SealBroken as error:
             raise DataLost() from error
-        return True
+        return out
 
     async def _room(self, nbytes: int) -> memoryview:
         if nbytes <= 2 * INLINE_JOB_BYTES_MAX:

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from anvil._ec.digest import DigestJob, Digests
-from anvil._ec.stripe import BlobKey, EncodeJob
+from anvil._ec.stripe import BlobKey, EncodeJob, SealFrame
 from anvil.base.errors import AnvilError, DriveFailed, IncompleteBody, Unavailable, WriteQuorumLost
 from anvil.base.limits import (
     INLINE_BYTES_MAX,
@@ -260,16 +260,25 @@ class _OneBlob:
             length = geometry.stripe_len(stripe)
             if len(self._flying) == STRIPES_IN_FLIGHT:
                 await self._landed()
-            plain_bytes = -(-length // 64) * 64  # so that the frames behind it are aligned too
-            buffer = memoryview(await context.buffers.acquire(plain_bytes + geometry.frame_len(stripe) * self._blob.scheme.width))
-            plain = buffer[:length]
-            await _fill(body, plain)
             last = stripe == geometry.stripes - 1
-            encode = EncodeJob(self._codec, self._key, stripe, last, plain, length, buffer[plain_bytes:])
-            digest = DigestJob(digests, plain, length)
-            before = context.owned.start(self._flush(digest, encode, shards, before))
+            if len(shards) == 1:
+                plain = memoryview(await context.buffers.acquire(length))
+                await _fill(body, plain)
+                flush = self._flush_only(
+                    DigestJob(digests, plain, length), SealFrame(self._key, stripe, last, plain, length), shards, before
+                )
+            else:
+                plain_bytes = -(-length // 64) * 64  # so that the frames behind it are aligned too
+                frames_bytes = geometry.frame_len(stripe) * self._blob.scheme.width
+                buffer = memoryview(await context.buffers.acquire(plain_bytes + frames_bytes))
+                plain = buffer[:length]
+                await _fill(body, plain)
+                encode = EncodeJob(self._codec, self._key, stripe, last, plain, length, buffer[plain_bytes:])
+                flush = self._flush(DigestJob(digests, plain, length), encode, shards, before)
+                del buffer, encode
+            before = context.owned.start(flush)
             self._flying.append(before)
-            del buffer, plain, encode, digest  # the task alone keeps the memory now
+            del plain, flush  # the task alone keeps the memory now
         while self._flying:
             await self._landed()
 
@@ -293,21 +302,38 @@ class _OneBlob:
             if not before.done():
                 await asyncio.wait([before])
             before.result()
-            if len(shards) == 1:
-                assert shards[0] is not None  # else the quorum is lost, which `before` has raised
-                await self._append(0, shards[0], shards, encode)
-            else:
-                await asyncio.gather(
-                    *(self._append(index, shard, shards, encode) for index, shard in enumerate(shards) if shard is not None)
+            await asyncio.gather(
+                *(
+                    self._append(index, shard.write(encode.frame(index)), shards)
+                    for index, shard in enumerate(shards)
+                    if shard is not None
                 )
+            )
             if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
                 self._require_quorum([shard is not None for shard in shards])
         finally:
             await digesting
 
-    async def _append(self, index: int, shard: LargeShard, shards: list[LargeShard | None], encode: EncodeJob) -> None:
+    async def _flush_only(
+        self, digest: DigestJob, frame: SealFrame, shards: list[LargeShard | None], before: asyncio.Task[None]
+    ) -> None:
+        """`_flush` where there is one shard, which needs no coding: it is sealed while it is written."""
+        digesting = self._context.lanes.begin(digest)
         try:
-            await shard.write(encode.frame(index))
+            if not before.done():
+                await asyncio.wait([before])
+            before.result()
+            assert shards[0] is not None  # else the quorum is lost, which `before` has raised
+            await self._append(0, shards[0].write_from(frame), shards)
+            self._require_quorum([shards[0] is not None])
+        finally:
+            await digesting
+
+    async def _append(self, index: int, work: Awaitable[None], shards: list[LargeShard | None]) -> None:
+        shard = shards[index]
+        assert shard is not None
+        try:
+            await work
         except Unavailable as error:
             self._failed(index, error)
             shards[index] = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from anvil._ec.pool import Job
+from anvil._ec.pieces import Sink, Source
 from anvil.base.types import Buffer
 from anvil.model.identity import App, Bucket
 from anvil.model.records import (
@@ -180,6 +180,10 @@ class LargeShard(Protocol):
         """Append frames (checksum + unit). The buffer must not change until this returns. Raises StorageFull, DriveFailed."""
         ...
 
+    async def write_from(self, source: Source) -> None:
+        """Append the frames that `source` gives, as `write` does. On return, and when it raises, nothing is drawn from it any more."""
+        ...
+
     async def publish(self, footer: ShardFooter) -> None:
         """Write the footer; on return the shard is durable and can be read under its name. Raises as `write`."""
         ...
@@ -214,11 +218,13 @@ class Drive(Protocol):
         when it has it and its header is damaged, DriveFailed when the drive cannot be read."""
         ...
 
-    async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
-        """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed.
+    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
+        """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed."""
+        ...
 
-        `then`: a job that works on `view`. It has run, on the thread that read, when the count is the whole of `view`, and has not
-        run otherwise. Raises what its `check` raises, or leaves that to be asked of it."""
+    async def read_into(self, place: ShardPlace, offset: int, sink: Sink) -> None:
+        """Feed `sink` with the payload from `offset` on, until it wants no more or the payload ends. On return, and when it raises, the
+        sink is not fed any more. Raises DriveFailed; what came is judged by the sink's `check`."""
         ...
 
     async def verify(self, place: ShardPlace) -> ShardFooter:

@@ -24,7 +24,7 @@ from typing import Self
 
 import msgspec
 
-from anvil._ec.pool import Job
+from anvil._ec.pieces import Sink
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull, Unavailable
 from anvil.base.limits import (
     DRIVE_FLOOR_BYTES,
@@ -328,15 +328,22 @@ class LocalDrive:
                 self._present()
         return place
 
-    async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
-        """Payload bytes from `offset` into `view`; returns how many (short = truncated, or gone). `then`: see the port. Raises
-        DriveFailed."""
+    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
+        """Payload bytes from `offset` into `view`; returns how many (short = truncated, or gone). Raises DriveFailed."""
         store = self._reading()
         with self._reads():
-            count = await reader.read(store, place, offset, view, then)
+            count = await reader.read(store, place, offset, view)
             if count < len(view):
                 self._present()
         return count
+
+    async def read_into(self, place: ShardPlace, offset: int, sink: Sink) -> None:
+        """Payload bytes from `offset` into `sink`; see the port. Raises DriveFailed."""
+        store = self._reading()
+        with self._reads():
+            await reader.read_into(store, place, offset, sink)
+            if sink.wants:
+                self._present()
 
     async def verify(self, place: ShardPlace) -> ShardFooter:
         """Check that a shard's record is whole, apart from its payload's own checksums. Raises BadRecord, DriveFailed."""

@@ -13,6 +13,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from anvil._ec.pieces import Source
 from anvil.base.errors import BadRecord
 from anvil.base.limits import FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
 from anvil.base.types import Buffer
@@ -207,10 +208,11 @@ class LargeShardFile:
 
     async def write(self, frames: Buffer) -> None:
         """Append frames in order; one call at a time. Raises StorageFull, DriveFailed."""
-        length = memoryview(frames).nbytes
-        if max(self._offset, self._start) + length > self._end:
-            raise ValueError("more frames than the shard's geometry has")
-        await self._alone(self._append(frames, length))
+        await self._alone(self._append(frames, memoryview(frames).nbytes))
+
+    async def write_from(self, source: Source) -> None:
+        """Append the frames that `source` gives, as `write` does."""
+        await self._alone(self._append(source, source.length))
 
     async def publish(self, footer: ShardFooter) -> None:
         """Durable and readable under its name on return. Raises StorageFull, DriveFailed; then nothing is visible."""
@@ -245,10 +247,15 @@ class LargeShardFile:
             if self._unwanted:
                 self._close()
 
-    async def _append(self, frames: Buffer, length: int) -> None:
-        first = self._offset == 0
-        await self._owner.io.write(self._fd, self._offset, [self._head, frames] if first else [frames], sync=False)
-        self._offset += length + (self._start if first else 0)
+    async def _append(self, frames: Buffer | Source, length: int) -> None:
+        if max(self._offset, self._start) + length > self._end:
+            raise ValueError("more frames than the shard's geometry has")
+        io, head = self._owner.io, self._head if self._offset == 0 else b""
+        if isinstance(frames, Source):
+            await io.write_from(self._fd, self._offset, frames, head)
+        else:
+            await io.write(self._fd, self._offset, [head, frames], sync=False)
+        self._offset += len(head) + length
 
     async def _publish(self, footer: ShardFooter) -> None:
         """The one place where a large shard becomes visible. What a crash leaves behind, step by step:

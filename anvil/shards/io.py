@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from anvil._ec.pieces import Sink, Source
 from anvil.base.errors import AnvilError, DriveFailed, StorageFull
 from anvil.base.limits import READ_INLINE_BYTES_MAX
 from anvil.base.types import Buffer
@@ -48,8 +49,16 @@ class IoJobs(Protocol):
         """pwritev of all buffers (at most 1,024 of them), then fdatasync if `sync`."""
         ...
 
-    def read(self, fd: int, offset: int, view: Buffer, then: Any = None) -> CountingJob:
-        """pread until `view` is full or the file ends. If it is full, the job `then` runs next, on the same thread."""
+    def read(self, fd: int, offset: int, view: Buffer) -> CountingJob:
+        """pread until `view` is full or the file ends."""
+        ...
+
+    def read_into(self, fd: int, offset: int, sink: Sink) -> Job:
+        """pread a piece at a time and feed it to `sink`, until that wants no more or the file ends."""
+        ...
+
+    def write_from(self, fd: int, offset: int, source: Source, head: Buffer) -> Job:
+        """pwrite of `head`, and of what `source` gives behind it, a piece at a time. `check` also raises what the source's raises."""
         ...
 
     def sync(self, fd: int, full: bool) -> Job:
@@ -95,18 +104,24 @@ class Io:
     async def sync(self, fd: int, *, full: bool = False) -> None:
         await self.executor.run_to_end(self.jobs.sync(fd, full))
 
-    async def read(self, fd: int, offset: int, view: memoryview, then: Any = None) -> int:
-        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread,
-        where the job `then` runs after a read that filled `view`."""
+    async def read(self, fd: int, offset: int, view: memoryview) -> int:
+        """Bytes read into `view`, short only at the end of the file. Inline if they are in memory and few, else on a C thread."""
         if not len(view):
             return 0
-        if then is None and len(view) <= READ_INLINE_BYTES_MAX:
+        if len(view) <= READ_INLINE_BYTES_MAX:
             count = self.jobs.read_now(fd, offset, view)
             if count >= 0:
                 return count
-        job = self.jobs.read(fd, offset, view, then)
+        job = self.jobs.read(fd, offset, view)
         await self.executor.run_to_end(job)
         return job.count
+
+    async def read_into(self, fd: int, offset: int, sink: Sink) -> None:
+        """Feed `sink` on a C thread until it wants no more, or the file ends."""
+        await self.executor.run_to_end(self.jobs.read_into(fd, offset, sink))
+
+    async def write_from(self, fd: int, offset: int, source: Source, head: Buffer) -> None:
+        await self.executor.run_to_end(self.jobs.write_from(fd, offset, source, head))
 
 
 def storage_error(error: OSError, label: str) -> AnvilError:

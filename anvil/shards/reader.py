@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from anvil._ec.pool import Job
+from anvil._ec.pieces import Sink
 from anvil.base.errors import BadRecord
 from anvil.base.limits import FOOTER_BYTES_MAX, OPEN_READ_BYTES, RECORD_HEADER_BYTES_MAX
 from anvil.model.records import BlobId, BlobRef
@@ -84,41 +84,57 @@ async def _find_file(store: Store, blob_id: BlobId, index: int) -> ShardPlace | 
     return ShardPlace(record.header, FileRef(path, record.header_bytes))
 
 
-async def read(store: Store, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
-    """Payload bytes from `offset` into `view`; returns how many. 0 for a shard that is gone. `then`: see the port."""
+async def read(store: Store, place: ShardPlace, offset: int, view: memoryview) -> int:
+    """Payload bytes from `offset` into `view`; returns how many. 0 for a shard that is gone."""
     blob = place.header.blob
     wanted = max(0, min(len(view), blob.geometry.shard_bytes - offset))
     if offset < 0 or not wanted:
         return 0
-    if wanted < len(view):
-        then = None
     ref = place.ref
     if isinstance(ref, FileRef):
-        return await _read_at(store, ref.path, ref.header_bytes + offset, view[:wanted], then=then)
+        return await _read_at(store, ref.path, ref.header_bytes + offset, view[:wanted])
     if not isinstance(ref, SegmentRef):
         raise TypeError("the place is of another drive")
     if ref.data is not None:
         start = ref.place.header_bytes + offset
         view[:wanted] = ref.data[start : start + wanted]
-        if then is not None:
-            await store.io.executor.run_to_end(then)
         return wanted
     at: Place | None = ref.place
     for _ in range(_MOVES_MAX):
         if at is None:
             return 0
         path = store.segment_path(at.segment)
-        count = await _read_at(store, path, at.offset + at.header_bytes + offset, view[:wanted], missing=-1, then=then)
+        count = await _read_at(store, path, at.offset + at.header_bytes + offset, view[:wanted], missing=-1)
         if count >= 0:
             return count
         at = store.index.get(blob.blob_id, place.header.index)  # compaction moved it
     return 0
 
 
-async def _read_at(store: Store, path: Path, offset: int, view: memoryview, missing: int = 0, then: Job | None = None) -> int:
+async def read_into(store: Store, place: ShardPlace, offset: int, sink: Sink) -> None:
+    """Payload bytes from `offset` into `sink`, until it wants no more or they end."""
+    ref = place.ref
+    if not isinstance(ref, FileRef):
+        # A record in a segment may be moved by compaction, and is small.
+        left = max(0, place.header.blob.geometry.shard_bytes - offset)
+        while 0 < (wants := sink.wants) <= left:
+            piece = memoryview(bytearray(wants))
+            if await read(store, place, offset, piece) != wants:
+                return
+            sink.feed(piece)
+            offset, left = offset + wants, left - wants
+        return
+    try:
+        with store.files.lease(ref.path) as fd:
+            await store.io.read_into(fd, ref.header_bytes + offset, sink)
+    except FileNotFoundError:
+        return
+
+
+async def _read_at(store: Store, path: Path, offset: int, view: memoryview, missing: int = 0) -> int:
     try:
         with store.files.lease(path) as fd:
-            return await store.io.read(fd, offset, view, then)
+            return await store.io.read(fd, offset, view)
     except FileNotFoundError:
         return missing
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
-from anvil._ec.pool import Job
+from anvil._ec.pieces import Sink, Source
 from anvil.base.errors import BadRecord, DriveFailed
 from anvil.base.types import Buffer
 from anvil.model.layout import partition as partition_of
@@ -100,14 +100,22 @@ class MemoryDrive:
             raise BadRecord("record header fails its checksum")
         return ShardPlace(shard.header, shard)
 
-    async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
+    async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
         await self._meet("read")
         assert isinstance(place.ref, StoredShard)
         piece = bytes(place.ref.payload[offset : offset + len(view)])
         view[: len(piece)] = piece
-        if then is not None and len(piece) == len(view):
-            then.run()
         return len(piece)
+
+    async def read_into(self, place: ShardPlace, offset: int, sink: Sink) -> None:
+        await self._meet("read")
+        assert isinstance(place.ref, StoredShard)
+        while wants := sink.wants:
+            piece = bytes(place.ref.payload[offset : offset + wants])
+            if len(piece) < wants:
+                return
+            sink.feed(piece)
+            offset += wants
 
     async def verify(self, place: ShardPlace) -> ShardFooter:
         await self._meet("open")
@@ -165,6 +173,13 @@ class MemoryLargeShard:
             raise ValueError("more frames than the shard's geometry has")
         await self._meet("write")
         self._payload += frames
+
+    async def write_from(self, source: Source) -> None:
+        frames = bytearray(source.length)
+        for at, piece in source.pieces():
+            frames[at : at + len(piece)] = piece
+        source.check()
+        await self.write(frames)
 
     async def publish(self, footer: ShardFooter) -> None:
         self._still_open()

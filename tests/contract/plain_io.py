@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from anvil._ec.pool import Job
+from anvil._ec.pieces import Sink, Source
 from anvil.base.types import Buffer
 from anvil.shards.io import preadv_nowait
 
@@ -140,10 +140,10 @@ class FaultyJobs:
         os.posix_fallocate(fd, 0, length)
         return length
 
-    def read(self, fd: int, offset: int, view: Buffer, then: Job | None = None) -> PlainJob:
-        return PlainJob(lambda: self._read(fd, offset, memoryview(view), then))
+    def read(self, fd: int, offset: int, view: Buffer) -> PlainJob:
+        return PlainJob(lambda: self._read(fd, offset, memoryview(view)))
 
-    def _read(self, fd: int, offset: int, view: memoryview, then: Job | None) -> int:
+    def _read(self, fd: int, offset: int, view: memoryview) -> int:
         self.faults.take(self.faults.read_errnos)
         done = 0
         while done < len(view):
@@ -151,8 +151,30 @@ class FaultyJobs:
             if not count:
                 break
             done += count
-        if then is not None and done == len(view):
-            then.run()
+        return done
+
+    def write_from(self, fd: int, offset: int, source: Source, head: Buffer) -> PlainJob:
+        return PlainJob(lambda: self._write_from(fd, offset, source, bytes(head)))
+
+    def _write_from(self, fd: int, offset: int, source: Source, head: bytes) -> int:
+        whole = bytearray(source.length)
+        for at, piece in source.pieces():
+            whole[at : at + len(piece)] = piece
+        source.check()
+        return self._write(fd, offset, [head, whole], sync=False)
+
+    def read_into(self, fd: int, offset: int, sink: Sink) -> PlainJob:
+        return PlainJob(lambda: self._read_into(fd, offset, sink))
+
+    def _read_into(self, fd: int, offset: int, sink: Sink) -> int:
+        done = 0
+        while wants := sink.wants:
+            piece = memoryview(bytearray(wants))
+            count = self._read(fd, offset + done, piece)
+            done += count
+            if count < wants:
+                break
+            sink.feed(piece)
         return done
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:

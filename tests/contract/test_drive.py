@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anvil._ec.stripe import BlobKey, OpenFrame, SealFrame
 from anvil.base.limits import MIB, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.ports import Drive, LargeShard
 from anvil.model.scheme import Scheme
@@ -100,6 +101,65 @@ def test_ranges_of_the_payload(on_drive: Any, size: int) -> None:
         await store(drive, header, frames)
         for offset, length in [(0, 1), (1, 100), (len(frames) - 1, 1), (len(frames) - 5, 50), (len(frames), 10)]:
             assert await payload(drive, header, offset, length) == frames[offset : offset + length]
+
+    on_drive(check)
+
+
+def stripes_of(header: ShardHeader) -> Iterator[tuple[int, int, bool]]:
+    """Number, length and last flag of each stripe."""
+    geometry = header.blob.geometry
+    for stripe in range(geometry.stripes):
+        yield stripe, geometry.stripe_len(stripe), stripe == geometry.stripes - 1
+
+
+@pytest.mark.parametrize("size", [300_000, MIB, 3 * MIB + 17])
+def test_frames_sealed_as_they_are_written_and_opened_as_they_are_read(on_drive: Any, size: int) -> None:
+    async def check(drive: Drive) -> None:
+        header, plain = make_header(size, scheme=Scheme(1, 0)), os.urandom(size)
+        blob, key = header.blob, BlobKey(bytes(32), header.blob.blob_id)
+        shard = await drive.create(header)
+        for stripe, length, last in stripes_of(header):
+            at = stripe * blob.stripe_bytes
+            await shard.write_from(SealFrame(key, stripe, last, plain[at : at + length], length))
+        with pytest.raises(ValueError, match="more frames"):
+            await shard.write_from(SealFrame(key, 0, True, b"x", 1))
+        assert await drive.open(blob.blob_id, 0) is None, "not published"
+        shard = await drive.create(header)
+        for stripe, length, last in stripes_of(header):
+            at = stripe * blob.stripe_bytes
+            await shard.write_from(SealFrame(key, stripe, last, plain[at : at + length], length))
+        await shard.publish(make_footer())
+        place = await drive.open(blob.blob_id, 0)
+        assert place is not None
+        for stripe, length, last in stripes_of(header):
+            out = bytearray(length)
+            frame = OpenFrame(key, stripe, last, length, out)
+            await drive.read_into(place, blob.geometry.frame_offset(stripe), frame)
+            frame.check()
+            at = stripe * blob.stripe_bytes
+            assert out == plain[at : at + length]
+        frame = OpenFrame(key, 0, True, MIB, bytearray(MIB))
+        await drive.read_into(place, blob.geometry.shard_bytes - 5, frame)
+        assert frame.wants, "the payload ends before the frame does"
+
+    on_drive(check)
+
+
+def test_a_small_shard_feeds_a_sink_too(on_drive: Any) -> None:
+    async def check(drive: Drive) -> None:
+        header, plain = make_header(200_000, scheme=Scheme(1, 0)), os.urandom(200_000)
+        key = BlobKey(bytes(32), header.blob.blob_id)
+        frame = bytearray(header.blob.geometry.shard_bytes)
+        for at, piece in SealFrame(key, 0, True, plain, len(plain)).pieces():
+            frame[at : at + len(piece)] = piece
+        await drive.put(header, frame, make_footer())
+        place = await drive.open(header.blob.blob_id, 0)
+        assert place is not None
+        out = bytearray(len(plain))
+        sink = OpenFrame(key, 0, True, len(plain), out)
+        await drive.read_into(place, 0, sink)
+        sink.check()
+        assert out == plain
 
     on_drive(check)
 

@@ -138,6 +138,7 @@ static void *lanes_main(void *arg) {
     anvil_digest_job *active[ANVIL_MD5_LANES_MAX];
     int count = 0;
     int busy = 0; /* the most streams at a time lately, times PEAK_SLICES; it sinks by one a slice */
+    anvil_pool_as_batch();
     pthread_mutex_lock(&l->lock);
     for (;;) {
         count = fill_lanes(l, active, count);

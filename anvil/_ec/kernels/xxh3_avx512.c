@@ -4,8 +4,8 @@
 #ifdef ANVIL_XXH3_X86
 #pragma GCC target("avx512f")
 #define XXH_VECTOR XXH_AVX512
-#define XXH_INLINE_ALL
-#include <xxhash.h>
+#define ANVIL_XXH3_NAME(what) anvil_xxh3_avx512_##what
+#include "xxh3_body.h"
 
-uint64_t anvil_xxh3_avx512(const void *data, size_t length, uint64_t seed) { return XXH3_64bits_withSeed(data, length, seed); }
+const anvil_xxh3_kernel anvil_xxh3_avx512 = ANVIL_XXH3_KERNEL;
 #endif

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from anvil._ec.codec import Codec, NotEnoughUnits
 from anvil._ec.fileio import ReadJob, SyncJob, WriteJob
 from anvil._ec.pool import Pool
-from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob
 
 
 @pytest.fixture
@@ -151,36 +149,3 @@ def test_bad_arguments(fd: int) -> None:
         WriteJob(fd, 0, [b"good", "bad"])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="has not run"):
         SyncJob(fd).check()
-
-
-def test_a_read_that_fills_its_view_runs_the_next_job(tmp_path: Path) -> None:
-    """Read and decoded in one trip; a short read runs nothing, and the next job's failure is its own."""
-    codec, key = Codec(1, 0), BlobKey(bytes(32), bytes(16))
-    plain = os.urandom(100_000)
-    sealed = bytearray(100_000 + 16 + 8)
-    EncodeJob(codec, key, 0, True, plain, len(plain), sealed).run()
-    path = tmp_path / "f"
-    path.write_bytes(sealed)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        for damage, offset in ((False, 0), (True, 0), (False, 1)):
-            if damage:
-                path.write_bytes(bytes(len(sealed)))
-            view, out = bytearray(len(sealed)), bytearray(len(plain))
-            decode = DecodeJob(codec, key, 0, True, len(plain), [view], out)
-            read = ReadJob(fd, offset, view, decode)
-            read.run()
-            assert read.count == len(sealed) - offset
-            if damage:
-                with pytest.raises(NotEnoughUnits):
-                    decode.check()
-            elif offset:
-                with pytest.raises(RuntimeError, match="has not run"):
-                    decode.check()
-            else:
-                decode.check()
-                assert out == plain
-            with pytest.raises(RuntimeError, match="submitted"):
-                ReadJob(fd, 0, view, decode)
-    finally:
-        os.close(fd)
