@@ -62,6 +62,9 @@ DRIVE_PROBE_S: Final = 2.0  # how often a drive looks whether its folder is ther
 DRIVE_FILES_OPEN_MAX: Final = 256  # cached descriptors per drive and process
 INDEX_MAP_BYTES: Final = 256 * GIB  # address space of one drive's index (a sparse file): about 2 * 10^9 small shards
 INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recovery and compaction, so that commits get in between
+INDEX_CHECK_START_S: Final = (
+    0.5  # per drive: a process that starts where one died reads the index; a longer check goes on beside it
+)
 COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
 SCAN_WINDOW_BYTES: Final = 1 * MIB
 DRIVE_THREADS: Final = 2  # of each drive in each process: one may wait for a flush while the other reads
@@ -181,6 +184,7 @@ assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest
 assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
+assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
