@@ -431,18 +431,25 @@ class LocalDrive:
     # -- upkeep
 
     async def use_session(self, session: SessionId) -> None:
-        """Write everything from now on under another writer session."""
+        """Write everything from now on (from before the first wait) under another writer session; returns once the segment of the one
+        before is sealed."""
         self._session = session
         if self._store is not None:
             await self._store.use_session(session)
 
     async def recover(self, live_sessions: frozenset[SessionId]) -> RecoveryReport:
         """Index and seal the segments of writers that died while other processes went on, and remove their temporary files. Needs
-        no knowledge of this process's own: they are locked. Raises DriveFailed."""
+        no knowledge of this process's own, nor of sessions opened since `live_sessions` were asked for: what is written to is locked.
+        Raises DriveFailed."""
         store = self._reading()
         with self._reads():
             return await asyncio.to_thread(
-                recover, store.folder.segments, store.folder.tmp, store.index, lambda session: session not in live_sessions
+                recover,
+                store.folder.segments,
+                store.folder.tmp,
+                store.index,
+                lambda session: session not in live_sessions,
+                alone=False,
             )
 
     async def compact(self, owned: OwnerCheck) -> CompactionReport:

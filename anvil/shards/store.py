@@ -117,7 +117,7 @@ class Folder:
         if index is None:
             index = ShardIndex(self.path / "index")
         try:
-            self.recovered = recover(self.segments, self.tmp, index, lambda session: True)
+            self.recovered = recover(self.segments, self.tmp, index, lambda session: True, alone=True)
             self.recovered.rebuilt = why is not None
             identity.forget_users(self.path)
             self._mark = identity.UserMark(self.path)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from anvil._ec.digest import DigestLanes
@@ -24,6 +25,7 @@ from anvil.model.identity import Bucket, BucketState, Tenant
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import Attributes
 from anvil.model.scheme import Scheme, default_scheme
+from anvil.node.local import use_session
 from anvil.shards.drive import DriveSettings, LocalDrive
 from anvil.shards.nativeio import NativeJobs
 from anvil.tasks.collect import Collector
@@ -152,6 +154,7 @@ async def engine_bench(
         new_id=lambda: os.urandom(16),
         now_us=lambda: time.time_ns() // 1000,
     )
+    bench.session.opened = partial(use_session, placement, owned)
     bench.engine = Engine(bench.context)
     bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for, retry_s=0.0)
     bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: False)

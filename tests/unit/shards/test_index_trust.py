@@ -101,7 +101,7 @@ def test_an_interrupted_rebuild_begins_again(tmp_path: Path, monkeypatch: pytest
             stored = [await put(drive) for _ in range(20)]
         os.truncate(tmp_path / "d/index/data.mdb", PAGES)  # left cleanly: only the rebuild itself can say that it is not over
 
-        def die(*_: object) -> None:
+        def die(*_: object, alone: bool) -> None:
             raise RuntimeError("killed")
 
         with monkeypatch.context() as patch:

@@ -336,3 +336,28 @@ def test_scheme_and_size_survive(tmp_path: Path) -> None:
             assert place is not None and place.header == header
 
     run(main())
+
+
+def test_what_is_just_being_made_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    """Between the making of a file and its lock, by a session that was opened after somebody asked which ones live."""
+
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header, frames = await put(drive)
+            index = drive._store.index
+            number = index.new_segment(b"n" * 16, 1 << 20)  # its file is not there yet
+            assert (await drive.recover(frozenset())).segments == 0
+            assert index.segment(number) is not None
+            making = [tmp_path / f"d/segments/{number:016x}.seg", tmp_path / f"d/tmp/{(b'n' * 16).hex()}-1-1.part"]
+            for path in making:
+                path.touch()
+            report = await drive.recover(frozenset())
+            assert (report.segments, report.leftovers) == (0, 0)
+            assert index.segment(number) is not None and not index.segment(number).sealed
+            assert all(path.exists() for path in making)
+        async with opened(tmp_path / "d") as drive:
+            assert not any(path.exists() for path in making), "whoever is alone knows that nobody makes them"
+            assert drive._store.index.segment(number) is None
+            assert await get(drive, header) == frames
+
+    run(main())
