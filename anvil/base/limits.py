@@ -126,6 +126,9 @@ CATALOG_ROWS_MAX: Final = 20_000  # cached apps, buckets and known-absent names,
 CHANGE_LOG_KEEP_S: Final = 3600.0  # a cache that has not read the change log for so long starts from nothing
 USAGE_FOLD_ROWS_MAX: Final = 50_000  # delta rows folded by one statement
 BUCKET_CHANGE_STALE_S: Final = 30.0  # a bucket creating or deleting for so long lost its worker: the background resumes it
+DROPPED_BUCKETS_KEEP_S: Final = (
+    30 * 24 * 3600.0
+)  # a creator that stood still for longer may leave a fence behind that nobody needs
 
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
