@@ -133,6 +133,12 @@ DROPPED_BUCKETS_KEEP_S: Final = (
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
 COLLECT_BATCH: Final = 500
+COLLECT_BLOBS_IN_FLIGHT: Final = 4  # being unlinked at a time: keeps every drive busy, and leaves the queue to requests
+HOLD_REFRESH_S: Final = 1.0  # how often a node asks whether a backup holds removals
+HOLD_FRESH_S: Final = 3.0  # an answer older than this counts as "held"
+HOLD_SETTLE_S: Final = (
+    5.0  # how long setting the hold takes: no process goes by an older answer then, and unlinks under way are over
+)
 REPAIR_EVERY_S: Final = 5.0
 REPAIR_BATCH: Final = 64
 REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; each holds k+m frames of one stripe
@@ -188,6 +194,7 @@ assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must n
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
+assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S

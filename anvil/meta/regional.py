@@ -18,6 +18,7 @@ from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
 from anvil.base.limits import (
     DATABASE_WAIT_S,
     DROPPED_BUCKETS_KEEP_S,
+    HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
     UNHEALTHY_COUNTED,
     USAGE_FOLD_ROWS_MAX,
@@ -236,11 +237,13 @@ class RegionalStore:
         return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]
 
     async def hold_garbage(self, reason: str | None) -> None:
-        """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None)."""
+        """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None). Setting it takes HOLD_SETTLE_S: once this
+        returns, no process unlinks anything, also none that was in the middle of a batch."""
         if reason is None:
             await self.query(collect.RELEASE_SQL)
         else:
             await self.query(collect.HOLD_SQL, reason)
+            await asyncio.sleep(HOLD_SETTLE_S)
 
     # -- usage --------------------------------------------------------------------------------------------------------
 

@@ -227,7 +227,7 @@ async def build_background(process: Child) -> BackgroundParts:
             metadata,
             placement,
             hold,
-            Collector(metadata, placement, config.storage.gc_grace_s),
+            Collector(metadata, placement, config.storage.gc_grace_s, hold),
             Repairer(metadata, placement, native, buffers, codec_for),
             Survey(metadata, placement, buffers, EngineEvents(), hold),
             config.node.data_path / "surveyed",

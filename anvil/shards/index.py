@@ -197,7 +197,9 @@ class ShardIndex:
         self._set_row(txn, segment, row._replace(used=used, total=total, dead=dead))
 
     def remove(self, blob_id: BlobId, index: int, *, only: Place | None = None) -> Place | None:
-        """Forget a shard (with `only`, if it is there); returns where it was."""
+        """Forget a shard (with `only`, if it is there); returns where it was. One that is not there costs writers nothing."""
+        if self.get(blob_id, index) is None:
+            return None
         key = shard_key(blob_id, index)
         with self._errors(), self._env.begin(write=True) as txn:
             value = txn.get(key, db=self._shards)

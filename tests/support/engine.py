@@ -83,7 +83,7 @@ class Bench:
     hold = False  # as while a backup is taken
 
     def collector(self, grace_s: float = 0.0) -> Collector:
-        return Collector(self.metadata, self.context.placement(), grace_s)
+        return Collector(self.metadata, self.context.placement(), grace_s, lambda: self.hold)
 
     async def put(self, key: str, data: bytes) -> str:
         return (await self.engine.put_object(self.bucket, key, Bytes(data), plain_spec())).etag
