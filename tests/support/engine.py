@@ -157,7 +157,7 @@ async def engine_bench(
     bench.session.opened = partial(use_session, placement, owned)
     bench.engine = Engine(bench.context)
     bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for, retry_s=0.0)
-    bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: False)
+    bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: bench.hold)
     bench.bucket = new_bucket()
     await bench.metadata.add_bucket(bench.bucket.bucket_id)
     try:
