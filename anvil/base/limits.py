@@ -62,6 +62,9 @@ DRIVE_PROBE_S: Final = 2.0  # how often a drive looks whether its folder is ther
 DRIVE_FILES_OPEN_MAX: Final = 256  # cached descriptors per drive and process
 INDEX_MAP_BYTES: Final = 256 * GIB  # address space of one drive's index (a sparse file): about 2 * 10^9 small shards
 INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recovery and compaction, so that commits get in between
+LEFTOVER_YOUNG_S: Final = (
+    10.0  # an empty file without a lock is somebody's who is about to lock it, which takes no time, for so long
+)
 INDEX_CHECK_START_S: Final = (
     0.5  # per drive: a process that starts where one died reads the index; a longer check goes on beside it
 )

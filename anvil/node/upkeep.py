@@ -108,6 +108,7 @@ class Upkeep:
         self._repairer = repairer
         self._surveyed = surveyed
         self._live: frozenset[SessionId] | None = None
+        self._unfinished = False  # recovery has left something that may be a leftover when it is older
         self._freed = asyncio.Event()
         self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey)
         if self._picture() != self._pictured():
@@ -190,7 +191,7 @@ class Upkeep:
         """End leases that ran out, and tidy up after writers that are gone: their segments are sealed, their temporary files go."""
         await self._metadata.expire_sessions()
         live = await self._metadata.live_sessions()
-        if live != self._live:
+        if live != self._live or self._unfinished:
             await self._recover(local_drives(self._placement), live)
             if self._live is not None and self._live - live:
                 self.surveyor.ask("a writer is gone")  # what it left uncommitted is nobody's
@@ -204,6 +205,7 @@ class Upkeep:
         return False
 
     async def _recover(self, drives: Sequence[LocalDrive], live: frozenset[SessionId]) -> None:
+        self._unfinished = False
         for drive in drives:
             if not drive.readable:
                 continue
@@ -212,6 +214,7 @@ class Upkeep:
             except AnvilError as error:
                 log.warning("recovery of %s: %s", drive.label, error)
                 continue
+            self._unfinished |= bool(report.young)
             if report.segments or report.leftovers:
                 log.info("leftovers of a writer", extra={"drive": drive.label, **msgspec.structs.asdict(report)})
 

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from anvil.base.errors import BadRecord
+from anvil.base.limits import LEFTOVER_YOUNG_S
 from anvil.model.records import BlobRef
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardHeader
@@ -352,9 +354,13 @@ def test_what_is_just_being_made_is_not_taken_for_a_leftover(tmp_path: Path) -> 
             for path in making:
                 path.touch()
             report = await drive.recover(frozenset())
-            assert (report.segments, report.leftovers) == (0, 0)
+            assert (report.segments, report.leftovers, report.young) == (0, 0, 2)
             assert index.segment(number) is not None and not index.segment(number).sealed
             assert all(path.exists() for path in making)
+            old = time.time() - LEFTOVER_YOUNG_S
+            os.utime(making[1], (old, old))
+            report = await drive.recover(frozenset())
+            assert (report.leftovers, report.young) == (1, 1), "nobody takes so long"
         async with opened(tmp_path / "d") as drive:
             assert not any(path.exists() for path in making), "whoever is alone knows that nobody makes them"
             assert drive._store.index.segment(number) is None
