@@ -62,6 +62,12 @@ DRIVE_PROBE_S: Final = 2.0  # how often a drive looks whether its folder is ther
 DRIVE_FILES_OPEN_MAX: Final = 256  # cached descriptors per drive and process
 INDEX_MAP_BYTES: Final = 256 * GIB  # address space of one drive's index (a sparse file): about 2 * 10^9 small shards
 INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recovery and compaction, so that commits get in between
+LEFTOVER_YOUNG_S: Final = (
+    10.0  # an empty file without a lock is somebody's who is about to lock it, which takes no time, for so long
+)
+INDEX_CHECK_START_S: Final = (
+    0.5  # per drive: a process that starts where one died reads the index; a longer check goes on beside it
+)
 COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
 SCAN_WINDOW_BYTES: Final = 1 * MIB
 DRIVE_THREADS: Final = 2  # of each drive in each process: one may wait for a flush while the other reads
@@ -123,10 +129,19 @@ CATALOG_ROWS_MAX: Final = 20_000  # cached apps, buckets and known-absent names,
 CHANGE_LOG_KEEP_S: Final = 3600.0  # a cache that has not read the change log for so long starts from nothing
 USAGE_FOLD_ROWS_MAX: Final = 50_000  # delta rows folded by one statement
 BUCKET_CHANGE_STALE_S: Final = 30.0  # a bucket creating or deleting for so long lost its worker: the background resumes it
+DROPPED_BUCKETS_KEEP_S: Final = (
+    30 * 24 * 3600.0
+)  # a creator that stood still for longer may leave a fence behind that nobody needs
 
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
 COLLECT_BATCH: Final = 500
+COLLECT_BLOBS_IN_FLIGHT: Final = 4  # being unlinked at a time: keeps every drive busy, and leaves the queue to requests
+HOLD_REFRESH_S: Final = 1.0  # how often a node asks whether a backup holds removals
+HOLD_FRESH_S: Final = 3.0  # an answer older than this counts as "held"
+HOLD_SETTLE_S: Final = (
+    5.0  # how long setting the hold takes: no process goes by an older answer then, and unlinks under way are over
+)
 REPAIR_EVERY_S: Final = 5.0
 REPAIR_BATCH: Final = 64
 REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; each holds k+m frames of one stripe
@@ -181,6 +196,8 @@ assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest
 assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
+assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
+assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S

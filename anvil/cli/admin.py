@@ -271,7 +271,8 @@ def scrub(session: Session, shallow: bool, no_wait: bool, as_json: bool) -> None
     config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
     state = asyncio.run(survey(config, not shallow, not no_wait))
     found = state.findings
-    text = f"{found.shards} shards: {found.missing} missing, {found.corrupt} damaged, {found.orphans} abandoned ones removed"
+    removed = f"{found.orphans} abandoned and {found.superseded} superseded ones removed"
+    text = f"{found.shards} shards: {found.missing} missing, {found.corrupt} damaged, {removed}"
     emit({"over": state.over, **msgspec.structs.asdict(found)}, as_json, "begun" if no_wait else text)
 
 

@@ -49,7 +49,7 @@ class UsageRow(msgspec.Struct, frozen=True):
 
 
 class DriveInfo(msgspec.Struct, frozen=True):
-    """`state`: active, failed (not there at the last start), absent (not there now), other (another drive in its place)."""
+    """`state`: active, absent (not there now), other (another drive in its place), gone (given up)."""
 
     path: str
     drive: str

@@ -1,14 +1,17 @@
 """This worker's writer session: the lease without which nothing may be committed.
 
 Owns: the id, and its renewal. Invariant: `current` is a session that was alive at the last renewal and whose lease, by this process's
-monotonic clock, has not run out; a write begun under a session commits under it or not at all. The database decides in the end (the
-commit locks the session row), so a stopped process that wakes up late cannot do harm, it only fails. Not here: the row itself (`meta`).
+monotonic clock, has not run out; a write begun under a session commits under it or not at all; whoever else keeps the id (the drives:
+segments and temporary files name it, and those of a dead session are taken for leftovers) has it before the first write under it. The
+database decides in the end (the commit locks the session row), so a stopped process that wakes up late cannot do harm, it only fails. Not
+here: the row itself (`meta`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from anvil.base.errors import AnvilError, Unavailable, WriterFenced
 from anvil.base.limits import SESSION_LEASE_S, SESSION_RENEW_S
@@ -18,13 +21,20 @@ from anvil.model.records import SessionId
 log = logging.getLogger("anvil.session")
 
 
+async def _nobody(session: SessionId) -> None:
+    return
+
+
 class WriterSession:
+    """`opened`: awaited with each new id before `current` gives it out; must neither take long nor raise."""
+
     def __init__(self, metadata: Metadata, node_id: bytes, worker: int) -> None:
         self._metadata = metadata
         self._node_id = node_id
         self._worker = worker
         self._session: SessionId | None = None
         self._good_until = 0.0
+        self.opened: Callable[[SessionId], Awaitable[None]] = _nobody
 
     @property
     def current(self) -> SessionId:
@@ -35,9 +45,10 @@ class WriterSession:
     async def open(self) -> SessionId:
         """Take a session. Raises DatabaseUnavailable."""
         asked = asyncio.get_running_loop().time()
-        self._session = await self._metadata.open_session(self._node_id, self._worker)
-        self._good_until = asked + SESSION_LEASE_S
-        return self._session
+        session = await self._metadata.open_session(self._node_id, self._worker)
+        await self.opened(session)
+        self._session, self._good_until = session, asked + SESSION_LEASE_S
+        return session
 
     async def keep(self) -> None:
         """Renew for ever. A lost session is replaced by a new one; what was written under the old one fails to commit."""

@@ -160,12 +160,12 @@ class GlobalCatalog:
                 raise UnknownName("The tenant does not exist.")
         activated = await self._finish_creating(claimed)
         self._cache.hasten()
+        rows = await self.query(_BY_ID_SQL, claimed)
+        if not rows:
+            raise OperationAborted  # somebody else finished the creation, and deleted the bucket
         # Two creators at once: the one whose claim it was is told that it made the bucket.
         if claimed != bucket_id and not activated:
             raise BucketAlreadyOwnedByYou
-        rows = await self.query(_BY_ID_SQL, claimed)
-        if not rows:
-            raise OperationAborted
         return self._bucket_from(rows[0])
 
     async def delete_bucket(self, bucket: Bucket) -> None:
@@ -183,8 +183,9 @@ class GlobalCatalog:
     # -- steps of a change --------------------------------------------------------------------------------------------
 
     async def _finish_creating(self, bucket_id: BucketId) -> bool:
-        """True if it was this call that made the bucket active."""
-        await self._regional.add_bucket(bucket_id)
+        """True if it was this call that made the bucket active. However late it comes, it brings nothing back."""
+        if not await self._regional.add_bucket(bucket_id):
+            return False
         return bool(await self.query(_STATE_SQL, bucket_id, [BucketState.CREATING], BucketState.ACTIVE))
 
     async def _finish_deleting(self, bucket_id: BucketId) -> None:
@@ -196,7 +197,8 @@ class GlobalCatalog:
         await self.query(_GONE_SQL, bucket_id)
 
     async def resume_bucket_changes(self, stale_s: float = BUCKET_CHANGE_STALE_S) -> int:
-        """Carry on what a worker left in between `stale_s` ago or longer; trim the change log. Returns how many were resumed."""
+        """Carry on what a worker left in between `stale_s` ago or longer; trim what is kept for late ones. Returns how many were
+        resumed."""
         rows = await self.query(_STALE_SQL, self._region, int(stale_s * 1_000_000))
         for row in rows:
             log.info("bucket %d was left %s: carrying on", row["bucket_id"], row["state"])
@@ -208,6 +210,7 @@ class GlobalCatalog:
             except BucketNotEmpty:
                 log.info("bucket %d is not empty: active again", row["bucket_id"])
         await self.query("DELETE FROM change_log WHERE at_us < now_us() - $1::bigint", int(CHANGE_LOG_KEEP_S * 1_000_000))
+        await self._regional.forget_dropped_buckets()
         return len(rows)
 
     # -- rows ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,14 @@ from typing import Any
 import asyncpg
 
 from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
-from anvil.base.limits import DATABASE_WAIT_S, REGIONAL_CONNECTIONS_MAX, UNHEALTHY_COUNTED, USAGE_FOLD_ROWS_MAX
+from anvil.base.limits import (
+    DATABASE_WAIT_S,
+    DROPPED_BUCKETS_KEEP_S,
+    HOLD_SETTLE_S,
+    REGIONAL_CONNECTIONS_MAX,
+    UNHEALTHY_COUNTED,
+    USAGE_FOLD_ROWS_MAX,
+)
 from anvil.meta import collect, listing, objects, sessions, uploads, usage
 from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
@@ -230,11 +237,13 @@ class RegionalStore:
         return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]
 
     async def hold_garbage(self, reason: str | None) -> None:
-        """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None)."""
+        """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None). Setting it takes HOLD_SETTLE_S: once this
+        returns, no process unlinks anything, also none that was in the middle of a batch."""
         if reason is None:
             await self.query(collect.RELEASE_SQL)
         else:
             await self.query(collect.HOLD_SQL, reason)
+            await asyncio.sleep(HOLD_SETTLE_S)
 
     # -- usage --------------------------------------------------------------------------------------------------------
 
@@ -252,9 +261,9 @@ class RegionalStore:
 
     # -- the fence of a bucket, for the catalog ---------------------------------------------------------------------------
 
-    async def add_bucket(self, bucket_id: BucketId) -> None:
-        """Idempotent."""
-        await self.query("INSERT INTO buckets (bucket_id) VALUES ($1) ON CONFLICT DO NOTHING", bucket_id)
+    async def add_bucket(self, bucket_id: BucketId) -> bool:
+        """Idempotent. False if the bucket was dropped: it cannot come back."""
+        return bool((await self.query("SELECT add_bucket($1)", bucket_id))[0][0])
 
     async def bucket_is_empty(self, bucket_id: BucketId) -> bool:
         """A first look that locks nothing; `drop_bucket` decides."""
@@ -263,9 +272,14 @@ class RegionalStore:
         return bool((await self.query(sql, bucket_id))[0][0])
 
     async def drop_bucket(self, bucket_id: BucketId) -> None:
-        """Remove the fence. Idempotent. Raises BucketNotEmpty; commits in flight are waited for."""
+        """Remove the fence, for ever. Idempotent. Raises BucketNotEmpty; commits in flight are waited for."""
         outcome = (await self.query("SELECT drop_bucket($1)", bucket_id))[0][0]
         if outcome == "not_empty":
             raise BucketNotEmpty
         if outcome not in ("done", "gone"):
             raise DatabaseUnavailable
+
+    async def forget_dropped_buckets(self) -> None:
+        """Those dropped so long ago that nobody can still be on the way to add their fence."""
+        sql = "DELETE FROM dropped_buckets WHERE dropped_us < now_us() - $1::bigint"
+        await self.query(sql, int(DROPPED_BUCKETS_KEEP_S * 1_000_000))

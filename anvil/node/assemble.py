@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 from anvil._ec.digest import DigestLanes
@@ -48,6 +49,7 @@ from anvil.node.local import (
     prepare_drives,
     scheme_of,
     unwritable,
+    use_session,
 )
 from anvil.node.observe import EngineEvents, request_finished
 from anvil.node.parts import KeyPair, Parts
@@ -165,8 +167,9 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(lanes.close)
         placement = await attach_drives(plan, current)
         opened.push_async_callback(detach_drives, placement)
-        opened.callback(loop.create_task(session.keep()).cancel)
         owned = OwnedTasks(plan.name)
+        session.opened = partial(use_session, placement, owned)
+        opened.callback(loop.create_task(session.keep()).cancel)
         scheme = scheme_of(config.storage)
         buffers = Buffers(loop)
         engine = Engine(
@@ -224,7 +227,7 @@ async def build_background(process: Child) -> BackgroundParts:
             metadata,
             placement,
             hold,
-            Collector(metadata, placement, config.storage.gc_grace_s),
+            Collector(metadata, placement, config.storage.gc_grace_s, hold),
             Repairer(metadata, placement, native, buffers, codec_for),
             Survey(metadata, placement, buffers, EngineEvents(), hold),
             config.node.data_path / "surveyed",

@@ -17,6 +17,7 @@ from pathlib import Path
 from anvil.base.config import Config, StorageConfig
 from anvil.base.errors import DriveFailed, InvalidSetting
 from anvil.base.limits import DRIVE_THREADS, SPARE_DRIVES
+from anvil.base.owned import OwnedTasks
 from anvil.ec.executor import NativeExecutor
 from anvil.engine.context import Placement
 from anvil.meta.cluster import ClusterTables, DriveRow
@@ -174,6 +175,13 @@ async def attach_drives(plan: Plan, session: SessionId, hold: Callable[[], bool]
         )
     assert layout is not None
     return Placement(layout, drives)
+
+
+async def use_session(placement: Placement, owned: OwnedTasks, session: SessionId) -> None:
+    """Have every drive write under that session from now on. What is under way on a drive ends by itself, however long it takes."""
+    for drive in local_drives(placement):
+        owned.start(drive.use_session(session))
+    await asyncio.sleep(0)  # each has changed over, and waits at most for its old segment to be closed
 
 
 async def detach_drives(placement: Placement) -> None:

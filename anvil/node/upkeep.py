@@ -1,8 +1,8 @@
 """Which background tasks a node runs, how often, and what each tells the metrics.
 
 Owns: the wiring of `tasks/` to this node's drives and databases, and the hold on removals. Invariants: nothing is unlinked while a
-backup holds it, while the database is not known to be the one that wrote the outbox, or before that was asked; what one task finds
-out wakes the one that acts on it. Not here: the work (`tasks/`), running it for ever (`node/background.py`).
+backup holds it, while the database is not known to be the one that wrote the outbox, or when that was asked too long ago; what one
+task finds out wakes the one that acts on it. Not here: the work (`tasks/`), running it for ever (`node/background.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from anvil.base import instruments
-from anvil.base.errors import AnvilError
+from anvil.base.errors import AnvilError, Unavailable
 from anvil.base.limits import (
     BUCKET_CHANGE_STALE_S,
     COLLECT_BATCH,
@@ -24,6 +24,8 @@ from anvil.base.limits import (
     COMPACT_EVERY_S,
     DRIVE_PROBE_S,
     FOLD_USAGE_EVERY_S,
+    HOLD_FRESH_S,
+    HOLD_REFRESH_S,
     REPAIR_BATCH,
     REPAIR_EVERY_S,
     SESSIONS_EVERY_S,
@@ -50,24 +52,38 @@ log = logging.getLogger("anvil.upkeep")
 PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
 
 
-class Hold:
-    """Whether nothing may be unlinked now, as of the last time it was asked (True before that)."""
+def _uptime_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
 
-    def __init__(self, metadata: RegionalStore, grace_s: float) -> None:
+
+class Hold:
+    """Whether nothing may be unlinked now. Not held means: the database said so to a question asked less than HOLD_FRESH_S ago."""
+
+    def __init__(self, metadata: RegionalStore, grace_s: float, now_s: Callable[[], float] = _uptime_s) -> None:
         self._metadata = metadata
         self._grace_s = grace_s
-        self._active = True
+        self._now_s = now_s
+        self._allowed_at: float | None = None
 
     def __call__(self) -> bool:
-        return self._active
+        return self._allowed_at is None or self._now_s() - self._allowed_at >= HOLD_FRESH_S
 
     async def refresh(self) -> None:
         """Raises DatabaseUnavailable; then nothing may be unlinked."""
+        asked, allowed = self._now_s(), False
         try:
-            self._active = not await self._metadata.removal_allowed(self._grace_s)
-        except BaseException:
-            self._active = True
-            raise
+            allowed = await self._metadata.removal_allowed(self._grace_s)
+        finally:
+            self._allowed_at = asked if allowed else None
+
+    async def keep(self) -> None:
+        """Refresh for ever."""
+        while True:
+            try:
+                await self.refresh()
+            except Unavailable as error:
+                log.debug("whether removals are held is not known: %s", error)  # who needs the database says that it is away
+            await asyncio.sleep(HOLD_REFRESH_S)
 
 
 class Upkeep:
@@ -92,6 +108,7 @@ class Upkeep:
         self._repairer = repairer
         self._surveyed = surveyed
         self._live: frozenset[SessionId] | None = None
+        self._unfinished = False  # recovery has left something that may be a leftover when it is older
         self._freed = asyncio.Event()
         self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey)
         if self._picture() != self._pictured():
@@ -112,7 +129,8 @@ class Upkeep:
             "usage": (FOLD_USAGE_EVERY_S, self.usage, None),
             "buckets": (BUCKET_CHANGE_STALE_S, self.buckets, None),
         }
-        return {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
+        periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
+        return {"hold": self._hold.keep, **periodic}
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -173,7 +191,7 @@ class Upkeep:
         """End leases that ran out, and tidy up after writers that are gone: their segments are sealed, their temporary files go."""
         await self._metadata.expire_sessions()
         live = await self._metadata.live_sessions()
-        if live != self._live:
+        if live != self._live or self._unfinished:
             await self._recover(local_drives(self._placement), live)
             if self._live is not None and self._live - live:
                 self.surveyor.ask("a writer is gone")  # what it left uncommitted is nobody's
@@ -187,6 +205,7 @@ class Upkeep:
         return False
 
     async def _recover(self, drives: Sequence[LocalDrive], live: frozenset[SessionId]) -> None:
+        self._unfinished = False
         for drive in drives:
             if not drive.readable:
                 continue
@@ -195,6 +214,7 @@ class Upkeep:
             except AnvilError as error:
                 log.warning("recovery of %s: %s", drive.label, error)
                 continue
+            self._unfinished |= bool(report.young)
             if report.segments or report.leftovers:
                 log.info("leftovers of a writer", extra={"drive": drive.label, **msgspec.structs.asdict(report)})
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,6 +30,7 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull, U
 from anvil.base.limits import (
     DRIVE_FLOOR_BYTES,
     DRIVE_PROBE_S,
+    INDEX_CHECK_START_S,
     INDEX_PAGE_ENTRIES,
     SEGMENT_BYTES,
     SEGMENT_FIRST_BYTES,
@@ -42,7 +44,7 @@ from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
 from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders, partitions_in
 from anvil.shards.format import encode_footer
 from anvil.shards.identity import identity_place
-from anvil.shards.index import partition_key
+from anvil.shards.index import IndexDamaged, partition_key
 from anvil.shards.io import FULL_ERRNOS, Executor, Io, IoJobs, storage_error
 from anvil.shards.recovery import RecoveryReport, recover
 from anvil.shards.store import Folder, Store
@@ -167,8 +169,8 @@ class LocalDrive:
                 self._vanish("its folder is missing")
                 return
             store = self._store
-            if store is None or store.folder.place != place:
-                self._vanish("another folder is in its place")
+            if store is None or store.folder.place != place or await self._distrusted(store):
+                self._vanish("another folder is in its place, or its index was given up")
                 await self._detach()
                 try:
                     await self._attach(self.drive_id, create=False)
@@ -181,9 +183,19 @@ class LocalDrive:
             self._missing = False
             await self._measure()
 
+    async def _distrusted(self, store: Store) -> bool:
+        try:
+            return await asyncio.to_thread(store.folder.distrusted)
+        except OSError as error:
+            log.warning("drive %s: whether its index is good cannot be read: %s", self.label, error)
+            return False  # a worn sector under this one file is no reason to leave the drive
+
     async def _attach(self, expected: DriveId | None, create: bool) -> None:
         try:
-            folder = await asyncio.to_thread(Folder, self.path, self.label, expected, create, self._clock_us())
+            patience_s = INDEX_CHECK_START_S if self._watcher is None else math.inf  # a start does not wait for a long check
+            folder = await asyncio.to_thread(
+                Folder, self.path, self.label, expected, create, self._clock_us(), patience_s=patience_s
+            )
         except OSError as error:
             raise storage_error(error, self.label) from error
         self.drive_id = folder.drive_id
@@ -256,6 +268,8 @@ class LocalDrive:
         store = self._store
         if store is None or identity_place(self.path) != store.folder.place:
             self._vanish("its folder is missing")
+        elif isinstance(error, IndexDamaged):
+            self._vanish("its index is damaged and will be rebuilt")
         elif error.errno not in _PASSING_ERRNOS and not self._failed:
             self._failed = True
             self.reason = f"read-only after a failed write ({os.strerror(error.errno or errno.EIO)})"
@@ -424,18 +438,25 @@ class LocalDrive:
     # -- upkeep
 
     async def use_session(self, session: SessionId) -> None:
-        """Write everything from now on under another writer session."""
+        """Write everything from now on (from before the first wait) under another writer session; returns once the segment of the one
+        before is sealed."""
         self._session = session
         if self._store is not None:
             await self._store.use_session(session)
 
     async def recover(self, live_sessions: frozenset[SessionId]) -> RecoveryReport:
         """Index and seal the segments of writers that died while other processes went on, and remove their temporary files. Needs
-        no knowledge of this process's own: they are locked. Raises DriveFailed."""
+        no knowledge of this process's own, nor of sessions opened since `live_sessions` were asked for: what is written to is locked.
+        Raises DriveFailed."""
         store = self._reading()
         with self._reads():
             return await asyncio.to_thread(
-                recover, store.folder.segments, store.folder.tmp, store.index, lambda session: session not in live_sessions
+                recover,
+                store.folder.segments,
+                store.folder.tmp,
+                store.index,
+                lambda session: session not in live_sessions,
+                alone=False,
             )
 
     async def compact(self, owned: OwnerCheck) -> CompactionReport:

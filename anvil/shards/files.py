@@ -31,7 +31,7 @@ Step = Callable[[str], None]
 def blob_path(blobs: Path, blob_id: BlobId, index: int) -> Path:
     """`ab/cd/<32 hex digits>.<index>`: made of hex digits only, so nothing a client sends can name another place."""
     name = blob_id.hex()
-    return blobs / name[:2] / name[2:4] / f"{name}.{index}"
+    return blobs / f"{name[:2]}/{name[2:4]}/{name}.{index}"  # joined once: removing a blob asks for many of these
 
 
 def parse_blob_name(name: str) -> tuple[BlobId, int] | None:

@@ -3,7 +3,9 @@
 Owns: the scan of a segment's bytes, the recovery of segments whose writer is gone, the removal of leftover temporary files.
 Invariant: a record enters the index only if its header's checksum holds and it says itself that it belongs at that place; a
 segment is touched only when its writer's session is gone and nobody holds its lock; a recovered segment is sealed, never appended
-to. All of this blocks, so callers run it on a thread. Not here: the payload's checksums (readers and scrub look at those).
+to. Beside other processes, what is empty and young, or has a row and no file yet, is left alone too: its maker may be about to lock it,
+under a session opened since the living ones were asked for. All of this blocks, so callers run it on a thread. Not here: the payload's
+checksums (readers and scrub look at those).
 
 Why a tail may be ignored: records behind the last sound one were never acknowledged, since the acknowledgement of a batch comes
 after its fdatasync, and the next batch after that.
@@ -15,6 +17,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +25,7 @@ from typing import NamedTuple
 import msgspec
 
 from anvil.base.errors import BadRecord
-from anvil.base.limits import INDEX_PAGE_ENTRIES, RECORD_HEADER_BYTES_MAX, SCAN_WINDOW_BYTES
+from anvil.base.limits import INDEX_PAGE_ENTRIES, LEFTOVER_YOUNG_S, RECORD_HEADER_BYTES_MAX, SCAN_WINDOW_BYTES
 from anvil.model.records import SessionId
 from anvil.shards.format import (
     BLOCK_BYTES,
@@ -55,13 +58,15 @@ class Found(NamedTuple):
 
 
 class RecoveryReport(msgspec.Struct):
-    """What a recovery found and did. `records` were entered into the index; `torn` had a header but no sound footer."""
+    """What a recovery found and did. `records` were entered into the index; `torn` had a header but no sound footer; `young` may be
+    leftovers, or just being made: come again."""
 
     rebuilt: bool = False
     segments: int = 0
     records: int = 0
     torn: int = 0
     leftovers: int = 0
+    young: int = 0
 
 
 class _Window:
@@ -139,25 +144,39 @@ def _footer_is_sound(window: _Window, record: Record) -> bool:
     return True
 
 
-def recover(segments: Path, tmp: Path, index: ShardIndex, gone: Callable[[SessionId], bool]) -> RecoveryReport:
+def recover(segments: Path, tmp: Path, index: ShardIndex, gone: Callable[[SessionId], bool], *, alone: bool) -> RecoveryReport:
     """Index and seal every segment whose session is gone, and remove the temporary files of such sessions. Segments the index
-    does not know are read from their start, others from where the index ends. Blocking. Raises OSError."""
+    does not know are read from their start, others from where the index ends. `alone`: nobody else uses the drive, so nothing is just
+    being made. Blocking. Raises OSError."""
     report = RecoveryReport()
     numbers = sorted(number for entry in segments.iterdir() if (number := parse_segment_name(entry.name)) is not None)
     rows = dict(index.segments())  # after the files: a row is made before its file, and goes after it
     for number in numbers:
         row = rows.get(number)
         if row is None or (not row.sealed and gone(row.session)):
-            _recover_segment(segments / segment_name(number), number, row, index, gone, report)
-    for number, row in rows.items():
-        if gone(row.session) and not (segments / segment_name(number)).exists():
+            _recover_segment(segments / segment_name(number), number, row, index, gone, report, alone=alone)
+    if alone:
+        for number in rows.keys() - set(numbers):
             index.drop_segment(number)
-    report.leftovers = _remove_leftovers(tmp, gone)
+    _remove_leftovers(tmp, gone, report, alone=alone)
     return report
 
 
+def _just_made(fd: int) -> bool:
+    """Whether a file nobody has locked may be about to be: nothing is written into one before."""
+    stat = os.fstat(fd)
+    return stat.st_size == 0 and time.time() - stat.st_mtime < LEFTOVER_YOUNG_S
+
+
 def _recover_segment(
-    path: Path, number: int, row: SegmentRow | None, index: ShardIndex, gone: Callable[[SessionId], bool], report: RecoveryReport
+    path: Path,
+    number: int,
+    row: SegmentRow | None,
+    index: ShardIndex,
+    gone: Callable[[SessionId], bool],
+    report: RecoveryReport,
+    *,
+    alone: bool,
 ) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -168,6 +187,9 @@ def _recover_segment(
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # its writer lives, whatever became of the session
+        if not alone and _just_made(fd):
+            report.young += 1
+            return
         known = row is not None
         if row is None:
             session = _session_of(fd, number)
@@ -271,8 +293,7 @@ def _cut(fd: int, used: int) -> int:
     return size
 
 
-def _remove_leftovers(tmp: Path, gone: Callable[[SessionId], bool]) -> int:
-    removed = 0
+def _remove_leftovers(tmp: Path, gone: Callable[[SessionId], bool], report: RecoveryReport, *, alone: bool) -> None:
     for entry in tmp.iterdir():
         try:
             session = bytes.fromhex(entry.name[:32])
@@ -286,10 +307,12 @@ def _remove_leftovers(tmp: Path, gone: Callable[[SessionId], bool]) -> int:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not alone and _just_made(fd):
+                report.young += 1
+                continue
             entry.unlink(missing_ok=True)
-            removed += 1
+            report.leftovers += 1
         except BlockingIOError:
             continue  # still being written
         finally:
             os.close(fd)
-    return removed

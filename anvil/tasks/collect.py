@@ -1,18 +1,21 @@
 """The collector: removes the shards of blobs that nobody owns any more.
 
-Owns: the order "recheck, remove everywhere, forget". Invariant: an outbox row goes only when every drive that can be reached has
-confirmed. What a drive that is away or failing still holds is an orphan, which the survey removes when it is back: rows that waited for
-it would stand at the head of the outbox and stop all collection for as long as one disk is broken. What is garbage
-is decided by the regional outbox alone, so running twice, or not at all, does no harm. Not here: what becomes garbage (triggers in
-`meta`), orphans without any row (`survey`).
+Owns: the order "recheck, remove everywhere, forget". Invariants: no blob is begun while removal is on hold (what `hold` says is never
+older than HOLD_FRESH_S, and whoever sets the hold waits for longer: `meta/regional.py`); an outbox row goes only when every drive that
+can be reached has confirmed. What a drive that is away or failing still holds is an orphan, which the survey removes when it is back:
+rows that waited for it would stand at the head of the outbox and stop all collection for as long as one disk is broken. What is
+garbage is decided by the regional outbox alone, so running twice, or not at all, does no harm. Not here: what becomes garbage
+(triggers in `meta`), orphans without any row (`survey`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 
 from anvil.base.errors import AnvilError, DriveFailed
-from anvil.base.limits import COLLECT_BATCH
+from anvil.base.limits import COLLECT_BATCH, COLLECT_BLOBS_IN_FLIGHT
 from anvil.engine.context import Placement
 from anvil.engine.ports import Metadata
 from anvil.model.records import Garbage
@@ -21,17 +24,33 @@ log = logging.getLogger("anvil.collect")
 
 
 class Collector:
-    def __init__(self, metadata: Metadata, placement: Placement, grace_s: float) -> None:
+    """`hold`: whether nothing may be unlinked now; asked before each blob."""
+
+    def __init__(self, metadata: Metadata, placement: Placement, grace_s: float, hold: Callable[[], bool]) -> None:
         self._metadata = metadata
         self._placement = placement
         self._grace_s = grace_s
+        self._hold = hold
 
     async def run(self) -> int:
-        """One batch; returns how many blobs were removed, COLLECT_BATCH when there may be more."""
-        items = await self._metadata.garbage(COLLECT_BATCH, self._grace_s)
-        done = [item.outbox_id for item in items if await self._remove(item)]
-        if done:
-            await self._metadata.garbage_done(done)
+        """One batch, COLLECT_BLOBS_IN_FLIGHT at a time; returns how many blobs were removed, COLLECT_BATCH when there may be more."""
+        items = iter(await self._metadata.garbage(COLLECT_BATCH, self._grace_s))
+        done: list[int] = []
+
+        async def work() -> None:
+            for item in items:
+                if self._hold():
+                    return
+                if await self._remove(item):
+                    done.append(item.outbox_id)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(COLLECT_BLOBS_IN_FLIGHT):
+                    group.create_task(work())
+        finally:
+            if done:
+                await self._metadata.garbage_done(done)
         return len(done)
 
     async def _remove(self, item: Garbage) -> bool:
@@ -43,6 +62,7 @@ class Collector:
                 for index in range(item.scheme.width):
                     await drive.remove(item.blob_id, index)
                 asked += 1
+                await asyncio.sleep(0)  # small shards go without a wait, and others use this loop
             except DriveFailed as error:
                 log.warning("blob %s stays on %s, for the survey: %s", item.blob_id.hex(), drive.label, error)
             except AnvilError as error:

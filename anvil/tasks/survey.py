@@ -1,17 +1,19 @@
 """The survey walks all partitions and compares what drives hold with what should be there: orphans go, missing or rotten shards become
-debts.
+debts; copies that a repair made superfluous go.
 
-Owns: two questions put to each shard on the way, "does anybody own you?" (sweep) and "are you still what was written?" (scrub).
-Invariant: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and in that later
-snapshot neither its owner's row nor the outbox names its blob; so a frozen or very slow writer never loses its shards, because it cannot
-commit any more, and deleted data stays for its grace, for those who still read it. Not here: repair.
+Owns: the questions put to each shard on the way: "does anybody own you?" (sweep), "are you still what was written?" (scrub), "is there
+another of you?". Invariants: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and in
+that later snapshot neither its owner's row nor the outbox names its blob; so a frozen or very slow writer never loses its shards, because
+it cannot commit any more, and deleted data stays for its grace, for those who still read it. Of several copies of one index the one that
+comes first (on its nominal drive, else on the drive with the lowest id) is never removed, and the others only after all of it was read
+and found good: whoever else does the same keeps the same one. Not here: repair.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -19,29 +21,44 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed
 from anvil.base.limits import SURVEY_OWNERS_MAX
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.records import BlobId, Owner, Ownership, SessionId
-from anvil.model.shard import ShardPlace
+from anvil.model.records import BlobId, Ownership
+from anvil.model.shard import ShardHeader, ShardPlace
 from anvil.tasks.verify import shard_sound
 
 log = logging.getLogger("anvil.survey")
 
 
-_Shards = dict[int, tuple[Drive, ShardPlace]]
+class _Met(msgspec.Struct):
+    """What was met of one blob. `copies`: by index, those with a readable header; `rotten`: drives with one without, and its index."""
+
+    copies: dict[int, list[tuple[Drive, ShardPlace]]] = msgspec.field(default_factory=dict)
+    rotten: list[tuple[Drive, int]] = msgspec.field(default_factory=list)
+
+    @property
+    def header(self) -> ShardHeader:
+        return next(iter(self.copies.values()))[0][1].header
+
+    @property
+    def places(self) -> list[tuple[Drive, int]]:
+        """All of them."""
+        return [(drive, index) for index, copies in self.copies.items() for drive, _ in copies] + self.rotten
 
 
 class Findings(msgspec.Struct):
-    """What was met. `orphans`: shards removed."""
+    """What was met. `orphans`, `superseded`: shards removed, because nobody owns them, because the same is there again."""
 
     shards: int = 0
     orphans: int = 0
     missing: int = 0
     corrupt: int = 0
+    superseded: int = 0
 
     def add(self, other: Findings) -> None:
         self.shards += other.shards
         self.orphans += other.orphans
         self.missing += other.missing
         self.corrupt += other.corrupt
+        self.superseded += other.superseded
 
 
 class Survey:
@@ -59,8 +76,7 @@ class Survey:
     async def partition(self, number: int, *, deep: bool) -> Findings:
         """One partition. Raises DatabaseUnavailable (nothing was decided)."""
         findings = Findings()
-        blobs: dict[BlobId, _Shards] = defaultdict(dict)
-        rotten: dict[BlobId, dict[int, Drive]] = defaultdict(dict)
+        blobs: dict[BlobId, _Met] = defaultdict(_Met)
         asked: list[Drive] = []
         for drive in self._placement.drives.values():
             if not drive.readable:
@@ -68,78 +84,70 @@ class Survey:
             try:
                 async for place in drive.scan(number):
                     findings.shards += 1
-                    blob_id, index = place.header.blob.blob_id, place.header.index
+                    met, index = blobs[place.header.blob.blob_id], place.header.index
                     if place.damaged:
-                        rotten[blob_id][index] = drive  # of its header only this much is certain
+                        met.rotten.append((drive, index))  # of its header only this much is certain
                     else:
-                        blobs[blob_id][index] = (drive, place)
+                        met.copies.setdefault(index, []).append((drive, place))
             except DriveFailed as error:
                 log.warning("survey of %s: %s", drive.label, error)
                 continue
             asked.append(drive)
-        for blob_id in rotten.keys() - blobs.keys():
-            # Nothing is left that says whose it is: readers of its object tell, and the operator must know.
-            for index, drive in rotten[blob_id].items():
-                self._events.damage("corrupt", drive.label, blob_id, index)
-                findings.corrupt += 1
-        if blobs:
-            await self._judge(blobs, rotten, asked, findings, deep=deep)
+        for blob_id, met in blobs.items():
+            if not met.copies:
+                # Nothing is left that says whose it is: readers of its object tell, and the operator must know.
+                for drive, index in met.rotten:
+                    self._events.damage("corrupt", drive.label, blob_id, index)
+                    findings.corrupt += 1
+        await self._judge([met for met in blobs.values() if met.copies], asked, findings, deep=deep)
         return findings
 
-    async def _judge(
-        self,
-        blobs: Mapping[BlobId, _Shards],
-        rotten: Mapping[BlobId, dict[int, Drive]],
-        asked: list[Drive],
-        findings: Findings,
-        *,
-        deep: bool,
-    ) -> None:
+    async def _judge(self, blobs: list[_Met], asked: list[Drive], findings: Findings, *, deep: bool) -> None:
+        if not blobs:
+            return
         living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
-        names = list(blobs)
-        for at in range(0, len(names), SURVEY_OWNERS_MAX):
-            batch = names[at : at + SURVEY_OWNERS_MAX]
-            answers = await self._metadata.ownership([(_owner(blobs[blob]), blob) for blob in batch])
-            for blob_id, ownership in zip(batch, answers, strict=True):
-                shards, damaged = blobs[blob_id], rotten.get(blob_id, {})
+        for at in range(0, len(blobs), SURVEY_OWNERS_MAX):
+            batch = blobs[at : at + SURVEY_OWNERS_MAX]
+            answers = await self._metadata.ownership([(met.header.owner, met.header.blob.blob_id) for met in batch])
+            for met, ownership in zip(batch, answers, strict=True):
                 if ownership is Ownership.OWNED:
-                    await self._check(shards, damaged, asked, findings, deep=deep)
-                elif ownership is Ownership.NOBODY and _session(shards) not in living:
-                    places = [(drive, index) for index, (drive, _) in shards.items()]
-                    findings.orphans += await self._drop(blob_id, places + [(drive, index) for index, drive in damaged.items()])
+                    await self._check(met, asked, findings, deep=deep)
+                elif ownership is Ownership.NOBODY and met.header.session not in living:
+                    findings.orphans += await self._drop(met.header.blob.blob_id, met.places, "orphan")
 
-    async def _drop(self, blob_id: BlobId, places: list[tuple[Drive, int]]) -> int:
-        if self._hold():
-            return 0
+    async def _drop(self, blob_id: BlobId, places: list[tuple[Drive, int]], what: str) -> int:
         dropped = 0
         for drive, index in places:
+            if self._hold():
+                break
             try:
                 dropped += await drive.remove(blob_id, index)
             except AnvilError as error:
-                log.warning("orphan stays on %s: %s", drive.label, error)
+                log.warning("%s stays on %s: %s", what, drive.label, error)
         return dropped
 
-    async def _check(
-        self,
-        shards: _Shards,
-        rotten: Mapping[int, Drive],
-        asked: list[Drive],
-        findings: Findings,
-        *,
-        deep: bool,
-    ) -> None:
-        blob = next(iter(shards.values()))[1].header.blob
+    async def _check(self, met: _Met, asked: list[Drive], findings: Findings, *, deep: bool) -> None:
+        blob = met.header.blob
         order = self._placement.order(blob.blob_id)
         masks = {"missing": 0, "corrupt": 0}
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
-            if index in shards:
-                drive = shards[index][0]
-                if not deep or await self._sound(*shards[index]):
+            rotten = [drive for drive, number in met.rotten if number == index]
+            if copies := _by_preference(nominal, met.copies.get(index, [])):
+                drive, place = copies[0]
+                spare = [other for other, _ in copies[1:]] + [
+                    other for other in rotten if _rank(nominal, drive) < _rank(nominal, other)
+                ]
+                if not (deep or spare):
+                    continue
+                sound = await self._sound(drive, place)
+                if sound is not False:
+                    if sound:
+                        findings.superseded += await self._drop(blob.blob_id, [(other, index) for other in spare], "second copy")
                     continue
                 kind = "corrupt"
-            elif index in rotten:
-                kind, drive = "corrupt", rotten[index]
+            elif rotten:
+                kind, drive = "corrupt", rotten[0]
             elif nominal is not None and nominal in asked and not await _came(nominal, blob.blob_id, index):
                 kind, drive = "missing", nominal
             else:
@@ -150,13 +158,23 @@ class Survey:
         findings.corrupt += masks["corrupt"].bit_count()
         for kind, mask in masks.items():
             if mask:
-                await self._metadata.add_debt([(_owner(shards), blob.blob_id, mask)], corrupt=kind == "corrupt")
+                await self._metadata.add_debt([(met.header.owner, blob.blob_id, mask)], corrupt=kind == "corrupt")
 
-    async def _sound(self, drive: Drive, place: ShardPlace) -> bool:
+    async def _sound(self, drive: Drive, place: ShardPlace) -> bool | None:
+        """None where that cannot be learned: the drive is the trouble, not the shard."""
         try:
             return await shard_sound(self._buffers, drive, place)
         except DriveFailed:
-            return True  # the drive is the trouble, not the shard
+            return None
+
+
+def _rank(nominal: Drive | None, drive: Drive) -> tuple[bool, bytes]:
+    """The order in which copies of one index are kept: the same for everybody, whatever was met."""
+    return drive is not nominal, drive.drive_id
+
+
+def _by_preference(nominal: Drive | None, copies: list[tuple[Drive, ShardPlace]]) -> list[tuple[Drive, ShardPlace]]:
+    return sorted(copies, key=lambda copy: _rank(nominal, copy[0]))
 
 
 async def _came(drive: Drive, blob_id: BlobId, index: int) -> bool:
@@ -167,11 +185,3 @@ async def _came(drive: Drive, blob_id: BlobId, index: int) -> bool:
         return False
     except DriveFailed:
         return True
-
-
-def _session(shards: _Shards) -> SessionId:
-    return next(iter(shards.values()))[1].header.session
-
-
-def _owner(shards: _Shards) -> Owner:
-    return next(iter(shards.values()))[1].header.owner

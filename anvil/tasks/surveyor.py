@@ -122,7 +122,8 @@ class Surveyor:
 
     def _ended(self) -> None:
         found = self._findings
-        level = logging.INFO if self._hurry or found.orphans or found.missing or found.corrupt else logging.DEBUG
+        remarkable = found.orphans or found.missing or found.corrupt or found.superseded
+        level = logging.INFO if self._hurry or remarkable else logging.DEBUG
         log.log(level, "the survey is over", extra={"deep": self._deep, **msgspec.structs.asdict(found)})
         self._swept()
 

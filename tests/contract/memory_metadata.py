@@ -71,6 +71,7 @@ class MemoryMetadata:
         self._seq = count(1)
         self._outbox_ids = count(1)
         self._buckets: set[BucketId] = set()
+        self._dropped: set[BucketId] = set()
         self._sessions: set[SessionId] = set()
         self._keys: dict[BucketId, list[str]] = {}
         self._objects: dict[tuple[BucketId, str], ObjectRecord] = {}
@@ -83,8 +84,11 @@ class MemoryMetadata:
 
     # -- fences -------------------------------------------------------------------------------------------------------
 
-    async def add_bucket(self, bucket_id: BucketId) -> None:
+    async def add_bucket(self, bucket_id: BucketId) -> bool:
+        if bucket_id in self._dropped:
+            return False
         self._buckets.add(bucket_id)
+        return True
 
     async def bucket_is_empty(self, bucket_id: BucketId) -> bool:
         return not self._keys.get(bucket_id)
@@ -95,6 +99,7 @@ class MemoryMetadata:
         for owner, upload_id in [name for name in self._uploads if name[0] == bucket_id]:
             self._drop_upload(owner, upload_id)
         self._buckets.discard(bucket_id)
+        self._dropped.add(bucket_id)
 
     def _fence(self, session: SessionId, bucket_id: BucketId, key: str = "k") -> None:
         if self.fail_next is not None and not self.commit_before_failing:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from anvil._ec.digest import DigestLanes
@@ -24,6 +25,7 @@ from anvil.model.identity import Bucket, BucketState, Tenant
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import Attributes
 from anvil.model.scheme import Scheme, default_scheme
+from anvil.node.local import use_session
 from anvil.shards.drive import DriveSettings, LocalDrive
 from anvil.shards.nativeio import NativeJobs
 from anvil.tasks.collect import Collector
@@ -81,7 +83,7 @@ class Bench:
     hold = False  # as while a backup is taken
 
     def collector(self, grace_s: float = 0.0) -> Collector:
-        return Collector(self.metadata, self.context.placement(), grace_s)
+        return Collector(self.metadata, self.context.placement(), grace_s, lambda: self.hold)
 
     async def put(self, key: str, data: bytes) -> str:
         return (await self.engine.put_object(self.bucket, key, Bytes(data), plain_spec())).etag
@@ -152,9 +154,10 @@ async def engine_bench(
         new_id=lambda: os.urandom(16),
         now_us=lambda: time.time_ns() // 1000,
     )
+    bench.session.opened = partial(use_session, placement, owned)
     bench.engine = Engine(bench.context)
     bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for, retry_s=0.0)
-    bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: False)
+    bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: bench.hold)
     bench.bucket = new_bucket()
     await bench.metadata.add_bucket(bench.bucket.bucket_id)
     try:

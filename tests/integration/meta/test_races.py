@@ -379,7 +379,9 @@ def test_racing_completions_agree(url: str) -> None:
     asyncio.run(scenario())
 
 
-def test_garbage_waits_after_history_branched(url: str) -> None:
+def test_garbage_waits_after_history_branched(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anvil.meta.regional.HOLD_SETTLE_S", 0.0)
+
     """A restored or promoted database gives no garbage for `grace`, and none at all while a backup holds it."""
 
     async def scenario() -> None:

@@ -15,10 +15,19 @@ import pytest
 from click.testing import CliRunner
 
 from anvil.base.config import Config
-from anvil.base.errors import AccessDenied, AnvilError, DatabaseUnavailable, InvalidSetting, NameTaken, NoSuchBucket, UnknownName
+from anvil.base.errors import (
+    AccessDenied,
+    AnvilError,
+    Conflict,
+    DatabaseUnavailable,
+    InvalidSetting,
+    NameTaken,
+    NoSuchBucket,
+    UnknownName,
+)
 from anvil.cli import doctor
 from anvil.cli.admin import Session, command
-from anvil.cli.admin_ops import AppRow, NewKeys, UsageRow
+from anvil.cli.admin_ops import AppRow, DriveInfo, NewKeys, UsageRow
 from anvil.cli.exits import Exit, code_of
 from anvil.model.identity import Policy, Tenant
 
@@ -37,6 +46,10 @@ class MemoryOps:
         self.apps: dict[str, NewKeys] = {}
         self.policies: list[tuple[str, Policy]] = []
         self.public: dict[str, bool] = {"b": False}
+        self.drives = {
+            "/mnt/a": DriveInfo("/mnt/a", "aa" * 16, "active", 1 << 40),
+            "/mnt/b": DriveInfo("/mnt/b", "bb" * 16, "absent", 5),
+        }
         self.urls: tuple[str, str] = ("", "")
 
     @asynccontextmanager
@@ -92,6 +105,17 @@ class MemoryOps:
     async def usage(self) -> Sequence[UsageRow]:
         return [UsageRow("default", "b", 3, 4096, 1, 10)]
 
+    async def drive_list(self) -> Sequence[DriveInfo]:
+        return list(self.drives.values())
+
+    async def drive_replace(self, path: str) -> DriveInfo:
+        if path not in self.drives:
+            raise UnknownName(f"no drive of this node belongs at {path!r}")
+        if self.drives[path].state == "active":
+            raise Conflict(f"the drive at {path!r} is there")
+        gone = self.drives.pop(path)
+        return DriveInfo(path, gone.drive, "gone", gone.capacity_bytes)
+
 
 @pytest.fixture
 def ops(monkeypatch: pytest.MonkeyPatch) -> MemoryOps:
@@ -146,11 +170,29 @@ def test_people_get_tables_and_sentences(ops: MemoryOps) -> None:
     assert "4096" in invoke(ops, "usage")[1]
 
 
+def test_drives_are_listed_and_given_up(ops: MemoryOps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [(row["path"], row["state"]) for row in as_json(ops, "drive", "list")] == [("/mnt/a", "active"), ("/mnt/b", "absent")]
+    assert "absent" in invoke(ops, "drive", "list")[1]
+    code, told = invoke(ops, "drive", "replace", "/mnt/b")
+    assert (code, "--yes" in told, len(ops.drives)) == (Exit.USAGE, True, 2), "what it held is given up: not by accident"
+    gone = as_json(ops, "drive", "replace", "/mnt/b", "--yes")
+    assert gone == {"path": "/mnt/b", "drive": "bb" * 16, "state": "gone", "capacity_bytes": 5}
+    assert list(ops.drives) == ["/mnt/a"]
+    ops.drives[str(tmp_path / "disk")] = DriveInfo("", "cc" * 16, "other", 5)
+    monkeypatch.chdir(tmp_path)
+    code, told = invoke(ops, "drive", "replace", "disk", "--yes")
+    assert (code, "restart the node" in told) == (0, True), "a relative path is the one it means here"
+    ops.drives.clear()
+    assert "no drives" in invoke(ops, "drive", "list")[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
         (("tenant", "create", "default"), Exit.CONFLICT, "already"),
         (("app", "create", "--tenant", "x", "--name", "n"), Exit.NOT_FOUND, "no tenant x"),
+        (("drive", "replace", "/mnt/c", "--yes"), Exit.NOT_FOUND, "/mnt/c"),
+        (("drive", "replace", "/mnt/a", "--yes"), Exit.CONFLICT, "is there"),
         (("bucket", "set-public", "none", "--allow", "false"), Exit.NOT_FOUND, "bucket"),
         (("policy", "grant", "--app", "a", "--action", "object:write", "--resource", "b*c*"), Exit.USAGE, "one `*` at its end"),
         (("policy", "grant", "--app", "a", "--action", "fly", "--resource", "*"), Exit.USAGE, "object:read"),

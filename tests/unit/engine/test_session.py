@@ -46,3 +46,42 @@ def test_renewal_survives_every_failure(monkeypatch: pytest.MonkeyPatch) -> None
         keeping.cancel()
 
     asyncio.run(main())
+
+
+def test_whoever_keeps_the_id_has_the_new_one_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anvil.engine.session.SESSION_RENEW_S", 0.001)
+
+    class Lost(Sessions):
+        async def renew_session(self, session: bytes) -> bool:
+            await super().renew_session(session)
+            return self.opened > 1
+
+    async def main() -> None:
+        sessions = Lost([])
+        session = WriterSession(cast(Any, sessions), bytes(16), 0)
+        first = await session.open()
+        told: list[bytes] = []
+        go, waits = asyncio.Event(), asyncio.Event()
+
+        async def opened(new: bytes) -> None:
+            told.append(new)
+            waits.set()
+            await go.wait()
+
+        session.opened = opened
+        keeping = asyncio.create_task(session.keep())
+        await asyncio.wait_for(waits.wait(), 10)
+        with pytest.raises(WriterFenced):
+            _ = session.current
+        go.set()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert session.current == told[0] != first
+                    break
+                except WriterFenced:
+                    await asyncio.sleep(0)
+        assert len(told) == 1
+        keeping.cancel()
+
+    asyncio.run(main())

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from anvil.base.errors import BadRecord
+from anvil.base.limits import LEFTOVER_YOUNG_S
 from anvil.model.records import BlobRef
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardHeader
@@ -334,5 +336,34 @@ def test_scheme_and_size_survive(tmp_path: Path) -> None:
             await put(drive, header=header)
             place = await drive.open(blob.blob_id, 5)
             assert place is not None and place.header == header
+
+    run(main())
+
+
+def test_what_is_just_being_made_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
+    """Between the making of a file and its lock, by a session that was opened after somebody asked which ones live."""
+
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header, frames = await put(drive)
+            index = drive._store.index
+            number = index.new_segment(b"n" * 16, 1 << 20)  # its file is not there yet
+            assert (await drive.recover(frozenset())).segments == 0
+            assert index.segment(number) is not None
+            making = [tmp_path / f"d/segments/{number:016x}.seg", tmp_path / f"d/tmp/{(b'n' * 16).hex()}-1-1.part"]
+            for path in making:
+                path.touch()
+            report = await drive.recover(frozenset())
+            assert (report.segments, report.leftovers, report.young) == (0, 0, 2)
+            assert index.segment(number) is not None and not index.segment(number).sealed
+            assert all(path.exists() for path in making)
+            old = time.time() - LEFTOVER_YOUNG_S
+            os.utime(making[1], (old, old))
+            report = await drive.recover(frozenset())
+            assert (report.leftovers, report.young) == (1, 1), "nobody takes so long"
+        async with opened(tmp_path / "d") as drive:
+            assert not any(path.exists() for path in making), "whoever is alone knows that nobody makes them"
+            assert drive._store.index.segment(number) is None
+            assert await get(drive, header) == frames
 
     run(main())
