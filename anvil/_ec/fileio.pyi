@@ -30,11 +30,6 @@ class ReadJob(Job):
     @property
     def count(self) -> int: ...
 
-class SyncJob(Job):
-    """fdatasync, or fsync if `full` (directories: fdatasync need not write a new entry). check() raises OSError(errno)."""
-
-    def __new__(cls, fd: int, full: bool = False) -> Self: ...
-
 class ReserveJob(Job):
     """posix_fallocate of the first `length` bytes. check() raises OSError(errno), ENOSPC among them."""
 
@@ -53,6 +48,11 @@ class SyncFolderJob(NameJob):
     """Open a folder, fsync it, look at `guard`. check() raises OSError(errno)."""
 
     def __init__(self, path: str, guard: Guard | None = None) -> None: ...
+
+class GuardJob(NameJob):
+    """check() raises OSError(ENODEV) if another disk is there, or none."""
+
+    def __init__(self, guard: Guard) -> None: ...
 
 class LinkJob(NameJob):
     """link(2)."""

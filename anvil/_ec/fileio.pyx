@@ -176,16 +176,6 @@ cdef void read_run(anvil_job *job) noexcept nogil:
         state.then.run(state.then)
 
 
-cdef void sync_run(anvil_job *job) noexcept nogil:
-    # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
-    job.status = 0 if fdatasync(<int> <int64_t> job.arg) == 0 else errno
-
-
-cdef void full_sync_run(anvil_job *job) noexcept nogil:
-    # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
-    job.status = 0 if fsync(<int> <int64_t> job.arg) == 0 else errno
-
-
 cdef void reserve_run(anvil_job *job) noexcept nogil:
     cdef const reserve_state *state = <const reserve_state *> job.arg
     cdef int status = EINTR
@@ -209,10 +199,15 @@ cdef void sync_folder_run(anvil_job *job) noexcept nogil:
     if fd < 0:
         job.status = errno
         return
-    job.status = 0 if fsync(fd) == 0 else errno  # never repeated, as above
+    job.status = 0 if fsync(fd) == 0 else errno  # never repeated: the pages may be gone with the first report
     posix_close(fd)
     if job.status == 0:
         job.status = watch(state.guard)
+
+
+cdef void guard_run(anvil_job *job) noexcept nogil:
+    cdef const name_state *state = <const name_state *> job.arg
+    job.status = watch(state.guard)
 
 
 cdef void link_run(anvil_job *job) noexcept nogil:
@@ -357,19 +352,6 @@ cdef class ReadJob(Job):
         finished(self.job.status)
 
 
-cdef class SyncJob(Job):
-    """`fdatasync`, or `fsync` if `full`. `check` raises OSError; a failed one must not be repeated, since the pages it was for may be
-    gone."""
-
-    def __cinit__(self, fd, bint full=False):
-        self.job.arg = <void *> <int64_t> descriptor(fd)
-        self.job.run = full_sync_run if full else sync_run
-        self.job.status = NOT_RUN
-
-    def check(self):
-        finished(self.job.status)
-
-
 cdef class ReserveJob(Job):
     """`posix_fallocate` of the first `length` bytes. `check` raises OSError, ENOSPC among them."""
 
@@ -436,6 +418,15 @@ cdef class SyncFolderJob(NameJob):
     def __init__(self, str path, Guard guard=None):
         self.on(path, guard)
         self.job.run = sync_folder_run
+
+
+cdef class GuardJob(NameJob):
+    """Look whether the disk is still there: ENODEV if not."""
+
+    def __init__(self, Guard guard not None):
+        self.guard = guard
+        self.state.guard = &guard.state
+        self.job.run = guard_run
 
 
 cdef class LinkJob(NameJob):

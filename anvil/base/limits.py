@@ -66,6 +66,7 @@ INDEX_PAGE_ENTRIES: Final = 256  # entries per index transaction of scans, recov
 COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
 SCAN_WINDOW_BYTES: Final = 1 * MIB
 DRIVE_THREADS: Final = 2  # of each drive in each process: one may wait for a flush while the other reads
+DRIVE_CALL_THREADS: Final = 2  # the same, of Python, for upkeep: a scan or recovery may be long, a probe must get in between
 DRIVE_STALLED_S: Final = 10.0  # a drive whose oldest job takes longer is left alone until its jobs come back
 DRIVE_FLUSH_BYTES: Final = (
     64 * MIB

@@ -7,7 +7,7 @@ checksums (the engine).
 
 States: *missing* (folder or identity gone, or another drive in its place; ends by itself when the same drive returns), *failed*
 (a write or flush failed: read-only until the process restarts, since what the kernel still holds is not known), *full* (ends by
-itself when there is room).
+itself when there is room), *stalled* (it does not answer; ends by itself when it does: waiting.py).
 """
 
 from __future__ import annotations
@@ -17,21 +17,15 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-import msgspec
-
 from anvil._ec.pool import Job
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull, Unavailable
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, DriveStalled, StorageFull, Unavailable
 from anvil.base.limits import (
-    DRIVE_FLOOR_BYTES,
-    DRIVE_PROBE_S,
     INDEX_PAGE_ENTRIES,
-    SEGMENT_BYTES,
-    SEGMENT_FIRST_BYTES,
     SEGMENT_SHARD_BYTES_MAX,
 )
 from anvil.base.types import Buffer
@@ -39,40 +33,20 @@ from anvil.model.records import BlobId, DriveId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
 from anvil.shards import reader
 from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
-from anvil.shards.files import LargeShardFile, Step, blob_path, blobs_in, outer_folders, partitions_in
+from anvil.shards.files import LargeShardFile, blob_path, blobs_in, outer_folders, partitions_in
 from anvil.shards.format import encode_footer
 from anvil.shards.identity import identity_place
 from anvil.shards.index import partition_key
 from anvil.shards.io import FULL_ERRNOS, Executor, Io, IoJobs, storage_error
 from anvil.shards.recovery import RecoveryReport, recover
+from anvil.shards.settings import DriveSettings, DriveStats, check_header
 from anvil.shards.store import Folder, Store
+from anvil.shards.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
-_PASSING_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EBADF})
+_PASSING_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN, errno.EBADF, errno.ECANCELED})
 """Failures of this process, not of the drive."""
-
-
-class DriveStats(msgspec.Struct):
-    """Counters since this process opened the drive."""
-
-    puts: int = 0
-    large: int = 0
-    removed: int = 0
-    write_errors: int = 0
-    read_errors: int = 0
-    damaged: int = 0  # records whose header or footer was found damaged
-    vanished: int = 0  # times the folder went away
-
-
-class DriveSettings(msgspec.Struct, frozen=True):
-    """What tests and small disks set differently."""
-
-    floor_bytes: int = DRIVE_FLOOR_BYTES
-    segment_bytes: int = SEGMENT_BYTES
-    segment_first_bytes: int = SEGMENT_FIRST_BYTES
-    probe_s: float = DRIVE_PROBE_S
-    step: Step = lambda name: None  # told before each step of publishing a large shard
 
 
 class LocalDrive:
@@ -86,10 +60,10 @@ class LocalDrive:
         self.label = label
         self.drive_id: DriveId = b""
         self.stats = DriveStats()
-        self.reason: str | None = None  # why it is not writable, in words for an operator
         self.free_bytes = 0
         self.capacity_bytes = 0
         self._io = io
+        self._reason: str | None = None
         self._session = session
         self._hold = hold
         self._clock_us = clock_us
@@ -98,6 +72,7 @@ class LocalDrive:
         self._missing = False
         self._failed = False
         self._full = False
+        self._compacting = False
         self._probing = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -119,7 +94,9 @@ class LocalDrive:
         """Attach the folder, recovering it if it was not left cleanly. A folder that is no drive is initialised only with
         `create`, without `expected`, and if it is empty. With `expected` and that drive not there, the result is a drive that is
         neither readable nor writable, until the right folder appears. Raises DriveFailed, InvalidSetting."""
-        drive = cls(path, label or path.name, Io(executor, jobs), session, hold, clock_us, settings or DriveSettings())
+        settings, label = settings or DriveSettings(), label or path.name
+        io = Io(executor, jobs, Waiting(label, settings.stalled_s))
+        drive = cls(path, label, io, session, hold, clock_us, settings)
         try:
             await drive._attach(expected, create)
         except DriveFailed as error:
@@ -131,9 +108,18 @@ class LocalDrive:
         return drive
 
     async def close(self) -> None:
-        """Finish what is queued, seal, and leave the folder; clean if this was its last user and nothing failed."""
+        """Finish what is queued, seal, and leave the folder; clean if this was its last user and nothing failed. A drive that hangs is
+        left as a crash would leave it."""
         if self._watcher is not None:
             self._watcher.cancel()
+        try:
+            await self._io.detached(self._leave())
+        except DriveStalled:
+            log.error("drive %s does not answer and is left as it is", self.label)
+        self._io.close()
+
+    async def _leave(self) -> None:
+        if self._watcher is not None:
             await asyncio.wait([self._watcher])
         async with self._probing:
             await self._detach()
@@ -147,11 +133,21 @@ class LocalDrive:
 
     @property
     def readable(self) -> bool:
-        return self._store is not None and not self._missing
+        return self._store is not None and not self._missing and not self._io.waiting.stalled
 
     @property
     def writable(self) -> bool:
         return self.readable and not self._failed and not self._full
+
+    @property
+    def stalled(self) -> bool:
+        """It does not answer, and nothing new is asked of it until what is under way has come back."""
+        return self._io.waiting.stalled
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not writable, in words for an operator."""
+        return "does not answer" if self._io.waiting.stalled else self._reason
 
     @property
     def recovered(self) -> RecoveryReport | None:
@@ -162,7 +158,7 @@ class LocalDrive:
         """Look whether the folder is there and how much room it has; attach it again if it came back. Done every `probe_s` by the
         drive itself. Never raises for the drive's failures."""
         async with self._probing:
-            place = await asyncio.to_thread(identity_place, self.path)
+            place = await self._io.call(identity_place, self.path)
             if place is None:
                 self._vanish("its folder is missing")
                 return
@@ -183,7 +179,8 @@ class LocalDrive:
 
     async def _attach(self, expected: DriveId | None, create: bool) -> None:
         try:
-            folder = await asyncio.to_thread(Folder, self.path, self.label, expected, create, self._clock_us())
+            await self._io.ask(identity_place, self.path)  # first something short: recovery may rightly take long
+            folder = await self._io.ask(Folder, self.path, self.label, expected, create, self._clock_us(), counted=False)
         except OSError as error:
             raise storage_error(error, self.label) from error
         self.drive_id = folder.drive_id
@@ -193,8 +190,8 @@ class LocalDrive:
             self._session,
             self.label,
             clock_us=self._clock_us,
-            guard=self._guard,
             failed=self._write_failed,
+            freed=self._give_back,
             step=self._settings.step,
             segment_bytes=self._settings.segment_bytes,
             first_bytes=self._settings.segment_first_bytes,
@@ -207,13 +204,13 @@ class LocalDrive:
             return
         await store.close()
         try:
-            await asyncio.to_thread(store.folder.close)
+            await self._io.call(store.folder.close)
         except OSError as error:
             log.warning("drive %s could not be left cleanly: %s", self.label, error)
 
     async def _measure(self) -> None:
         try:
-            stat = await asyncio.to_thread(os.statvfs, self.path)
+            stat = await self._io.call(os.statvfs, self.path)
         except OSError as error:
             self._vanish(f"its folder cannot be read ({os.strerror(error.errno or errno.EIO)})")
             return
@@ -221,7 +218,7 @@ class LocalDrive:
         self.capacity_bytes = stat.f_blocks * stat.f_frsize
         self._full = self.free_bytes < self._settings.floor_bytes
         if not self._failed:
-            self.reason = "full" if self._full else None
+            self._reason = "full" if self._full else None
         if self._store is not None:
             self._store.files.discard_unlinked()
 
@@ -238,30 +235,23 @@ class LocalDrive:
             self._missing = True
             self.stats.vanished += 1
             log.error("drive %s is missing: %s", self.label, reason)
-        self.reason = reason
+        self._reason = reason
 
-    def _guard(self) -> None:
-        """Raises OSError(ENODEV) if the folder is not the attached one any more."""
-        store = self._store
-        if store is None or self._missing or identity_place(self.path) != store.folder.place:
-            raise OSError(errno.ENODEV, "drive is missing")
-
-    def _write_failed(self, error: OSError) -> None:
+    async def _write_failed(self, error: OSError) -> None:
         """Class a failed write: it decides what the drive is good for from now on."""
         self.stats.write_errors += 1
         if error.errno in FULL_ERRNOS:
             self._full = True
-            self.reason = "full"
-            return
-        store = self._store
-        if store is None or identity_place(self.path) != store.folder.place:
+            self._reason = "full"
+        elif error.errno == errno.ENODEV or await self._gone():
             self._vanish("its folder is missing")
         elif error.errno not in _PASSING_ERRNOS and not self._failed:
             self._failed = True
-            self.reason = f"read-only after a failed write ({os.strerror(error.errno or errno.EIO)})"
-            log.error("drive %s is %s", self.label, self.reason)
+            self._reason = f"read-only after a failed write ({os.strerror(error.errno or errno.EIO)})"
+            log.error("drive %s is %s", self.label, self._reason)
 
     def _reading(self) -> Store:
+        self._io.waiting.check()
         if self._store is None or self._missing:
             raise DriveFailed(drive=self.label, reason="missing")
         return self._store
@@ -275,26 +265,33 @@ class LocalDrive:
         self.free_bytes -= payload  # an estimate until the next measurement
         return store
 
-    @contextmanager
-    def _reads(self) -> Iterator[None]:
+    def _give_back(self, payload: int) -> None:
+        self.free_bytes += payload
+
+    @asynccontextmanager
+    async def _reads(self) -> AsyncIterator[None]:
         try:
             yield
         except BadRecord:
             self.stats.damaged += 1
             raise
         except OSError as error:
-            self.stats.read_errors += 1
-            if self._gone():
-                self._vanish("its folder is missing")
-            raise storage_error(error, self.label) from error
+            raise await self._read_failed(error) from error
+
+    async def _read_failed(self, error: OSError) -> AnvilError:
+        self.stats.read_errors += 1
+        if error.errno == errno.ENODEV or await self._io.detached(self._gone()):
+            self._vanish("its folder is missing")
+        return storage_error(error, self.label)
 
     # -- the port
 
     async def put(self, header: ShardHeader, frames: Buffer, footer: ShardFooter) -> None:
         """A small shard (at most SEGMENT_SHARD_BYTES_MAX), whole: durable and indexed on return. An older record of the same
-        shard is forgotten. `frames` must not change until this returns or raises. Raises StorageFull, DriveFailed, SlowDown."""
+        shard is forgotten. `frames` must not change until this returns or raises. Raises StorageFull, DriveFailed, SlowDown; DriveStalled:
+        see the port."""
         view = memoryview(frames).cast("B")
-        _check_header(header)
+        check_header(header)
         payload = header.blob.geometry.shard_bytes
         if len(view) != payload or payload > SEGMENT_SHARD_BYTES_MAX:
             raise ValueError(f"{len(view)} bytes are not the frames of a small shard of {payload}")
@@ -302,46 +299,62 @@ class LocalDrive:
         foot = encode_footer(header.blob.blob_id, header.index, footer)
         try:
             await store.writer.append(header, view, foot)
-        except OSError as error:
-            raise storage_error(error, self.label) from error
+        except BaseException as error:
+            self._give_back(len(view))
+            if isinstance(error, OSError):
+                raise storage_error(error, self.label) from error
+            raise
         self.stats.puts += 1
 
     async def create(self, header: ShardHeader) -> LargeShardFile:
         """A shard in a file of its own, begun where there is room for all of it now. To replace a damaged one, `remove` it first:
         publishing keeps a record whose header and footer are sound. Raises StorageFull, DriveFailed."""
-        _check_header(header)
+        check_header(header)
         store = self._writing(header.blob.geometry.shard_bytes)
-        try:
-            shard = store.large.create(header)
-        except OSError as error:
-            self._write_failed(error)
-            raise storage_error(error, self.label) from error
+        shard = await self._io.detached(self._create(store, header), LargeShardFile.abort)
         self.stats.large += 1
         return shard
 
-    async def open(self, blob_id: BlobId, index: int) -> ShardPlace | None:
-        """Find a shard; None if this drive does not have it. Raises BadRecord, DriveFailed."""
+    async def _create(self, store: Store, header: ShardHeader) -> LargeShardFile:
+        try:
+            return await store.large.create(header)
+        except BaseException as error:
+            self._give_back(header.blob.geometry.shard_bytes)
+            if not isinstance(error, OSError):
+                raise
+            await self._write_failed(error)
+            raise storage_error(error, self.label) from error
+
+    async def open(self, blob_id: BlobId, index: int, patience_s: float | None = None) -> ShardPlace | None:
+        """Find a shard; None if this drive does not have it. Raises BadRecord, DriveFailed, DriveStalled: see the port."""
         store = self._reading()
-        with self._reads():
-            place = await reader.find(store, blob_id, index)
+        try:
+            place = await reader.find(store, blob_id, index, patience_s)
             if place is None:
-                self._present()
+                await self._present()
+        except BadRecord:
+            self.stats.damaged += 1
+            raise
+        except OSError as error:
+            raise await self._read_failed(error) from error
         return place
 
     async def read(self, place: ShardPlace, offset: int, view: memoryview, then: Job | None = None) -> int:
         """Payload bytes from `offset` into `view`; returns how many (short = truncated, or gone). `then`: see the port. Raises
         DriveFailed."""
         store = self._reading()
-        with self._reads():
+        try:
             count = await reader.read(store, place, offset, view, then)
             if count < len(view):
-                self._present()
+                await self._present()
+        except OSError as error:
+            raise await self._read_failed(error) from error
         return count
 
     async def verify(self, place: ShardPlace) -> ShardFooter:
         """Check that a shard's record is whole, apart from its payload's own checksums. Raises BadRecord, DriveFailed."""
         store = self._reading()
-        with self._reads():
+        async with self._reads():
             return await reader.verify(store, place)
 
     async def remove(self, blob_id: BlobId, index: int, *, superseded: bool = False) -> bool:
@@ -350,22 +363,23 @@ class LocalDrive:
         `superseded` shard: see the port), DriveFailed."""
         if self._hold() and not superseded:
             raise Unavailable("removal is on hold while a backup is taken")
-        store = self._reading()
+        return await self._io.detached(self._remove(self._reading(), blob_id, index))
+
+    async def _remove(self, store: Store, blob_id: BlobId, index: int) -> bool:
         path = blob_path(store.folder.blobs, blob_id, index)
         try:
-            place = store.index.remove(blob_id, index)
+            place = await self._io.index_call(store.index.remove, blob_id, index)
             if place is not None:
-                store.drop_if_empty(place.segment)
-            had_file = path.exists()
+                await store.drop_if_empty(place.segment)
+            had_file = await self._io.call(_unlink, path)
             if had_file:
                 store.files.discard(path)
-                await asyncio.to_thread(path.unlink, True)
         except OSError as error:
-            self._write_failed(error)
+            await self._write_failed(error)
             raise storage_error(error, self.label) from error
         if place is None and not had_file:
-            with self._reads():
-                self._present()
+            async with self._reads():
+                await self._present()
             return False
         self.stats.removed += 1
         return True
@@ -373,8 +387,8 @@ class LocalDrive:
     async def partitions(self) -> frozenset[int]:
         """The partitions of which this drive holds anything (or did: folders stay). Raises DriveFailed."""
         store = self._reading()
-        with self._reads():
-            return frozenset(store.index.partitions() | await asyncio.to_thread(partitions_in, store.folder.blobs))
+        async with self._reads():
+            return frozenset(store.index.partitions() | await self._io.ask(partitions_in, store.folder.blobs))
 
     async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
         """Every shard (of one partition), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
@@ -383,7 +397,7 @@ class LocalDrive:
         end = b"\xff" * 3 if partition is None else partition_key(partition + 1)
         while True:
             store = self._reading()
-            with self._reads():
+            async with self._reads():
                 page = store.index.page(after, INDEX_PAGE_ENTRIES, end)
             if not page:
                 break
@@ -391,11 +405,11 @@ class LocalDrive:
                 after = key
                 if (place := await self._examine(entry.blob_id, entry.shard)) is not None:
                     yield place
-        with self._reads():
-            outer = await asyncio.to_thread(outer_folders, self._reading().folder.blobs, partition)
+        async with self._reads():
+            outer = await self._io.ask(outer_folders, self._reading().folder.blobs, partition)
         for folder in outer:
-            with self._reads():
-                names = await asyncio.to_thread(blobs_in, folder, partition)
+            async with self._reads():
+                names = await self._io.ask(blobs_in, folder, partition)
             for blob_id, index in names:
                 if (place := await self._examine(blob_id, index)) is not None:
                     yield place
@@ -406,8 +420,8 @@ class LocalDrive:
             place = await reader.examine(store, blob_id, index)
         except OSError as error:
             self.stats.read_errors += 1
-            with self._reads():
-                self._present()  # one unreadable sector is damage, a drive that is gone is not
+            async with self._reads():
+                await self._present()  # one unreadable sector is damage, a drive that is gone is not
             log.warning("drive %s: shard %s.%d: %s", self.label, blob_id.hex(), index, error)
             place = reader.unreadable(store, blob_id, index)
         if place is not None and place.damaged:
@@ -426,9 +440,10 @@ class LocalDrive:
         """Index and seal the segments of writers that died while other processes went on, and remove their temporary files. Needs
         no knowledge of this process's own: they are locked. Raises DriveFailed."""
         store = self._reading()
-        with self._reads():
-            return await asyncio.to_thread(
-                recover, store.folder.segments, store.folder.tmp, store.index, lambda session: session not in live_sessions
+        folder = store.folder
+        async with self._reads():
+            return await self._io.ask(
+                recover, folder.segments, folder.tmp, store.index, lambda session: session not in live_sessions, counted=False
             )
 
     async def compact(self, owned: OwnerCheck) -> CompactionReport:
@@ -437,6 +452,12 @@ class LocalDrive:
         store = self._reading()
         if self._failed:
             raise DriveFailed(drive=self.label, reason="read-only")
+        if self._compacting:
+            raise Unavailable("an earlier compaction waits for the drive")
+        return await self._io.detached(self._compact(store, owned))
+
+    async def _compact(self, store: Store, owned: OwnerCheck) -> CompactionReport:
+        self._compacting = True
         writer = store.new_writer(self._session)
         try:
             return await compact(store, writer, owned, self._hold)
@@ -444,20 +465,28 @@ class LocalDrive:
             raise storage_error(error, self.label) from error
         finally:
             await writer.close()
+            self._compacting = False
 
-    def _present(self) -> None:
-        """Not finding something means nothing if the folder is not there. Raises OSError(ENODEV)."""
-        if self._gone():
+    async def _present(self) -> None:
+        """Not finding something means nothing if the folder is not there. Raises OSError(ENODEV), DriveStalled."""
+        if await self._io.detached(self._gone()):
             self._vanish("its folder is missing")
             raise OSError(errno.ENODEV, "drive is missing")
 
-    def _gone(self) -> bool:
-        store = self._store
-        return store is None or identity_place(self.path) != store.folder.place
+    async def _gone(self) -> bool:
+        if self._store is None:
+            return True
+        try:
+            await self._io.watch(self._store.folder.guard)
+        except OSError:
+            return True
+        return False
 
 
-def _check_header(header: ShardHeader) -> None:
-    if len(header.blob.blob_id) != 16 or not 0 <= header.index < header.blob.scheme.width:
-        raise ValueError("shard header names no possible shard")
-    if len(header.version_id) != 16 or len(header.session) != 16:
-        raise ValueError("version and session ids are 16 bytes")
+def _unlink(path: Path) -> bool:
+    """Whether it was there. Blocking."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True

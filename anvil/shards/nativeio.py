@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anvil._ec.fileio import ReadJob, ReserveJob, SyncJob, WriteJob
+from anvil._ec.fileio import (
+    CloseJob,
+    Guard,
+    GuardJob,
+    LinkJob,
+    MakeFolderJob,
+    OpenJob,
+    ReadJob,
+    ReserveJob,
+    SyncFolderJob,
+    UnlinkJob,
+    WriteJob,
+    open_cached,
+)
 from anvil._ec.pool import Job
 from anvil.base.types import Buffer
 from anvil.shards.io import preadv_nowait
@@ -13,17 +26,38 @@ from anvil.shards.io import preadv_nowait
 class NativeJobs:
     """The job factory a node passes to its drives."""
 
-    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> WriteJob:
-        return WriteJob(fd, offset, buffers, sync)
+    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool, guard: Guard | None = None) -> WriteJob:
+        return WriteJob(fd, offset, buffers, sync, guard)
 
     def read(self, fd: int, offset: int, view: Buffer, then: Job | None = None) -> ReadJob:
         return ReadJob(fd, offset, view, then)
 
-    def sync(self, fd: int, full: bool) -> SyncJob:
-        return SyncJob(fd, full)
+    def sync_folder(self, path: str, guard: Guard | None) -> SyncFolderJob:
+        return SyncFolderJob(path, guard)
+
+    def open(self, path: str, flags: int, mode: int, guard: Guard | None) -> OpenJob:
+        return OpenJob(path, flags, mode, guard)
+
+    def watch(self, guard: Guard) -> GuardJob:
+        return GuardJob(guard)
+
+    def link(self, path: str, to: str) -> LinkJob:
+        return LinkJob(path, to)
+
+    def unlink(self, path: str) -> UnlinkJob:
+        return UnlinkJob(path)
+
+    def make_folder(self, path: str) -> MakeFolderJob:
+        return MakeFolderJob(path)
+
+    def close(self, fd: int, path: str | None) -> CloseJob:
+        return CloseJob(fd, path)
 
     def reserve(self, fd: int, length: int) -> ReserveJob:
         return ReserveJob(fd, length)
 
     def read_now(self, fd: int, offset: int, view: memoryview) -> int:
         return preadv_nowait(fd, offset, view)
+
+    def open_now(self, path: str) -> int:
+        return open_cached(path)

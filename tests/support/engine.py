@@ -24,8 +24,9 @@ from anvil.model.identity import Bucket, BucketState, Tenant
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import Attributes
 from anvil.model.scheme import Scheme, default_scheme
-from anvil.shards.drive import DriveSettings, LocalDrive
+from anvil.shards.drive import LocalDrive
 from anvil.shards.nativeio import NativeJobs
+from anvil.shards.settings import DriveSettings
 from anvil.tasks.collect import Collector
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey

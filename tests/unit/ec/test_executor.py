@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from anvil._ec.codec import Codec
-from anvil._ec.fileio import ReadJob, SyncJob, WriteJob
+from anvil._ec.fileio import ReadJob, WriteJob
 from anvil._ec.pool import Job, Pool
 from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob, SealBroken
 from anvil.base.errors import ShuttingDown, SlowDown
@@ -88,10 +88,10 @@ def test_errors_reach_who_waits(run: Run) -> None:
     async def scenario() -> None:
         executor = NativeExecutor(asyncio.get_running_loop(), 1)
         with pytest.raises(OSError, match="Bad file") as caught:
-            await executor.run(SyncJob(10_000))
+            await executor.run(WriteJob(10_000, 0, [b"x"]))
         assert caught.value.errno == errno.EBADF
         with pytest.raises(OSError, match="Bad file"):
-            await executor.run_to_end(SyncJob(10_000))
+            await executor.run_to_end(WriteJob(10_000, 0, [b"x"]))
         encode = encode_job(b"x" * 1000)
         await executor.run(encode)
         frames = [encode.frame(i) for i in range(3)]

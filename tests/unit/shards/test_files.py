@@ -14,9 +14,9 @@ import pytest
 from anvil.base.errors import BadRecord, DriveFailed, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
-from anvil.shards.drive import DriveSettings
 from anvil.shards.files import FolderSync, blob_path, parse_blob_name
 from anvil.shards.io import Io
+from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
@@ -306,7 +306,7 @@ def test_a_failed_flush_of_a_folder_fails_those_who_came_meanwhile(tmp_path: Pat
         def __init__(self) -> None:
             self.begun, self.go_on, self.flushes = asyncio.Event(), asyncio.Event(), 0
 
-        async def sync(self, fd: int, *, full: bool) -> None:
+        async def sync_folder(self, folder: str, guard: object) -> None:
             self.flushes += 1
             self.begun.set()
             await self.go_on.wait()
