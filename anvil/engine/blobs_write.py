@@ -149,12 +149,17 @@ class _OneBlob:
         )
 
     async def _undo(self) -> None:
-        """Remove the shards, stragglers' as soon as they have landed. Best effort: what cannot be removed now is the sweep's."""
-        for index, task in self._late.items():
-            if not task.done():
-                task.add_done_callback(partial(self._landed_late, index))
+        """Remove the shards, stragglers' as soon as they have landed. Best effort: what cannot be removed is the sweep's, and nobody
+        waits for a drive that takes its time."""
+        removing = []
         for index in range(len(self._drives)):
-            await self._remove(index)
+            late = self._late.get(index)
+            if late is not None and not late.done():
+                late.add_done_callback(partial(self._landed_late, index))
+            else:
+                removing.append(self._context.owned.start(self._remove(index)))
+        if removing:
+            await asyncio.wait(removing, timeout=STRAGGLER_S)
 
     def _landed_late(self, index: int, task: asyncio.Task[bool]) -> None:
         if _succeeded(task):

@@ -177,11 +177,14 @@ async def attach_drives(plan: Plan, session: SessionId, hold: Callable[[], bool]
 
 
 async def detach_drives(placement: Placement) -> None:
-    """Leave every drive cleanly."""
-    for drive in local_drives(placement):
-        await drive.close()
-        if isinstance(drive.executor, NativeExecutor):
-            await drive.executor.close()
+    """Leave every drive cleanly, but for those that hang: they are left as they are, and their threads end with the process."""
+    await asyncio.gather(*map(_detach, local_drives(placement)))
+
+
+async def _detach(drive: LocalDrive) -> None:
+    await drive.close()
+    if isinstance(drive.executor, NativeExecutor) and not drive.stalled:
+        await drive.executor.close()
 
 
 def local_drives(placement: Placement) -> list[LocalDrive]:

@@ -132,7 +132,7 @@ class Io:
     def __init__(self, executor: Executor, jobs: IoJobs, waiting: Waiting | None = None) -> None:
         self.executor = executor
         self.jobs = jobs
-        self.waiting = waiting or Waiting("without a name")
+        self.waiting = waiting if waiting is not None else Waiting("without a name")
         self.index_lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(DRIVE_CALL_THREADS, thread_name_prefix="drive")

@@ -40,9 +40,6 @@ class Waiting:
         self._suspect = 0  # a call that was found late once
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return len(self._under_way)
-
     def error(self) -> DriveStalled:
         return DriveStalled(drive=self._label)
 

@@ -124,7 +124,7 @@ async def engine_bench(
             folder / f"drive{number}",
             expected=None,
             create=True,
-            executor=native,
+            executor=NativeExecutor(loop, 2),
             jobs=NativeJobs(),
             session=session_id,
             settings=settings,
@@ -164,6 +164,8 @@ async def engine_bench(
         await owned.close(10)
         for drive in bench.drives:
             await drive.close()
+            if not drive.stalled:
+                await drive.executor.close()  # type: ignore[attr-defined]
         await bench.session.close()
         await bench.metadata.close()
         await lanes.close()
