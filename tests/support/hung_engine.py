@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import uvloop
+
 from anvil.base.errors import PreconditionFailed, ReadQuorumLost, WriteQuorumLost
 from anvil.engine import blobs_write
 from anvil.model.records import Condition
@@ -38,6 +40,21 @@ PROMPT_S = 1.0
 
 def settings(stalled_s: float) -> DriveSettings:
     return DriveSettings(floor_bytes=0, segment_bytes=8 * MIB, segment_first_bytes=MIB, probe_s=0.2, stalled_s=stalled_s)
+
+
+class HangsHalfWay(Bytes):
+    """A body in whose middle a drive begins to hang."""
+
+    def __init__(self, data: bytes, begin: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._begin = begin
+        self._at = len(data) // 2
+
+    async def readinto(self, view: memoryview) -> int:
+        self._at -= len(view)
+        if self._at <= 0 < self._at + len(view):
+            self._begin()
+        return await super().readinto(view)
 
 
 def hang(bench: Bench, *numbers: int) -> None:
@@ -145,18 +162,23 @@ async def six(url: str, folder: Path) -> None:
     big = random.Random(1).randbytes(64 * MIB)
     async with engine_bench(url, folder, drives=6, settings=settings(2.0)) as bench, watched():
         objects = await put_some(bench, "before")
-        hang(bench, 1)
+        halves = HangsHalfWay(big, lambda: hang(bench, 1))
+        work = bench.engine.put_object(bench.bucket, "halves", halves, plain_spec())
+        await within(BOUND_S, "PUT of 64 MiB, one begins to hang half-way", work)
         during = {"big": big, **{f"small{number}": bytes([number]) * 4096 for number in range(4)}}
-        puts = {key: within(BOUND_S, f"PUT of {len(data)} bytes, one hangs", bench.put(key, data)) for key, data in during.items()}
+        puts = {
+            key: within(BOUND_S, f"PUT of {len(data)} bytes, one hangs", bench.put(key, data)) for key, data in during.items()
+        }
         reading = asyncio.create_task(read_all(bench, objects, "one hangs"))
         await asyncio.gather(*puts.values(), reading)
         await until("the drive is known to be stalled", lambda: stalled(bench) == {1})
         drive = bench.drives[1]
         assert (drive.readable, drive.writable, drive.reason) == (False, False, "does not answer")
         await within(PROMPT_S, "PUT, known to be stalled", bench.put("prompt", big[:4096]))
-        during["prompt"] = big[:4096]
+        during |= {"prompt": big[:4096], "halves": big}
         await read_all(bench, objects, "known to be stalled", PROMPT_S)
-        assert await same(bench, "big", big)
+        for key in ("big", "halves"):
+            assert await same(bench, key, big)
 
         hang(bench, 1, 4)
         await within(BOUND_S, "PUT of 4096 bytes, two hang", bench.put("two", big[:4096]))
@@ -242,7 +264,7 @@ def main() -> None:
     blobs_write.STRAGGLER_S = 0.5
     scenario, url, folder = sys.argv[1:]
     try:
-        asyncio.run(globals()[scenario](url, Path(folder)))
+        uvloop.run(globals()[scenario](url, Path(folder)))
     finally:
         heal()
 
