@@ -27,7 +27,7 @@ def disk(tmp_path: Path) -> FailingDisk:
     return FailingDisk(tmp_path)
 
 
-@pytest.mark.parametrize("scenario", ["six", "one", "late"])
+@pytest.mark.parametrize("scenario", ["six", "one", "late", "start"])
 def test_an_engine_whose_disks_hang(postgres: Postgres, tmp_path: Path, disk: FailingDisk, scenario: str) -> None:
     url = postgres.fresh(Database.REGIONAL)
     done = subprocess.run(

@@ -21,8 +21,11 @@ from typing import TypeVar
 import uvloop
 
 from anvil.base.errors import PreconditionFailed, ReadQuorumLost, WriteQuorumLost
+from anvil.ec.executor import NativeExecutor
 from anvil.engine import blobs_write
 from anvil.model.records import Condition
+from anvil.shards.drive import LocalDrive
+from anvil.shards.nativeio import NativeJobs
 from anvil.shards.settings import DriveSettings
 from anvil.tasks.repair import Result
 from tests.support.engine import Bench, Bytes, engine_bench, plain_spec
@@ -258,6 +261,23 @@ async def late(url: str, folder: Path) -> None:
         assert not stalled(bench)
         assert [len([place async for place in drive.scan()]) for drive in bench.drives] == held
         assert not any((folder / "drive1" / "tmp").iterdir())
+
+
+async def start(url: str, folder: Path) -> None:
+    """A drive that hangs when a process attaches it is one that is not there, until it answers."""
+    executor = NativeExecutor(asyncio.get_running_loop(), 2)
+    options = {"executor": executor, "jobs": NativeJobs(), "session": bytes(16), "settings": settings(0.5)}
+    drive = await LocalDrive.attach(folder / "drive", expected=None, create=True, **options)  # type: ignore[arg-type]
+    await drive.close()
+    set_faults(FLAGS, [folder / "drive"], bytes((0, 0, 1)))
+    async with watched():
+        attaching = LocalDrive.attach(folder / "drive", expected=drive.drive_id, create=False, **options)  # type: ignore[arg-type]
+        again = await within(BOUND_S, "attaching", attaching)
+        assert (again.readable, again.writable, again.drive_id) == (False, False, drive.drive_id)
+        heal()
+        await until("it is found by itself", lambda: again.writable)
+    await again.close()
+    await executor.close()
 
 
 def main() -> None:
