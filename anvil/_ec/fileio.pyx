@@ -3,15 +3,18 @@
 
 Owns: repeating interrupted and short calls until all is done or the kernel says why not. Invariant: buffers stay pinned while
 the job object lives. The descriptor does not: its owner keeps it open until the job has been collected (`JobRunner.run_to_end`
-waits for that even when its caller is cancelled). Not here: files, names, what a failure means for a drive (`anvil/shards`).
+waits for that even when its caller is cancelled). Not here: which files and names, what a failure means for a drive (`anvil/shards`).
 """
 
 import os
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, EIO, ENODEV, ENOENT, errno
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free
-from posix.types cimport off_t
+from posix.fcntl cimport O_CLOEXEC, O_DIRECTORY, O_RDONLY, open as posix_open
+from posix.stat cimport mkdir as posix_mkdir, stat as posix_stat, struct_stat
+from posix.types cimport mode_t, off_t
+from posix.unistd cimport close as posix_close, link as posix_link, unlink as posix_unlink
 
 from anvil._ec.pieces cimport ANVIL_PIECE_MAX, Sink, Source, anvil_sink, anvil_source
 from anvil._ec.pins cimport Pins, pins_add, pins_close, pins_open
@@ -31,14 +34,48 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     int posix_fallocate(int fd, off_t offset, off_t length)
 
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* open(2) that never waits for a disk: openat2(2) with RESOLVE_CACHED (Linux 5.12), which fails with EAGAIN unless every
+     * component of the path is in the kernel's cache. EAGAIN also where the kernel, or a sandbox, does not have it. */
+    static int anvil_open_cached(const char *path) {
+    #ifdef SYS_openat2
+        struct { uint64_t flags, mode, resolve; } how = {O_RDONLY | O_CLOEXEC | O_NOFOLLOW, 0, 0x20};
+        long fd = syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+        if (fd >= 0) return (int)fd;
+        if (errno == ENOSYS || errno == EPERM || errno == EINVAL || errno == E2BIG) errno = EAGAIN;
+        return -1;
+    #else
+        (void)path;
+        errno = EAGAIN;
+        return -1;
+    #endif
+    }
+    """
+    int anvil_open_cached(const char *path) nogil
+    int EAGAIN
+
 cdef enum:
     NOT_RUN = -1
     BATCH = 64  # buffers handed to one pwritev, well under IOV_MAX
 
 
+ctypedef struct guard_state:
+    const char *path
+    unsigned long long device
+    unsigned long long inode
+
+
 ctypedef struct write_state:
     int fd
     bint sync
+    const guard_state *guard
     off_t offset
     Py_ssize_t count
     iovec *piece
@@ -64,11 +101,33 @@ ctypedef struct from_state:
     off_t offset
     iovec head
     anvil_source *source
+    bint sync
 
 
 ctypedef struct reserve_state:
     int fd
     off_t length
+
+
+ctypedef struct name_state:
+    const char *path
+    const char *to
+    int flags
+    mode_t mode
+    int fd
+    const guard_state *guard
+
+
+cdef int watch(const guard_state *guard) noexcept nogil:
+    """0 while the guarded file is the one it was, else ENODEV."""
+    cdef struct_stat found
+    if guard == NULL:
+        return 0
+    if posix_stat(guard.path, &found) != 0:
+        return ENODEV
+    if <unsigned long long> found.st_dev != guard.device or <unsigned long long> found.st_ino != guard.inode:
+        return ENODEV
+    return 0
 
 
 cdef int write_all(const write_state *state) noexcept nogil:
@@ -104,10 +163,13 @@ cdef int write_all(const write_state *state) noexcept nogil:
 
 cdef void write_run(anvil_job *job) noexcept nogil:
     cdef const write_state *state = <const write_state *> job.arg
-    cdef int status = write_all(state)
+    cdef int status = watch(state.guard)
+    if status == 0:
+        status = write_all(state)
     if status == 0 and state.sync and fdatasync(state.fd) != 0:
         status = errno
-    job.status = status
+    # Again: the folder may have gone while its open file still took the bytes.
+    job.status = status if status != 0 else watch(state.guard)
 
 
 cdef int read_all(int fd, off_t offset, char *to, Py_ssize_t room, Py_ssize_t *count) noexcept nogil:
@@ -168,19 +230,11 @@ cdef void from_run(anvil_job *job) noexcept nogil:
     while job.status == 0:
         bytes_of_it.iov_len = state.source.next(state.source, <unsigned char *> bytes_of_it.iov_base, &at)
         if bytes_of_it.iov_len == 0:
-            return
+            break
         piece.offset = state.offset + <off_t> (state.head.iov_len + at)
         job.status = write_all(&piece)
-
-
-cdef void sync_run(anvil_job *job) noexcept nogil:
-    # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
-    job.status = 0 if fdatasync(<int> <int64_t> job.arg) == 0 else errno
-
-
-cdef void full_sync_run(anvil_job *job) noexcept nogil:
-    # Not repeated on any error, EINTR included: the kernel may have dropped the dirty pages with the first report.
-    job.status = 0 if fsync(<int> <int64_t> job.arg) == 0 else errno
+    if job.status == 0 and state.sync and fdatasync(state.fd) != 0:
+        job.status = errno
 
 
 cdef void reserve_run(anvil_job *job) noexcept nogil:
@@ -211,21 +265,42 @@ cdef off_t position(object offset) except -1:
     return <off_t> <int64_t> offset
 
 
+cdef class Guard:
+    """A file that says which disk is there: another device or inode at `path` means another mount, another copy, or none."""
+
+    cdef readonly str path
+    cdef readonly object place
+    cdef bytes name
+    cdef guard_state state
+
+    def __cinit__(self, str path, place):
+        self.path = path
+        self.place = place
+        self.name = os.fsencode(path)
+        self.state.path = self.name
+        self.state.device, self.state.inode = place
+
+
 cdef class WriteJob(Job):
-    """Write all `buffers` one after another at `offset`, and `fdatasync` afterwards if `sync`.
+    """Write all `buffers` one after another at `offset`, and `fdatasync` afterwards if `sync`. With a `guard`, which is looked at before
+    and after: ENODEV if another disk is there.
 
     `check` raises OSError with the errno of the call that failed; what was written before it stays written.
     """
 
     cdef write_state state
     cdef Pins pins
+    cdef Guard guard
 
-    def __cinit__(self, fd, offset, buffers, bint sync=False):
+    def __cinit__(self, fd, offset, buffers, bint sync=False, Guard guard=None):
         cdef Py_buffer *view
         cdef Py_ssize_t count = len(buffers), i
         self.state.fd = descriptor(fd)
         self.state.offset = position(offset)
         self.state.sync = sync
+        if guard is not None:
+            self.guard = guard
+            self.state.guard = &guard.state
         pins_open(&self.pins, count)
         self.state.piece = <iovec *> calloc(<size_t> (count if count > 0 else 1), sizeof(iovec))
         if self.state.piece == NULL:
@@ -307,7 +382,8 @@ cdef class ReadInto(Job):
 
 
 cdef class WriteFrom(Job):
-    """Write `head` at `offset` and all that `source` gives behind it, each piece while it is in the core's cache.
+    """Write `head` at `offset` and all that `source` gives behind it, each piece while it is in the core's cache; `fdatasync`
+    afterwards if `sync`.
 
     `check` raises OSError of the write that failed, or what the source's `check` raises.
     """
@@ -316,7 +392,7 @@ cdef class WriteFrom(Job):
     cdef Source source
     cdef Pins pins
 
-    def __cinit__(self, fd, offset, Source source not None, head=b""):
+    def __cinit__(self, fd, offset, Source source not None, head=b"", bint sync=False):
         cdef Py_buffer *view
         self.state.fd = descriptor(fd)
         self.state.offset = position(offset)
@@ -329,6 +405,7 @@ cdef class WriteFrom(Job):
         self.state.head.iov_len = <size_t> view.len
         self.source = source
         self.state.source = &source.source
+        self.state.sync = sync
         self.job.arg = &self.state
         self.job.run = from_run
         self.job.status = NOT_RUN
@@ -339,19 +416,6 @@ cdef class WriteFrom(Job):
     def check(self):
         finished(self.job.status)
         self.source.check()
-
-
-cdef class SyncJob(Job):
-    """`fdatasync`, or `fsync` if `full`. `check` raises OSError; a failed one must not be repeated, since the pages it was for may be
-    gone."""
-
-    def __cinit__(self, fd, bint full=False):
-        self.job.arg = <void *> <int64_t> descriptor(fd)
-        self.job.run = full_sync_run if full else sync_run
-        self.job.status = NOT_RUN
-
-    def check(self):
-        finished(self.job.status)
 
 
 cdef class ReserveJob(Job):
@@ -368,3 +432,6 @@ cdef class ReserveJob(Job):
 
     def check(self):
         finished(self.job.status)
+
+
+include "names.pxi"

@@ -297,6 +297,13 @@ class DriveFailed(Unavailable):
     default = "A drive failed. Try again."
 
 
+class DriveStalled(DriveFailed):
+    """A drive did not answer in time. Nothing is known to be wrong with what it holds, and a native job may still be using the buffers
+    that were given to it: they stay alive with the job, and must not be used for anything else."""
+
+    default = "A drive does not answer. Try again."
+
+
 class WriteQuorumLost(Unavailable):
     default = "Too few drives are working to store this object safely. Try again."
 

@@ -39,6 +39,7 @@ STRIPES_IN_FLIGHT: Final = 3  # per upload or download: one arriving, one in the
 BUFFER_POOL_BYTES_MAX: Final = 224 * MIB  # stripe buffers of one worker; who finds none waits, so memory stays bounded
 STRAGGLER_S: Final = 5.0  # how long a writer waits for the slowest drives once the quorum is durable
 READ_SPARE_AFTER_S: Final = 0.5  # a drive slower than this is doubled by a spare
+OPEN_PATIENCE_S: Final = 0.5  # a reader looks on other drives while one takes longer than this to find a shard
 DAMAGE_REMEMBERED: Final = 4096  # damaged shards a worker has reported and will not report again
 MANIFEST_PARTS_CACHED: Final = 40_000  # part rows of completed uploads a worker remembers (they never change)
 BUFFER_WAIT_S: Final = 10.0  # how long a request waits for stripe buffers before it is told to slow down
@@ -71,6 +72,11 @@ INDEX_CHECK_START_S: Final = (
 COMPACT_DEAD_SHARE: Final = 0.5  # sealed segments with more dead bytes than this are rewritten
 SCAN_WINDOW_BYTES: Final = 1 * MIB
 DRIVE_THREADS: Final = 2  # of each drive in each process: one may wait for a flush while the other reads
+DRIVE_CALL_THREADS: Final = 2  # the same, of Python, for upkeep: a scan or recovery may be long, a probe must get in between
+DRIVE_STALLED_S: Final = 10.0  # a drive whose oldest job takes longer is left alone until its jobs come back
+DRIVE_FLUSH_BYTES: Final = (
+    64 * MIB
+)  # a large shard is flushed each time it grew by this: no flush takes as long as a hang (6 MB/s)
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
@@ -191,6 +197,10 @@ assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, 
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
+    "first turn to others, then give up, then call it stalled"
+)
+assert 2 * DRIVE_STALLED_S < IDLE_TIMEOUT_S, "whoever waits for a drive is answered before a proxy gives up"
 assert PRESSED_STALL_S + 2 * SWEEP_S < BUFFER_WAIT_S, "slow clients must make room before those who wait give up"
 assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
 assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"

@@ -11,6 +11,7 @@ that much work; a longer one goes to a thread (`run`). Jobs on a file descriptor
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
@@ -39,6 +40,7 @@ class JobRunner(Generic[J]):
         self._queue = queue
         self._jobs_max = jobs_max
         self._waiting: dict[Job, asyncio.Future[None]] = {}
+        self._over: dict[Job, Callable[[], None]] = {}  # of abandoned jobs
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -73,6 +75,18 @@ class JobRunner(Generic[J]):
                     await future
             raise
 
+    def abandon(self, job: J, error: Exception, over: Callable[[], None]) -> bool:
+        """Whoever waits for the job gets `error` now (but for `run_to_end` that was cancelled); `over` is called once it has really
+        ended. False if it has already."""
+        future = self._waiting.get(job)
+        if future is None:
+            return False
+        self._over[job] = over
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # perhaps nobody waits
+        return True
+
     @staticmethod
     def run_small(job: Job) -> None:
         """Run the job here and now (the GIL released). For jobs of up to INLINE_JOB_BYTES_MAX."""
@@ -101,6 +115,8 @@ class JobRunner(Generic[J]):
     def _collect(self) -> None:
         for job in self._queue.collect():
             future = self._waiting.pop(job)
+            if self._over and (over := self._over.pop(job, None)) is not None:
+                over()
             if future.done():
                 continue  # cancelled: nobody is left to be told how it went
             try:

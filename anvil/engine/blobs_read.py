@@ -15,10 +15,11 @@ from collections.abc import AsyncIterator, Iterator
 import msgspec
 
 from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, OpenFrame, SealBroken
-from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, ReadQuorumLost
+from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, DriveStalled, ReadQuorumLost
 from anvil.base.limits import (
     DAMAGE_REMEMBERED,
     INLINE_JOB_BYTES_MAX,
+    OPEN_PATIENCE_S,
     READ_SPARE_AFTER_S,
     STRIPES_IN_FLIGHT,
 )
@@ -144,6 +145,7 @@ class BlobReader:
         self._order = context.placement().order(blob.blob_id)
         self._places: dict[int, tuple[Drive, ShardPlace]] = {}
         self._bad: set[int] = set()
+        self._slow: set[int] = set()  # their drives kept somebody waiting: turned to when there are no others
         self._away = False  # some drive could not be asked: what is missing may come back
         self._finding = asyncio.Lock()
 
@@ -190,6 +192,9 @@ class BlobReader:
         frame = OpenFrame(self._key, number, number == self._geometry.stripes - 1, length, out)
         try:
             await drive.read_into(place, self._geometry.frame_offset(number), frame)
+        except DriveStalled:
+            self._out_of_reach(0)
+            return None
         except DriveFailed:
             self._unreadable(0)
             return None
@@ -238,7 +243,8 @@ class BlobReader:
                 if slow and (until == asyncio.ALL_COMPLETED or not done) and free:
                     until = asyncio.FIRST_COMPLETED
                     have |= set(reading.values())
-                    for found in await self._usable(1, have):
+                    self._slow |= set(reading.values())
+                    for found in await self._usable(1, have, patient=False):
                         await self._start(number, found, frames, free, reading)
         finally:
             for task in reading:
@@ -259,7 +265,8 @@ class BlobReader:
         view = free.pop()
         if self._blob.scheme.k == 1 and not reading and len(view) <= INLINE_JOB_BYTES_MAX + 64:
             if not await self._read_one(number, found, view, frames):
-                free.append(view)
+                if index not in self._bad:  # else the drive stalled, and may still write into the view
+                    free.append(view)
                 self._unreadable(index)
             return
         reading[self._context.owned.start(self._read_one(number, found, view, frames))] = index
@@ -268,6 +275,9 @@ class BlobReader:
         index, drive, place = found
         try:
             count = await drive.read(place, self._geometry.frame_offset(number), view)
+        except DriveStalled:
+            self._out_of_reach(index)
+            return False
         except DriveFailed:
             return False
         if count != len(view):
@@ -286,24 +296,42 @@ class BlobReader:
             self._places.pop(index)
             self._bad.add(index)
 
-    async def _usable(self, count: int, exclude: set[int]) -> list[_Found]:
+    def _out_of_reach(self, index: int) -> None:
+        """Its drive does not answer: that says nothing about the shard."""
+        self._away = True
+        self._places.pop(index, None)
+        self._bad.add(index)
+
+    async def _usable(self, count: int, exclude: set[int], *, patient: bool = True) -> list[_Found]:
         """Up to `count` shards that can be read, data shards first, finding them where necessary. With their places, which the reader
-        of another stripe may forget at any time."""
+        of another stripe may forget at any time. Slow drives are turned to when the others do not suffice, and only if `patient`."""
         found: list[_Found] = []
-        for index in range(self._blob.scheme.width):
+        hurried = [index for index in range(self._blob.scheme.width) if index not in self._slow]
+        for index in hurried:
             if len(found) == count:
-                break
+                return found
             if index in exclude or index in self._bad:
                 continue
-            if index in self._places or await self._find(index):
+            if index in self._places or await self._find(index, OPEN_PATIENCE_S):
+                found.append((index, *self._places[index]))
+        for index in sorted(self._slow) if patient else ():
+            if len(found) == count:
+                break
+            if index in exclude or index in self._bad or any(index == other for other, _, _ in found):
+                continue
+            if index in self._places or await self._find(index, None):
                 found.append((index, *self._places[index]))
         return found
 
-    async def _find(self, index: int) -> bool:
-        """Look for a shard: first where it belongs, then on every other drive (spares, older layouts, repairs)."""
+    async def _find(self, index: int, patience_s: float | None) -> bool:
+        """Look for a shard: first where it belongs, then on every other drive (spares, older layouts, repairs). A drive that takes
+        longer than `patience_s` makes it a slow one, to be asked again, with None, only if it is needed: then the drive's own limit
+        holds, which ends in its being away."""
         async with self._finding:
             if index in self._places:
                 return True
+            if index in self._bad or (patience_s is not None and index in self._slow):
+                return False
             nominal = self._order[index] if index < len(self._order) else None
             if nominal is None and index < self._blob.scheme.width:
                 self._away = True
@@ -313,7 +341,13 @@ class BlobReader:
                 if drive is None or not drive.readable:
                     continue
                 try:
-                    place = await drive.open(self._blob.blob_id, index)
+                    place = await drive.open(self._blob.blob_id, index, patience_s)
+                except DriveStalled:
+                    if patience_s is not None and drive.readable:
+                        self._slow.add(index)
+                        return False
+                    away = True
+                    continue
                 except DriveFailed:
                     # The drive itself is well: then it is this shard that cannot be read.
                     damaged, away = (True, away) if drive is nominal and drive.readable else (damaged, True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from anvil._ec.digest import DigestJob, Digests
 from anvil._ec.stripe import BlobKey, EncodeJob, SealFrame
-from anvil.base.errors import AnvilError, DriveFailed, IncompleteBody, Unavailable, WriteQuorumLost
+from anvil.base.errors import AnvilError, DriveFailed, DriveStalled, IncompleteBody, Unavailable, WriteQuorumLost
 from anvil.base.limits import (
     INLINE_BYTES_MAX,
     INLINE_JOB_BYTES_MAX,
@@ -34,8 +35,6 @@ from anvil.model.records import Algorithm, BlobRef, Checksum, Content, Owner, Se
 from anvil.model.scheme import Scheme, scheme_for
 from anvil.model.shard import ShardFooter, ShardHeader
 
-T = TypeVar("T")
-
 
 class Written(msgspec.Struct, frozen=True):
     """A blob that is durable but not yet visible."""
@@ -46,7 +45,7 @@ class Written(msgspec.Struct, frozen=True):
     content: Content | None
     missing: int
     session: SessionId
-    placed: tuple[Drive | None, ...] = ()  # drive of each shard index
+    undo: Callable[[], Awaitable[None]] | None = None  # removes its shards; never raises
 
 
 class BlobWriter:
@@ -101,6 +100,8 @@ class _OneBlob:
         self._spares = [drive for drive in order[width:] if drive is not None]
         self._errors: list[AnvilError] = []
         self._flying: deque[asyncio.Task[None]] = deque()
+        self._given_up: set[int] = set()  # indexes whose drive was too slow with a large shard
+        self._late: dict[int, asyncio.Task[bool]] = {}  # stragglers of the last step
 
     def _header(self, index: int) -> ShardHeader:
         return ShardHeader(
@@ -144,8 +145,54 @@ class _OneBlob:
             content=Content(blob=self._blob),
             missing=missing,
             session=self._session,
-            placed=tuple(self._drives),
+            undo=self._undo,
         )
+
+    async def _undo(self) -> None:
+        """Remove the shards, stragglers' as soon as they have landed. Best effort: what cannot be removed is the sweep's, and nobody
+        waits for a drive that takes its time."""
+        removing = []
+        for index in range(len(self._drives)):
+            late = self._late.get(index)
+            if late is not None and not late.done():
+                late.add_done_callback(partial(self._landed_late, index))
+            else:
+                removing.append(self._context.owned.start(self._remove(index)))
+        if removing:
+            await asyncio.wait(removing, timeout=STRAGGLER_S)
+
+    def _landed_late(self, index: int, task: asyncio.Task[bool]) -> None:
+        if _succeeded(task):
+            self._context.owned.start(self._remove(index))
+
+    async def _remove(self, index: int) -> None:
+        drive = self._drives[index]
+        if drive is not None:
+            try:
+                await drive.remove(self._blob.blob_id, index)
+            except AnvilError:
+                return
+
+    async def _settle(self, works: Mapping[int, Coroutine[Any, Any, bool]]) -> list[bool]:
+        """Do the work of each index, all at once, and wait for all; but once the quorum has done it, at most STRAGGLER_S longer. A
+        straggler counts as failed; it goes on by itself, and is kept in `_late`."""
+        tasks = {index: self._context.owned.start(work) for index, work in works.items()}
+        loop = asyncio.get_running_loop()
+        deadline: float | None = None
+        pending: set[asyncio.Task[bool]] = set(tasks.values())
+        while pending:
+            left = None if deadline is None else deadline - loop.time()
+            if left is not None and left <= 0:
+                break
+            _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            good = sum(map(_succeeded, tasks.values()))
+            if deadline is None and good >= self._blob.scheme.quorum:
+                deadline = loop.time() + STRAGGLER_S
+        self._late = {index: task for index, task in tasks.items() if not task.done()}
+        for task in tasks.values():
+            if task.done():
+                task.result()  # what is no failure of a drive is raised, once nobody writes behind its back
+        return [index in tasks and _succeeded(tasks[index]) for index in range(self._blob.scheme.width)]
 
     # -- one stripe, whole shards into segments ------------------------------------------------------------------------
 
@@ -183,10 +230,10 @@ class _OneBlob:
             if width == 1:
                 durable = [await self._put_one(0, encode, footer)]
             else:
-                durable = await self._settle([self._put_one(index, encode, footer) for index in range(width)])
+                durable = await self._settle({index: self._put_one(index, encode, footer) for index in range(width)})
             missing = self._require_quorum(durable)
         except Exception:
-            await _remove(self._drives, self._blob)
+            await self._undo()
             raise
         return self._written(results, checksum, missing)
 
@@ -198,26 +245,6 @@ class _OneBlob:
             except Unavailable as error:
                 self._failed(index, error)
         return False
-
-    async def _settle(self, works: Sequence[Awaitable[bool]]) -> list[bool]:
-        """Wait for all, but once the quorum is durable at most STRAGGLER_S longer. A straggler counts as missing; it goes on by
-        itself, and the repair finds its shard in place."""
-        tasks = [self._context.owned.start(_as_coroutine(work)) for work in works]
-        loop = asyncio.get_running_loop()
-        deadline: float | None = None
-        pending: set[asyncio.Task[bool]] = set(tasks)
-        while pending:
-            left = None if deadline is None else deadline - loop.time()
-            if left is not None and left <= 0:
-                break
-            _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            good = sum(map(_succeeded, tasks))
-            if deadline is None and good >= self._blob.scheme.quorum:
-                deadline = loop.time() + STRAGGLER_S
-        for task in tasks:
-            if task.done():
-                task.result()  # what is no failure of a drive is raised, once nobody writes behind its back
-        return [_succeeded(task) for task in tasks]
 
     # -- many stripes, shards in files of their own --------------------------------------------------------------------
 
@@ -236,19 +263,23 @@ class _OneBlob:
 
     async def _create_shards(self, shards: list[LargeShard | None]) -> None:
         """Fill `shards`, all drives at once. Each that was made is in the list whatever happens to the others."""
-        creating = [self._context.owned.start(self._create_one(index, shards)) for index in range(len(shards))]
-        await asyncio.wait(creating)
-        for task in creating:
-            task.result()
+        await self._settle({index: self._create_one(index, shards) for index in range(len(shards))})
+        self._give_up(shards)
         self._require_quorum([shard is not None for shard in shards])
 
-    async def _create_one(self, index: int, shards: list[LargeShard | None]) -> None:
-        while (drive := self._next_drive(index)) is not None:
+    async def _create_one(self, index: int, shards: list[LargeShard | None]) -> bool:
+        while index not in self._given_up and (drive := self._next_drive(index)) is not None:
             try:
-                shards[index] = await drive.create(self._header(index))
-                return
+                shard = await drive.create(self._header(index))
             except Unavailable as error:
-                self._failed(index, error)
+                if index not in self._given_up:
+                    self._failed(index, error)
+                continue
+            if index not in self._given_up:
+                shards[index] = shard
+                return True
+            await shard.abort()
+        return False
 
     async def _stream(self, body: Body, digests: Digests, shards: list[LargeShard | None]) -> None:
         """Stripe by stripe: receive, then digest and seal+code side by side, then append to the shards in order, with at most
@@ -302,13 +333,11 @@ class _OneBlob:
             if not before.done():
                 await asyncio.wait([before])
             before.result()
-            await asyncio.gather(
-                *(
-                    self._append(index, shard.write(encode.frame(index)), shards)
-                    for index, shard in enumerate(shards)
-                    if shard is not None
-                )
+            here = {index: shard for index, shard in enumerate(shards) if shard is not None}
+            await self._settle(
+                {index: self._append(index, shard, shards, shard.write(encode.frame(index))) for index, shard in here.items()}
             )
+            self._give_up(shards)
             if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
                 self._require_quorum([shard is not None for shard in shards])
         finally:
@@ -323,21 +352,36 @@ class _OneBlob:
             if not before.done():
                 await asyncio.wait([before])
             before.result()
-            assert shards[0] is not None  # else the quorum is lost, which `before` has raised
-            await self._append(0, shards[0].write_from(frame), shards)
+            shard = shards[0]
+            assert shard is not None  # else the quorum is lost, which `before` has raised
+            await self._append(0, shard, shards, shard.write_from(frame))
             self._require_quorum([shards[0] is not None])
         finally:
             await digesting
 
-    async def _append(self, index: int, work: Awaitable[None], shards: list[LargeShard | None]) -> None:
-        shard = shards[index]
-        assert shard is not None
+    async def _append(
+        self, index: int, shard: LargeShard, shards: list[LargeShard | None], append: Coroutine[Any, Any, None]
+    ) -> bool:
         try:
-            await work
+            await append
+            return True
         except Unavailable as error:
-            self._failed(index, error)
+            if index not in self._given_up:
+                self._failed(index, error)
+                shards[index] = None
+                await shard.abort()
+            return False
+
+    def _give_up(self, shards: list[LargeShard | None]) -> None:
+        """Do without the stragglers of this step from now on, as if their drives had failed. A frame that a native job still writes
+        stays in memory until it ends, since the straggler holds it; the shard goes when that is over."""
+        for index in self._late:
+            self._given_up.add(index)
+            drive, shard = self._drives[index], shards[index]
             shards[index] = None
-            await shard.abort()
+            self._failed(index, DriveStalled(drive=drive.label if drive is not None else "none"))
+            if shard is not None:
+                self._context.owned.start(shard.abort())
 
     async def _publish(
         self,
@@ -347,16 +391,15 @@ class _OneBlob:
         checksum: Checksum | None,
     ) -> Written:
         try:
-            durable = await self._settle([self._publish_one(index, shard, footer) for index, shard in enumerate(shards)])
+            here = {index: shard for index, shard in enumerate(shards) if shard is not None}
+            durable = await self._settle({index: self._publish_one(index, shard, footer) for index, shard in here.items()})
             missing = self._require_quorum(durable)
         except Exception:
-            await _remove(self._drives, self._blob)
+            await self._undo()
             raise
         return self._written(results, checksum, missing)
 
-    async def _publish_one(self, index: int, shard: LargeShard | None, footer: ShardFooter) -> bool:
-        if shard is None:
-            return False
+    async def _publish_one(self, index: int, shard: LargeShard, footer: ShardFooter) -> bool:
         try:
             await shard.publish(footer)
             return True
@@ -369,10 +412,6 @@ def _succeeded(task: asyncio.Task[bool]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None and task.result()
 
 
-async def _as_coroutine(work: Awaitable[T]) -> T:
-    return await work
-
-
 async def _fill(body: Body, view: memoryview) -> None:
     if await body.readinto(view) != len(view):
         raise IncompleteBody()
@@ -383,21 +422,9 @@ def _results(digests: Digests) -> dict[Algorithm, bytes]:
 
 
 async def _abort(shards: Sequence[LargeShard | None]) -> None:
-    for shard in shards:
-        if shard is not None:
-            await shard.abort()
-
-
-async def _remove(placed: Sequence[Drive | None], blob: BlobRef) -> None:
-    """Best effort: what cannot be removed now is an orphan for the sweep."""
-    for index, drive in enumerate(placed):
-        if drive is not None:
-            try:
-                await drive.remove(blob.blob_id, index)
-            except AnvilError:
-                continue
+    await asyncio.gather(*(shard.abort() for shard in shards if shard is not None))
 
 
 async def _discard(written: Written) -> None:
-    if written.content is not None and written.content.inline is None:
-        await _remove(written.placed, written.content.blob)
+    if written.undo is not None:
+        await written.undo()

@@ -194,14 +194,17 @@ class LargeShard(Protocol):
 
 
 class Drive(Protocol):
-    """One place for shards: a folder on a local disk now, a remote peer's drive later."""
+    """One place for shards: a folder on a local disk now, a remote peer's drive later.
+
+    Every call answers in bounded time: where the drive does not, it raises DriveStalled, and what was begun has no effect later, as far
+    as that can be. The buffers given to that call are then not to be used for anything else: whoever still works on them keeps them."""
 
     drive_id: DriveId
     label: str
 
     @property
     def writable(self) -> bool:
-        """False once the drive is missing, failed or read-only."""
+        """False once the drive is missing, failed or read-only, and while it does not answer."""
         ...
 
     @property
@@ -213,9 +216,10 @@ class Drive(Protocol):
 
     async def create(self, header: ShardHeader) -> LargeShard: ...
 
-    async def open(self, blob_id: BlobId, index: int) -> ShardPlace | None:
+    async def open(self, blob_id: BlobId, index: int, patience_s: float | None = None) -> ShardPlace | None:
         """Find a shard and check its record's own header against (blob, index). None if the drive does not have it. Raises BadRecord
-        when it has it and its header is damaged, DriveFailed when the drive cannot be read."""
+        when it has it and its header is damaged, DriveFailed when the drive cannot be read, DriveStalled also when that takes longer
+        than `patience_s`."""
         ...
 
     async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:

@@ -28,7 +28,9 @@ from anvil.node.child import Plan
 from anvil.node.health import DriveProbe
 from anvil.shards.drive import LocalDrive
 from anvil.shards.identity import read_identity
+from anvil.shards.io import Io
 from anvil.shards.nativeio import NativeJobs
+from anvil.shards.waiting import Waiting
 
 log = logging.getLogger(__name__)
 NO_SESSION = bytes(16)
@@ -50,10 +52,10 @@ async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> L
     async with ClusterTables(regional_url) as tables:
         await tables.register_node(node_id, socket.gethostname())
         known = {row.path: row for row in await tables.drives(node_id)}
-        present = {path: await asyncio.to_thread(_who, Path(path), label) for path, label in _named(storage)}
+        executor = NativeExecutor(asyncio.get_running_loop(), 1)
+        present = dict(await asyncio.gather(*(_who(path, label, executor) for path, label in _named(storage))))
         expected = assign(storage.drives, present, {path: row.drive_id for path, row in known.items()})
         capacities = {row.drive_id: row.capacity_bytes for row in known.values()}
-        executor = NativeExecutor(asyncio.get_running_loop(), 1)
         rows: list[DriveRow] = []
         try:
             for path, label in _named(storage):
@@ -101,13 +103,17 @@ def _named(storage: StorageConfig) -> list[tuple[str, str]]:
     return list(zip(storage.drives, storage.labels, strict=True))
 
 
-def _who(path: Path, label: str) -> DriveId | None:
+async def _who(path: str, label: str, executor: NativeExecutor) -> tuple[str, DriveId | None]:
+    """Which drive is in that folder. One that hangs is not there: the node starts without it."""
+    io = Io(executor, NativeJobs(), Waiting(label))
     try:
-        identity = read_identity(path, label)
+        identity = await io.ask(read_identity, Path(path), label)
     except DriveFailed as error:
-        log.error("the drive %s cannot be read", label, extra={"folder": str(path), "reason": error.message})
-        return None
-    return bytes.fromhex(identity.drive_id) if identity is not None else None
+        log.error("the drive %s cannot be read", label, extra={"folder": path, "reason": error.message})
+        return path, None
+    finally:
+        io.close()
+    return path, bytes.fromhex(identity.drive_id) if identity is not None else None
 
 
 async def _prepare_drive(
@@ -185,11 +191,14 @@ async def use_session(placement: Placement, owned: OwnedTasks, session: SessionI
 
 
 async def detach_drives(placement: Placement) -> None:
-    """Leave every drive cleanly."""
-    for drive in local_drives(placement):
-        await drive.close()
-        if isinstance(drive.executor, NativeExecutor):
-            await drive.executor.close()
+    """Leave every drive cleanly, but for those that hang: they are left as they are, and their threads end with the process."""
+    await asyncio.gather(*map(_detach, local_drives(placement)))
+
+
+async def _detach(drive: LocalDrive) -> None:
+    await drive.close()
+    if isinstance(drive.executor, NativeExecutor) and not drive.stalled:
+        await drive.executor.close()
 
 
 def local_drives(placement: Placement) -> list[LocalDrive]:

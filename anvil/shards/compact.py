@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -47,7 +48,7 @@ async def compact(store: Store, writer: SegmentWriter, owned: OwnerCheck, hold: 
     """Rewrite every sealed segment with more than COMPACT_DEAD_SHARE dead bytes. Raises OSError, SlowDown, and what `owned`
     raises; what was moved until then stays moved."""
     report = CompactionReport()
-    for number, row in await asyncio.to_thread(store.index.segments):
+    for number, row in await store.io.call(store.index.segments):
         if hold():
             break
         if not row.sealed or not (row.empty or row.dead > row.total * COMPACT_DEAD_SHARE):
@@ -55,24 +56,24 @@ async def compact(store: Store, writer: SegmentWriter, owned: OwnerCheck, hold: 
         report.segments += 1
         if not row.empty:
             await _move_living(store, writer, number, owned, report)
-        if not hold() and store.drop_if_empty(number):
+        if not hold() and await store.drop_if_empty(number):
             report.unlinked += 1
     return report
 
 
 async def _move_living(store: Store, writer: SegmentWriter, number: int, owned: OwnerCheck, report: CompactionReport) -> None:
     try:
-        fd = os.open(store.segment_path(number), os.O_RDONLY | os.O_CLOEXEC)
+        fd = await store.io.open(str(store.segment_path(number)), os.O_RDONLY)
     except FileNotFoundError:
         return  # another compactor was faster
     try:
         walk = walk_segment(fd, number)
         # A generator is not entered twice: this is the only task that advances it.
-        while batch := await asyncio.to_thread(_living, store, fd, walk):
+        while batch := await store.io.call(_living, store, fd, walk):
             keep = await owned([living.found.record.header for living in batch])
             for living, kept in zip(batch, keep, strict=True):
                 if not kept:
-                    _forget(store, living, report)
+                    await _forget(store, living, report)
             moving = [living for living, kept in zip(batch, keep, strict=True) if kept]
             for outcome in await asyncio.gather(*(_move(writer, living) for living in moving), return_exceptions=True):
                 if outcome is not None:
@@ -80,7 +81,7 @@ async def _move_living(store: Store, writer: SegmentWriter, number: int, owned: 
             report.moved += len(moving)
             report.moved_bytes += sum(len(living.data) for living in moving)
     finally:
-        os.close(fd)
+        await store.io.close_file(fd)
 
 
 def _living(store: Store, fd: int, walk: Iterable[Found]) -> list[_Living]:
@@ -115,8 +116,8 @@ async def _move(writer: SegmentWriter, living: _Living) -> None:
     )
 
 
-def _forget(store: Store, living: _Living, report: CompactionReport) -> None:
+async def _forget(store: Store, living: _Living, report: CompactionReport) -> None:
     """Remove the index entry of an orphan, unless it was written again meanwhile."""
     header, place = living.found.record.header, living.found.place
-    if store.index.remove(header.blob.blob_id, header.index, only=place) is not None:
+    if await store.io.index_call(partial(store.index.remove, header.blob.blob_id, header.index, only=place)) is not None:
         report.orphans += 1

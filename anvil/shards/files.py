@@ -7,15 +7,19 @@ final name is a whole record, durable, and never changes. Not here: small shards
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Source
-from anvil.base.errors import BadRecord
-from anvil.base.limits import FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
+from anvil.base.errors import BadRecord, DriveStalled
+from anvil.base.limits import DRIVE_FLUSH_BYTES, FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
 from anvil.base.types import Buffer
 from anvil.model.records import BlobId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader
@@ -72,6 +76,15 @@ def blobs_in(outer: Path, partition: int | None = None) -> list[tuple[BlobId, in
     return [name for name in names if name is not None]
 
 
+def unlink_if_there(path: Path) -> bool:
+    """Whether it was. Blocking. Raises OSError."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def inspect(fd: int, blob_id: BlobId, index: int) -> tuple[Record, ShardFooter]:
     """Header and footer of a large shard's file. Blocking. Raises BadRecord, OSError."""
     record = decode_header(os.pread(fd, RECORD_HEADER_BYTES_MAX, 0))
@@ -87,10 +100,11 @@ def check_identity(record: Record, blob_id: BlobId, index: int, segment: int, of
 
 
 class FolderSync:
-    """fsync of folders, coalesced: whoever asks while one is running shares the next one. One per drive."""
+    """fsync of folders, coalesced: whoever asks while one is running shares the next one. One per drive. `guard`: looked at after."""
 
-    def __init__(self, io: Io) -> None:
+    def __init__(self, io: Io, guard: Guard | None = None) -> None:
         self._io = io
+        self._guard = guard
         self._running: dict[Path, asyncio.Task[None]] = {}
         self._waiting: dict[Path, asyncio.Task[None]] = {}
 
@@ -117,13 +131,13 @@ class FolderSync:
             if before is not None:
                 # Entries of ours may have been among those it failed to write, and a second flush would not say so.
                 before.result()
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                await self._io.sync(fd, full=True)
-            finally:
-                os.close(fd)
+            await self._io.sync_folder(str(folder), self._guard)
         finally:
             del self._running[folder]
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
 
 
 def _look(task: asyncio.Task[None]) -> None:
@@ -144,8 +158,9 @@ class LargeShards:
         label: str,
         *,
         clock_us: Callable[[], int],
-        failed: Callable[[OSError], None],
-        guard: Callable[[], None],
+        failed: Callable[[OSError], Awaitable[None]],
+        freed: Callable[[int], None],
+        guard: Guard,
         step: Step = lambda name: None,
     ) -> None:
         self.blobs = blobs
@@ -155,26 +170,25 @@ class LargeShards:
         self.label = label
         self.clock_us = clock_us
         self.failed = failed
+        self.freed = freed
         self.guard = guard
         self.step = step
-        self.folders = FolderSync(io)
+        self.folders = FolderSync(io, guard)
         self._known: set[Path] = set()  # folders known to exist durably; at most 65,792
         self._number = 0
 
-    def create(self, header: ShardHeader) -> LargeShardFile:
-        """Start a temporary file. Raises OSError.
+    async def create(self, header: ShardHeader) -> LargeShardFile:
+        """Start a temporary file. Raises OSError. `freed` is told when it is dropped.
 
         Its room is not reserved: a client would then hold as much of the disk as it declares, for as long as it takes to send it; and on
         some file systems reserving costs as much as writing. A disk that fills up meanwhile is found by the write."""
-        self.guard()
         self._number += 1
         path = self.tmp / f"{self.session.hex()}-{os.getpid()}-{self._number}.part"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = await self.io.open(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, self.guard)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells the collector of leftovers that somebody writes it
         except BaseException:
-            os.close(fd)
-            path.unlink(missing_ok=True)
+            await self.io.close_file(fd, str(path))
             raise
         return LargeShardFile(self, header, path, fd)
 
@@ -184,7 +198,7 @@ class LargeShards:
             return
         for level in (folder.parent, folder):
             if level not in self._known:
-                level.mkdir(mode=0o700, exist_ok=True)
+                await self.io.make_folder(str(level))
                 # Also when it was there already: its maker may have died before it was flushed.
                 await self.folders.sync(level.parent)
                 self._known.add(level)
@@ -202,12 +216,14 @@ class LargeShardFile:
         self._offset = 0
         self._start = len(self._head)
         self._end = self._start + header.blob.geometry.shard_bytes
+        self._unflushed = 0
         self._busy = False
         self._unwanted = False
+        self._published = False
         self._open = True
 
     async def write(self, frames: Buffer) -> None:
-        """Append frames in order; one call at a time. Raises StorageFull, DriveFailed."""
+        """Append frames in order; one call at a time. Raises StorageFull, DriveFailed; after DriveStalled the shard is lost."""
         await self._alone(self._append(frames, memoryview(frames).nbytes))
 
     async def write_from(self, source: Source) -> None:
@@ -222,40 +238,59 @@ class LargeShardFile:
 
     async def abort(self) -> None:
         """Remove what was written; after publish nothing. A call under way ends first: a C thread may be writing to the descriptor, whose
-        number, once closed, comes to mean another file. Never raises."""
+        number, once closed, comes to mean another file. Never raises, and does not wait for a drive that hangs."""
         self._unwanted = True
         if self._open and not self._busy:
-            self._close()
+            closing = self._owner.io.background(self._close())
+            with suppress(DriveStalled):
+                await self._owner.io.detached(_ended(closing))
 
-    async def _alone(self, work: Awaitable[None]) -> None:
+    async def _alone(self, work: Coroutine[Any, Any, None]) -> None:
         if self._busy or self._unwanted or not self._open:
-            if asyncio.iscoroutine(work):
-                work.close()
+            work.close()
             raise RuntimeError("a large shard takes one call at a time, and none after its end")
+        io = self._owner.io
+        if io.waiting.stalled:
+            work.close()
+            self._unwanted = True
+            io.background(self._close())
+            raise io.waiting.error()
         self._busy = True
+        try:
+            await io.detached(self._guarded(work))
+        except DriveStalled:
+            self._unwanted = True  # `_guarded` sees it when the disk answers
+            raise
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """`work`, and what must follow it however it ends. Nobody may be waiting any more: see `Io.detached`."""
         try:
             await work
         except OSError as error:
-            self._owner.failed(error)
-            self._close()
+            await self._owner.failed(error)
+            self._unwanted = True
             raise storage_error(error, self._owner.label) from error
         except BaseException:
-            self._close()
+            self._unwanted = True
             raise
         finally:
-            self._busy = False
             if self._unwanted:
-                self._close()
+                await self._close()
+            self._busy = False
 
     async def _append(self, frames: Buffer | Source, length: int) -> None:
         if max(self._offset, self._start) + length > self._end:
             raise ValueError("more frames than the shard's geometry has")
         io, head = self._owner.io, self._head if self._offset == 0 else b""
+        self._unflushed += length
+        flush = self._unflushed >= DRIVE_FLUSH_BYTES
         if isinstance(frames, Source):
-            await io.write_from(self._fd, self._offset, frames, head)
+            await io.write_from(self._fd, self._offset, frames, head, sync=flush)
         else:
-            await io.write(self._fd, self._offset, [head, frames], sync=False)
+            await io.write(self._fd, self._offset, [head, frames], sync=flush)
         self._offset += len(head) + length
+        if flush:
+            self._unflushed = 0
 
     async def _publish(self, footer: ShardFooter) -> None:
         """The one place where a large shard becomes visible. What a crash leaves behind, step by step:
@@ -273,57 +308,67 @@ class LargeShardFile:
            is whole (step 2 came before) and the owner's row decides, as for every shard whose writer died.
         5. `enter`: fsync of the folder: the name is durable. If it fails, the name is taken back as far as possible.
         6. `tidy`: the temporary name goes. A crash leaves a second name for the same file, removed as in 1.
+
+        A drive that hangs holds this up at any of the steps, for as long as it does. Whoever waited was told DriveStalled then, and made
+        the shard unwanted: when the drive answers, it goes no further, and a name already given is taken back.
         """
         owner, blob_id, index = self._owner, self._header.blob.blob_id, self._header.index
         foot = encode_footer(blob_id, index, footer)
-        owner.guard()
         owner.step("flush")
-        await owner.io.write(self._fd, self._end, [foot], sync=True)
+        await owner.io.write(self._fd, self._end, [foot], sync=True, guard=owner.guard)
         final = blob_path(owner.blobs, blob_id, index)
         owner.step("folder")
         await owner.make_folder(final.parent)
+        self._still_wanted()
         owner.step("link")
-        ours = self._link(final)
+        ours = await self._link(final)
         owner.step("enter")
         try:
             await owner.folders.sync(final.parent)
-            owner.guard()
+            self._still_wanted()
         except OSError:
             if ours:
-                final.unlink(missing_ok=True)
+                await owner.io.unlink(str(final))
             raise
+        self._published = True
         owner.step("tidy")
-        self._close()
+        await self._close()
 
-    def _link(self, final: Path) -> bool:
+    def _still_wanted(self) -> None:
+        if self._unwanted:
+            raise OSError(errno.ECANCELED, "nobody waits for this shard any more")
+
+    async def _link(self, final: Path) -> bool:
         """Give the file its final name. False if a sound record has it already."""
         try:
-            os.link(self._path, final)
+            await self._owner.io.link(str(self._path), str(final))
         except FileExistsError:
-            blob_id, index = self._header.blob.blob_id, self._header.index
-            try:
-                fd = os.open(final, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    inspect(fd, blob_id, index)
-                finally:
-                    os.close(fd)
-            except BadRecord:
-                log.warning("damaged record of blob %s, shard %d is replaced", blob_id.hex(), index)
-                self._path.rename(final)
-                return True
-            return False
+            return await self._owner.io.call(self._replace, final)
         return True
 
-    def _close(self) -> None:
+    def _replace(self, final: Path) -> bool:
+        """Take the name from a damaged record; False if the record is sound. Blocking."""
+        blob_id, index = self._header.blob.blob_id, self._header.index
+        try:
+            fd = os.open(final, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                inspect(fd, blob_id, index)
+            finally:
+                os.close(fd)
+        except BadRecord:
+            log.warning("damaged record of blob %s, shard %d is replaced", blob_id.hex(), index)
+            self._path.rename(final)
+            return True
+        return False
+
+    async def _close(self) -> None:
         """Drop the temporary name and the descriptor; the final name, if given, is not touched."""
         if not self._open:
             return
         self._open = False
-        try:
-            self._path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("temporary file could not be removed: %s", error)
-        os.close(self._fd)
+        await self._owner.io.close_file(self._fd, str(self._path))
+        if not self._published:
+            self._owner.freed(self._header.blob.geometry.shard_bytes)
 
     def __del__(self) -> None:
         if getattr(self, "_open", False):

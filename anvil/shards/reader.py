@@ -2,7 +2,7 @@
 
 Owns: `ShardPlace.ref`. Invariant: nothing is returned as a shard unless its own header says that it is this one, at this place. A
 small record is read whole when it is opened, with one pread, and then served from memory. Not here: the drive's state, and the
-classing of errors: everything here raises OSError and BadRecord.
+classing of errors: everything here raises OSError, BadRecord and DriveStalled.
 """
 
 from __future__ import annotations
@@ -44,39 +44,39 @@ def unknown_header(blob_id: BlobId, index: int) -> ShardHeader:
     return ShardHeader(blob, index, bucket_id=0, key="", version_id=bytes(16), session=bytes(16))
 
 
-async def find(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:
-    """The shard, its header checked; None if the drive does not have it."""
+async def find(store: Store, blob_id: BlobId, index: int, patience_s: float | None = None) -> ShardPlace | None:
+    """The shard, its header checked; None if the drive does not have it. Each trip to the disk may take `patience_s`."""
     if len(blob_id) != 16 or not 0 <= index <= 255:
         raise ValueError("no possible shard")
     for _ in range(_MOVES_MAX):
         place = store.index.get(blob_id, index)
         if place is None:
-            return await _find_file(store, blob_id, index)
+            return await _find_file(store, blob_id, index, patience_s)
         try:
-            return await _open_record(store, blob_id, index, place)
+            return await _open_record(store, blob_id, index, place, patience_s)
         except FileNotFoundError:
             continue  # the segment went while we looked: the index names another one now
     raise BadRecord("the segment of a shard is missing")
 
 
-async def _open_record(store: Store, blob_id: BlobId, index: int, place: Place) -> ShardPlace:
+async def _open_record(store: Store, blob_id: BlobId, index: int, place: Place, patience_s: float | None) -> ShardPlace:
     whole = place.length <= OPEN_READ_BYTES
     data = memoryview(bytearray(place.length if whole else place.header_bytes))
-    with store.files.lease(store.segment_path(place.segment)) as fd:
-        count = await store.io.read(fd, place.offset, data)
+    with await store.files.open(store.segment_path(place.segment), patience_s) as file:
+        count = await store.io.read(file, place.offset, data, patience_s=patience_s)
     record = decode_header(data[:count])
     check_identity(record, blob_id, index, place.segment, place.offset)
     # A record cut short is served from the file, which says where it ends.
     return ShardPlace(record.header, SegmentRef(place, data if whole and count == len(data) else None))
 
 
-async def _find_file(store: Store, blob_id: BlobId, index: int) -> ShardPlace | None:
+async def _find_file(store: Store, blob_id: BlobId, index: int, patience_s: float | None) -> ShardPlace | None:
     path = blob_path(store.folder.blobs, blob_id, index)
     data = memoryview(bytearray(RECORD_HEADER_BYTES_MAX))
     store.files.discard_if_unlinked(path)
     try:
-        with store.files.lease(path) as fd:
-            count = await store.io.read(fd, 0, data)
+        with await store.files.open(path, patience_s) as file:
+            count = await store.io.read(file, 0, data, patience_s=patience_s)
     except FileNotFoundError:
         return None
     record = decode_header(data[:count])
@@ -125,16 +125,16 @@ async def read_into(store: Store, place: ShardPlace, offset: int, sink: Sink) ->
             offset, left = offset + wants, left - wants
         return
     try:
-        with store.files.lease(ref.path) as fd:
-            await store.io.read_into(fd, ref.header_bytes + offset, sink)
+        with await store.files.open(ref.path) as file:
+            await store.io.read_into(file, ref.header_bytes + offset, sink)
     except FileNotFoundError:
         return
 
 
 async def _read_at(store: Store, path: Path, offset: int, view: memoryview, missing: int = 0) -> int:
     try:
-        with store.files.lease(path) as fd:
-            return await store.io.read(fd, offset, view)
+        with await store.files.open(path) as file:
+            return await store.io.read(file, offset, view)
     except FileNotFoundError:
         return missing
 

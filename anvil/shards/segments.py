@@ -15,10 +15,11 @@ import fcntl
 import logging
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from anvil.base.errors import AnvilError, SlowDown
+from anvil._ec.fileio import Guard
+from anvil.base.errors import AnvilError, DriveStalled, SlowDown
 from anvil.base.limits import (
     APPEND_BATCH_BYTES,
     APPEND_BATCH_RECORDS,
@@ -76,7 +77,7 @@ class ActiveSegment:
 class Append:
     """One record on its way into a segment."""
 
-    __slots__ = ("footer", "frames", "future", "header", "over", "replaces", "space", "written_us")
+    __slots__ = ("footer", "frames", "future", "given_up", "header", "over", "replaces", "space", "written_us")
 
     def __init__(self, header: ShardHeader, frames: Buffer, footer: bytes, *, written_us: int, replaces: Place | None) -> None:
         self.header = header
@@ -86,6 +87,7 @@ class Append:
         self.replaces = replaces
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.over = False
+        self.given_up = False  # its caller was told that the drive stalled: it must not be indexed any more
         self.space = align(header_length(header.key) + len(frames) + len(footer))
 
     def end(self, error: BaseException | None = None) -> None:
@@ -100,7 +102,10 @@ class Append:
 
 
 class SegmentWriter:
-    """Appends records for one writer session. `failed(OSError)` is told of every failure before the callers are."""
+    """Appends records for one writer session. `failed(OSError)` is told of every failure before the callers are.
+
+    While the drive hangs, so does the batch; whoever waits for it is told DriveStalled, and the records they gave up are not indexed
+    when the disk answers after all."""
 
     def __init__(
         self,
@@ -111,12 +116,12 @@ class SegmentWriter:
         session: SessionId,
         *,
         clock_us: Callable[[], int],
-        guard: Callable[[], None],
-        failed: Callable[[OSError], None],
+        guard: Guard,
+        failed: Callable[[OSError], Awaitable[None]],
         segment_bytes: int = SEGMENT_BYTES,
         first_bytes: int = SEGMENT_FIRST_BYTES,
     ) -> None:
-        """`guard` raises OSError if the drive must not be written now; asked before a batch and before its acknowledgement."""
+        """`guard` holds while the drive is the one it was; looked at before a batch is written and before its acknowledgement."""
         self._folder = folder
         self._index = index
         self._io = io
@@ -140,7 +145,8 @@ class SegmentWriter:
     ) -> None:
         """Durable and indexed on return. `frames` must not change until then: a cancelled caller whose record is already being
         written is released only when that is over; one whose record still waits takes it out. Raises OSError, SlowDown, and
-        what the executor refuses a job with."""
+        what the executor refuses a job with; and DriveStalled, after which `frames` are read, but not used, until the disk answers."""
+        self._io.waiting.check()
         if self._closed:
             raise OSError(errno.EBADF, "segment writer is closed")
         if len(self._queue) >= APPEND_QUEUE_RECORDS:
@@ -157,8 +163,10 @@ class SegmentWriter:
     async def _wait(self, item: Append) -> None:
         cancelled: asyncio.CancelledError | None = None
         while not item.over:
+            future = item.future
+            self._io.waiting.add(future)
             try:
-                await item.future
+                await future
             except asyncio.CancelledError as error:
                 if item in self._queue:
                     self._queue.remove(item)
@@ -166,9 +174,16 @@ class SegmentWriter:
                 cancelled = error
                 if not item.over:  # cancelling the caller cancelled the future: wait on another one
                     item.future = asyncio.get_running_loop().create_future()
+            except DriveStalled as error:
+                item.given_up = True
+                if item in self._queue:
+                    self._queue.remove(item)
+                raise cancelled or error from None
             except Exception:
                 if cancelled is None:
                     raise
+            finally:
+                self._io.waiting.discard(future)
         if cancelled is not None:
             raise cancelled
 
@@ -180,10 +195,10 @@ class SegmentWriter:
         if self._spare is not None:
             await asyncio.wait([self._spare])
             if not self._spare.cancelled() and self._spare.exception() is None:
-                self._discard(self._spare.result())
+                await self._discard(self._spare.result())
             self._spare = None
         if self._active is not None:
-            self._seal(self._active)
+            await self._seal(self._active)
 
     # -- the batch loop
 
@@ -197,20 +212,19 @@ class SegmentWriter:
     async def _next_batch(self) -> None:
         batch: list[Append] = []
         try:
-            self._guard()
             segment = await self._room(self._queue[0].space)
             batch = self._take(segment)
             if batch:  # else all were cancelled meanwhile
                 await self._write(segment, batch)
         except OSError as error:
-            self._failed(error)
+            await self._failed(error)
             self._fail(batch or self._take_all(), error)
         except AnvilError as error:  # the executor refused the job (busy, closing): nothing was written, the segment is as it was
             self._fail(batch or self._take_all(), error)
         except BaseException as error:
             # Not a disk's failure: nobody may wait for ever, and what was written is not known.
             if self._active is not None:
-                self._seal(self._active, cut=False)
+                await self._seal(self._active, cut=False)
             self._fail(batch + self._take_all(), OSError(errno.EIO, f"append failed: {type(error).__name__}"))
             raise
         else:
@@ -255,11 +269,13 @@ class SegmentWriter:
         if not entries:
             return
         try:
-            await self._io.write(segment.fd, start, buffers, sync=True)
-            self._guard()  # the folder may have gone while its open file still took the bytes
-            self._index.commit(segment.number, offset, entries)
+            await self._io.write(segment.fd, start, buffers, sync=True, guard=self._guard)
+            entries = [entry for entry, item in zip(entries, batch, strict=True) if not item.given_up]
+            # On the loop, 20 us: the disk has answered just now, and on a thread of Python every small PUT would wait for the GIL.
+            async with self._io.index_lock:
+                self._index.commit(segment.number, offset, entries)
         except OSError:
-            self._seal(segment, cut=False)
+            await self._seal(segment, cut=False)
             raise
         segment.used = offset
         self.batches += 1
@@ -280,7 +296,7 @@ class SegmentWriter:
         if self._active is not None:
             if self._active.size - self._active.start >= need:
                 return self._active
-            self._seal(self._active)
+            await self._seal(self._active)
         spare, self._spare = self._spare, None
         if spare is not None:
             await asyncio.wait([spare])
@@ -288,24 +304,26 @@ class SegmentWriter:
                 if spare.result().size - spare.result().start >= need:
                     self._active = spare.result()
                     return self._active
-                self._discard(spare.result())  # closed: it must never be taken for the active one, should the next line fail
+                await self._discard(
+                    spare.result()
+                )  # closed: it must never be taken for the active one, should the next line fail
         self._active = await self._create(need)
         return self._active
 
     async def _create(self, need: int = 0) -> ActiveSegment:
         """A new segment, filled with zeros and flushed, so that appending to it changes no metadata of the file system."""
         size = max(self._next_bytes, align(need + BLOCK_BYTES, BLOCK_BYTES))
-        number = self._index.new_segment(self.session, size)
+        number = await self._io.index_call(self._index.new_segment, self.session, size)
         path = self._folder / segment_name(number)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = await self._io.open(str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, self._guard)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             await self._io.reserve(fd, size)
             first = encode_segment(SegmentHeader(number, size, self._drive_id, self.session, self._clock_us()))
             await self._zero(fd, first, size)
-            await self._sync_folder()
+            await self._io.sync_folder(str(self._folder))
         except BaseException:
-            self._discard(ActiveSegment(number, path, fd, size))
+            await self._discard(ActiveSegment(number, path, fd, size))
             raise
         self._next_bytes = min(self._segment_bytes, size * 4)
         return ActiveSegment(number, path, fd, size)
@@ -322,37 +340,33 @@ class SegmentWriter:
             await self._io.write(fd, offset, buffers, sync=True)
             offset = end
 
-    async def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            await self._io.sync(folder, full=True)
-        finally:
-            os.close(folder)
-
-    def _seal(self, segment: ActiveSegment, *, cut: bool = True) -> None:
+    async def _seal(self, segment: ActiveSegment, *, cut: bool = True) -> None:
         """Close for ever. With `cut`, give back the unused end; without, leave the file as the failure left it."""
         if self._active is segment:
             self._active = None
+        if segment.used == BLOCK_BYTES and cut:
+            await self._discard(segment)
+            return
         try:
-            if segment.used == BLOCK_BYTES and cut:
-                self._discard(segment)
-                return
-            if cut:
-                os.ftruncate(segment.fd, segment.used)
-            self._index.seal(segment.number, segment.used if cut else None)
+            await self._io.index_call(self._cut_and_mark, segment, cut)
         except OSError as error:
             # It stays unsealed in the index: recovery seals it. Nothing acknowledged depends on it.
             log.warning("segment %d could not be sealed: %s", segment.number, error)
-        os.close(segment.fd)
+        await self._io.close_file(segment.fd)
 
-    def _discard(self, segment: ActiveSegment) -> None:
+    def _cut_and_mark(self, segment: ActiveSegment, cut: bool) -> None:
+        if cut:
+            os.ftruncate(segment.fd, segment.used)
+        self._index.seal(segment.number, segment.used if cut else None)
+
+    async def _discard(self, segment: ActiveSegment) -> None:
         """Remove a segment that holds nothing."""
         try:
-            segment.path.unlink(missing_ok=True)
-            self._index.drop_segment(segment.number)
+            await self._io.unlink(str(segment.path))
+            await self._io.index_call(self._index.drop_segment, segment.number)
         except OSError as error:
             log.warning("empty segment %d could not be removed: %s", segment.number, error)
-        os.close(segment.fd)
+        await self._io.close_file(segment.fd)
 
 
 def _look(task: asyncio.Task[ActiveSegment]) -> None:

@@ -9,9 +9,10 @@ and ports (drive.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from anvil._ec.fileio import Guard
 from anvil.base.errors import DriveFailed
 from anvil.base.limits import DRIVE_FILES_OPEN_MAX, INDEX_CHECK_START_S, SEGMENT_BYTES, SEGMENT_FIRST_BYTES
 from anvil.model.records import DriveId, SessionId
@@ -46,7 +47,11 @@ class Folder:
         self.path = path
         known = identity.ensure_identity(path, label, expected, create, now_us)
         self.drive_id = bytes.fromhex(known.drive_id)
-        self.place = identity.identity_place(path)
+        place = identity.identity_place(path)
+        if place is None:
+            raise DriveFailed(f"the folder of drive {label} went away", drive=label)
+        self.place = place
+        self.guard = Guard(f"{path}/{identity.IDENTITY}", place)
         self.recovered: RecoveryReport | None = None
         self.segments, self.blobs, self.tmp = path / "segments", path / "blobs", path / "tmp"
         self.use = identity.present_use(path)
@@ -165,8 +170,8 @@ class Store:
         label: str,
         *,
         clock_us: Callable[[], int],
-        guard: Callable[[], None],
-        failed: Callable[[OSError], None],
+        failed: Callable[[OSError], Awaitable[None]],
+        freed: Callable[[int], None],
         step: Step,
         segment_bytes: int = SEGMENT_BYTES,
         first_bytes: int = SEGMENT_FIRST_BYTES,
@@ -174,15 +179,23 @@ class Store:
         self.folder = folder
         self.index = folder.index
         self.io = io
-        self.files = FileCache(DRIVE_FILES_OPEN_MAX)
+        self.files = FileCache(DRIVE_FILES_OPEN_MAX, io)
         self._clock_us = clock_us
-        self._guard = guard
         self._failed = failed
         self._segment_bytes = segment_bytes
         self._first_bytes = first_bytes
         self.writer = self.new_writer(session)
         self.large = LargeShards(
-            folder.blobs, folder.tmp, io, session, label, clock_us=clock_us, failed=failed, guard=guard, step=step
+            folder.blobs,
+            folder.tmp,
+            io,
+            session,
+            label,
+            clock_us=clock_us,
+            failed=failed,
+            freed=freed,
+            guard=folder.guard,
+            step=step,
         )
 
     def new_writer(self, session: SessionId) -> SegmentWriter:
@@ -193,7 +206,7 @@ class Store:
             self.folder.drive_id,
             session,
             clock_us=self._clock_us,
-            guard=self._guard,
+            guard=self.folder.guard,
             failed=self._failed,
             segment_bytes=self._segment_bytes,
             first_bytes=self._first_bytes,
@@ -208,16 +221,20 @@ class Store:
     def segment_path(self, segment: int) -> Path:
         return self.folder.segments / segment_name(segment)
 
-    def drop_if_empty(self, segment: int) -> bool:
-        """Unlink a sealed segment in which nothing lives. The file goes before its row: a crash between leaves a row without a
-        file, which recovery drops. Raises OSError."""
+    async def drop_if_empty(self, segment: int) -> bool:
+        """Unlink a sealed segment in which nothing lives. Raises OSError."""
+        dropped = await self.io.index_call(self._drop_if_empty, segment)
+        if dropped:
+            self.files.discard(self.segment_path(segment))
+        return dropped
+
+    def _drop_if_empty(self, segment: int) -> bool:
+        """The file goes before its row: a crash between leaves a row without a file, which recovery drops. Blocking."""
         row = self.index.segment(segment)
         if row is None or not row.sealed or not row.empty:
             return False
-        path = self.segment_path(segment)
-        path.unlink(missing_ok=True)
+        self.segment_path(segment).unlink(missing_ok=True)
         self.index.drop_segment(segment)
-        self.files.discard(path)
         return True
 
     async def close(self) -> None:
@@ -225,3 +242,4 @@ class Store:
         await self.writer.close()
         await self.large.folders.close()
         self.files.close()
+        await self.io.idle()

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from anvil._ec.stripe import NotEnoughUnits, RebuildJob
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed, Unavailable
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, DriveStalled, Unavailable
 from anvil.base.limits import REPAIR_BATCH, REPAIR_BLOBS_IN_FLIGHT, REPAIR_RETRY_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
@@ -207,6 +207,8 @@ class Repairer:
             try:
                 if await drive.read(place, geometry.frame_offset(stripe), view) != frame_len:
                     continue
+            except DriveStalled:
+                raise  # it may yet write into `view`: the next shard must not be read into it
             except DriveFailed:
                 continue
             if not frame_sound(blob.blob_id, index, stripe, view):

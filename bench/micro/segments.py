@@ -24,8 +24,9 @@ from anvil.model.records import Attributes, BlobRef
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardFooter, ShardHeader
 from anvil.shards import format as fmt
-from anvil.shards.drive import DriveSettings, LocalDrive
+from anvil.shards.drive import LocalDrive
 from anvil.shards.io import preadv_nowait
+from anvil.shards.settings import DriveSettings
 from bench.figures import figure
 
 SIZE = 4096

@@ -8,11 +8,12 @@ back to None); `faults.delay` is awaited before every operation; `away` makes th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from anvil._ec.pieces import Sink, Source
-from anvil.base.errors import BadRecord, DriveFailed
+from anvil.base.errors import BadRecord, DriveFailed, DriveStalled
 from anvil.base.types import Buffer
 from anvil.model.layout import partition as partition_of
 from anvil.model.records import BlobId, BlobRef
@@ -91,8 +92,12 @@ class MemoryDrive:
         await self._meet("create", writes=True)
         return MemoryLargeShard(self, header)
 
-    async def open(self, blob_id: BlobId, index: int) -> ShardPlace | None:
-        await self._meet("open")
+    async def open(self, blob_id: BlobId, index: int, patience_s: float | None = None) -> ShardPlace | None:
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._meet("open")
+        except TimeoutError:
+            raise DriveStalled(drive=self.label) from None
         shard = self.shards.get((blob_id, index))
         if shard is None:
             return None

@@ -7,13 +7,17 @@ jobs on Python threads, which the product never does (they starve beside a busy 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Sink, Source
 from anvil.base.types import Buffer
+from anvil.shards.identity import identity_place
 from anvil.shards.io import preadv_nowait
 
 
@@ -38,6 +42,10 @@ class PlainJob:
     def check(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def take(self) -> int:
+        """The descriptor of an open."""
+        return self.count
 
 
 class ThreadExecutor:
@@ -67,6 +75,10 @@ class ThreadExecutor:
 
     def run_small(self, job: PlainJob) -> None:
         job.run()
+
+    def abandon(self, job: PlainJob, error: Exception, over: Callable[[], None]) -> bool:
+        """Nobody is released early here: what hangs is tested on the native executor (tests/support/hung_engine.py)."""
+        return False
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)
@@ -98,8 +110,14 @@ class FaultyJobs:
     def __init__(self, faults: Faults | None = None) -> None:
         self.faults = faults or Faults()
 
-    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> PlainJob:
-        return PlainJob(lambda: self._write(fd, offset, buffers, sync))
+    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool, guard: Guard | None = None) -> PlainJob:
+        return PlainJob(lambda: self._watch(guard) or self._write(fd, offset, buffers, sync) or self._watch(guard))
+
+    @staticmethod
+    def _watch(guard: Guard | None) -> int:
+        if guard is not None and identity_place(Path(guard.path).parent) != guard.place:
+            raise OSError(errno.ENODEV, "another disk")
+        return 0
 
     def _write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> int:
         faults = self.faults
@@ -119,10 +137,43 @@ class FaultyJobs:
             done += os.pwrite(fd, data[done:], offset + done)
         if sync:
             self._sync(fd, False)
-        return done
+        return 0
 
-    def sync(self, fd: int, full: bool) -> PlainJob:
-        return PlainJob(lambda: self._sync(fd, full))
+    def sync_folder(self, path: str, guard: Guard | None) -> PlainJob:
+        def work() -> int:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                return self._sync(fd, True) or self._watch(guard)
+            finally:
+                os.close(fd)
+
+        return PlainJob(work)
+
+    def open(self, path: str, flags: int, mode: int, guard: Guard | None) -> PlainJob:
+        return PlainJob(lambda: self._watch(guard) or os.open(path, flags, mode))
+
+    def watch(self, guard: Guard) -> PlainJob:
+        return PlainJob(lambda: self._watch(guard))
+
+    def link(self, path: str, to: str) -> PlainJob:
+        return PlainJob(lambda: os.link(path, to) or 0)
+
+    def unlink(self, path: str) -> PlainJob:
+        return PlainJob(lambda: Path(path).unlink() or 0)
+
+    def make_folder(self, path: str) -> PlainJob:
+        return PlainJob(lambda: Path(path).mkdir(0o700) or 0)
+
+    def close(self, fd: int, path: str | None) -> PlainJob:
+        def work() -> int:
+            try:
+                if path is not None:
+                    Path(path).unlink(missing_ok=True)
+            finally:
+                os.close(fd)
+            return 0
+
+        return PlainJob(work)
 
     def _sync(self, fd: int, full: bool) -> int:
         self.faults.syncs += 1
@@ -153,15 +204,15 @@ class FaultyJobs:
             done += count
         return done
 
-    def write_from(self, fd: int, offset: int, source: Source, head: Buffer) -> PlainJob:
-        return PlainJob(lambda: self._write_from(fd, offset, source, bytes(head)))
+    def write_from(self, fd: int, offset: int, source: Source, head: Buffer, sync: bool) -> PlainJob:
+        return PlainJob(lambda: self._write_from(fd, offset, source, bytes(head), sync))
 
-    def _write_from(self, fd: int, offset: int, source: Source, head: bytes) -> int:
+    def _write_from(self, fd: int, offset: int, source: Source, head: bytes, sync: bool) -> int:
         whole = bytearray(source.length)
         for at, piece in source.pieces():
             whole[at : at + len(piece)] = piece
         source.check()
-        return self._write(fd, offset, [head, whole], sync=False)
+        return self._write(fd, offset, [head, whole], sync)
 
     def read_into(self, fd: int, offset: int, sink: Sink) -> PlainJob:
         return PlainJob(lambda: self._read_into(fd, offset, sink))
@@ -181,3 +232,6 @@ class FaultyJobs:
         if self.faults.read_errnos:
             return -1
         return preadv_nowait(fd, offset, view)
+
+    def open_now(self, path: str) -> int:
+        return -1

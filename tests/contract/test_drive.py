@@ -16,7 +16,8 @@ from anvil.base.limits import MIB, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.ports import Drive, LargeShard
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardHeader
-from anvil.shards.drive import DriveSettings, LocalDrive
+from anvil.shards.drive import LocalDrive
+from anvil.shards.settings import DriveSettings
 from tests.contract.memory_drive import MemoryDrive
 from tests.contract.plain_io import FaultyJobs, ThreadExecutor
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header

@@ -26,8 +26,9 @@ from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import Attributes
 from anvil.model.scheme import Scheme, default_scheme
 from anvil.node.local import use_session
-from anvil.shards.drive import DriveSettings, LocalDrive
+from anvil.shards.drive import LocalDrive
 from anvil.shards.nativeio import NativeJobs
+from anvil.shards.settings import DriveSettings
 from anvil.tasks.collect import Collector
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
@@ -125,7 +126,7 @@ async def engine_bench(
             folder / f"drive{number}",
             expected=None,
             create=True,
-            executor=native,
+            executor=NativeExecutor(loop, 2),
             jobs=NativeJobs(),
             session=session_id,
             settings=settings,
@@ -166,6 +167,8 @@ async def engine_bench(
         await owned.close(10)
         for drive in bench.drives:
             await drive.close()
+            if not drive.stalled:
+                await drive.executor.close()  # type: ignore[attr-defined]
         await bench.session.close()
         await bench.metadata.close()
         await lanes.close()

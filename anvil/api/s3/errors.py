@@ -93,6 +93,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.SlowDown: S3Error("SlowDown", 503),
     e.StorageFull: S3Error("InternalError", 507),
     e.DriveFailed: S3Error("SlowDown", 503),
+    e.DriveStalled: S3Error("SlowDown", 503),
     e.WriteQuorumLost: S3Error("SlowDown", 503),
     e.ReadQuorumLost: S3Error("SlowDown", 503),
     e.DatabaseUnavailable: S3Error("ServiceUnavailable", 503),

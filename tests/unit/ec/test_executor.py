@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from anvil._ec.codec import Codec
-from anvil._ec.fileio import ReadJob, SyncJob, WriteJob
+from anvil._ec.fileio import OpenJob, ReadJob, WriteJob
 from anvil._ec.pool import Job, Pool
 from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob, SealBroken
 from anvil.base.errors import ShuttingDown, SlowDown
@@ -88,10 +88,10 @@ def test_errors_reach_who_waits(run: Run) -> None:
     async def scenario() -> None:
         executor = NativeExecutor(asyncio.get_running_loop(), 1)
         with pytest.raises(OSError, match="Bad file") as caught:
-            await executor.run(SyncJob(10_000))
+            await executor.run(WriteJob(10_000, 0, [b"x"]))
         assert caught.value.errno == errno.EBADF
         with pytest.raises(OSError, match="Bad file"):
-            await executor.run_to_end(SyncJob(10_000))
+            await executor.run_to_end(WriteJob(10_000, 0, [b"x"]))
         encode = encode_job(b"x" * 1000)
         await executor.run(encode)
         frames = [encode.frame(i) for i in range(3)]
@@ -211,3 +211,28 @@ def test_run_small_runs_here_and_now() -> None:
     out = bytearray(24)
     JobRunner.run_small(EncodeJob(Codec(1, 0), KEY, 0, True, b"", 0, out))
     assert out[8:] == KEY.seal(0, True, b"")
+
+
+def test_a_job_that_hangs_can_be_given_up(run: Run, tmp_path: Path) -> None:
+    """Opening a pipe for reading waits until somebody writes to it, as a call to a disk that hangs waits."""
+    os.mkfifo(tmp_path / "pipe")
+
+    async def scenario() -> None:
+        executor = NativeExecutor(asyncio.get_running_loop(), 1)
+        over = asyncio.Event()
+        job = OpenJob(str(tmp_path / "pipe"), os.O_RDONLY)
+        waiting = asyncio.create_task(executor.run_to_end(job))
+        await asyncio.sleep(0)
+        assert executor.abandon(job, TimeoutError("given up"), over.set)
+        with pytest.raises(TimeoutError, match="given up"):
+            await waiting
+        assert executor.in_flight == 1
+        assert not over.is_set()
+        os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
+        await over.wait()
+        assert executor.in_flight == 0
+        assert not executor.abandon(job, TimeoutError(), over.set), "it is over"
+        os.close(job.take())
+        await executor.close()
+
+    run(scenario)

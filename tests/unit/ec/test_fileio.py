@@ -8,11 +8,24 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from anvil._ec.fileio import ReadJob, SyncJob, WriteJob
+from anvil._ec.fileio import (
+    CloseJob,
+    Guard,
+    GuardJob,
+    LinkJob,
+    MakeFolderJob,
+    OpenJob,
+    ReadJob,
+    SyncFolderJob,
+    UnlinkJob,
+    WriteJob,
+    open_cached,
+)
 from anvil._ec.pool import Pool
 
 
@@ -54,12 +67,8 @@ def test_errors_come_with_their_errno(fd: int, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="seek") as caught:
         ReadJob(read_end, 0, bytearray(1)).run()
     assert caught.value.errno == errno.ESPIPE
-    with pytest.raises(OSError, match="argument") as caught:
-        SyncJob(write_end).run()
-    assert caught.value.errno == errno.EINVAL
     os.close(read_end)
     os.close(write_end)
-    SyncJob(fd).run()
 
 
 def test_a_full_device() -> None:
@@ -148,4 +157,83 @@ def test_bad_arguments(fd: int) -> None:
     with pytest.raises(TypeError):
         WriteJob(fd, 0, [b"good", "bad"])  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="has not run"):
-        SyncJob(fd).check()
+        WriteJob(fd, 0, [b""]).check()
+
+
+def guard_of(path: Path) -> Guard:
+    found = path.stat()
+    return Guard(str(path), (found.st_dev, found.st_ino))
+
+
+def test_jobs_on_names(tmp_path: Path) -> None:
+    MakeFolderJob(str(tmp_path / "d")).run()
+    assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
+    with pytest.raises(FileExistsError):
+        MakeFolderJob(str(tmp_path / "d")).run()
+    opening = OpenJob(str(tmp_path / "d/one"), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    opening.run()
+    fd = opening.take()
+    with pytest.raises(RuntimeError, match="taken"):
+        opening.take()
+    WriteJob(fd, 0, [b"bytes"], sync=True).run()
+    LinkJob(str(tmp_path / "d/one"), str(tmp_path / "d/two")).run()
+    with pytest.raises(FileExistsError):
+        LinkJob(str(tmp_path / "d/one"), str(tmp_path / "d/two")).run()
+    SyncFolderJob(str(tmp_path / "d")).run()
+    CloseJob(fd, str(tmp_path / "d/one")).run()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["two"]
+    UnlinkJob(str(tmp_path / "d/two")).run()
+    with pytest.raises(FileNotFoundError):
+        UnlinkJob(str(tmp_path / "d/two")).run()
+    with pytest.raises(NotADirectoryError):
+        SyncFolderJob(__file__).run()
+
+
+def test_an_opened_file_that_nobody_takes_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    opening = OpenJob(str(tmp_path / "file"), os.O_RDONLY)
+    opening.run()
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    del opening
+    assert len(list(Path("/proc/self/fd").iterdir())) == held - 1
+
+
+def test_opening_what_the_kernel_has_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    fd = open_cached(str(tmp_path / "file"))
+    if fd < 0:
+        pytest.skip("this kernel or sandbox has no openat2 with RESOLVE_CACHED")
+    assert os.pread(fd, 10, 0) == b"x"
+    assert not os.get_inheritable(fd)
+    os.close(fd)
+    with suppress(FileNotFoundError):  # where the kernel remembers that there is none
+        assert open_cached(str(tmp_path / "absent")) == -1
+    with pytest.raises(OSError, match="symbolic"):
+        open_cached(str(tmp_path / "link"))
+
+
+def test_nothing_is_written_where_another_disk_is(fd: int, tmp_path: Path) -> None:
+    identity = tmp_path / "identity"
+    identity.write_text("1")
+    guard = guard_of(identity)
+    assert (guard.path, guard.place[1]) == (str(identity), identity.stat().st_ino)
+    GuardJob(guard).run()
+    WriteJob(fd, 0, [b"before"], True, guard).run()
+    identity.rename(tmp_path / "away")
+    jobs = {
+        "write": WriteJob(fd, 0, [b"after"], True, guard),
+        "open": OpenJob(str(tmp_path / "new"), os.O_RDWR | os.O_CREAT, 0o600, guard),
+        "flush": SyncFolderJob(str(tmp_path), guard),
+        "look": GuardJob(guard),
+    }
+    for put_there in (None, "another"):
+        if put_there:
+            identity.write_text(put_there)
+        for name, job in list(jobs.items()):
+            with pytest.raises(OSError, match="No such device"):
+                job.run()
+            assert not (tmp_path / "new").exists(), name
+    assert os.pread(fd, 10, 0) == b"before"

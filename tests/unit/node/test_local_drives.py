@@ -38,6 +38,6 @@ def test_no_drive_waits_for_anothers_threads(tmp_path: Path, postgres: Postgres)
         await detach_drives(placement)
         for drive in drives:
             with pytest.raises(ShuttingDown):
-                await drive.executor.run(NativeJobs().sync(0, False))
+                await drive.executor.run(NativeJobs().sync_folder("/", None))
 
     asyncio.run(main())

@@ -11,7 +11,8 @@ from typing import Any
 
 from anvil.base.limits import KIB, MIB
 from anvil.model.shard import ShardHeader
-from anvil.shards.drive import DriveSettings, LocalDrive
+from anvil.shards.drive import LocalDrive
+from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs, ThreadExecutor
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 

@@ -14,9 +14,9 @@ import pytest
 from anvil.base.errors import BadRecord, DriveFailed, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
-from anvil.shards.drive import DriveSettings
 from anvil.shards.files import FolderSync, blob_path, parse_blob_name
 from anvil.shards.io import Io
+from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
@@ -306,7 +306,7 @@ def test_a_failed_flush_of_a_folder_fails_those_who_came_meanwhile(tmp_path: Pat
         def __init__(self) -> None:
             self.begun, self.go_on, self.flushes = asyncio.Event(), asyncio.Event(), 0
 
-        async def sync(self, fd: int, *, full: bool) -> None:
+        async def sync_folder(self, folder: str, guard: object) -> None:
             self.flushes += 1
             self.begun.set()
             await self.go_on.wait()
@@ -324,5 +324,50 @@ def test_a_failed_flush_of_a_folder_fails_those_who_came_meanwhile(tmp_path: Pat
         outcomes = await asyncio.gather(first, second, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [OSError, OSError]
         await folders.sync(tmp_path)
+
+    run(main())
+
+
+def test_room_that_was_not_used_is_given_back(tmp_path: Path) -> None:
+    """At once: what is free is measured every few seconds only."""
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        settings = DriveSettings(floor_bytes=MIB, probe_s=3600)
+        async with opened(tmp_path / "d", jobs, settings=settings) as drive:
+            free = drive.free_bytes
+            shard = await drive.create(make_header(100 * MIB))
+            assert drive.free_bytes == free - make_header(100 * MIB).blob.geometry.shard_bytes
+            await shard.abort()
+            assert drive.free_bytes == free
+            shard = await drive.create(make_header(SIZE))
+            jobs.faults.write_errnos = [errno.ENOSPC]
+            with pytest.raises(StorageFull):
+                await shard.write(make_frames(make_header(SIZE)))
+            assert drive.free_bytes == free
+            await drive.probe()
+            free = drive.free_bytes
+            await put_large(drive)
+            assert drive.free_bytes < free, "and what was used is not"
+
+    run(main())
+
+
+def test_a_large_shard_is_flushed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush of gigabytes at the end would take as long as a disk that hangs."""
+    monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 2 * MIB)
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            header = make_header(7 * MIB)
+            frames = memoryview(make_frames(header))
+            shard = await drive.create(header)
+            step = len(frames) // 7
+            for at in range(0, len(frames), step):
+                await shard.write(frames[at : at + step])
+            assert jobs.faults.syncs == 3
+            await shard.publish(make_footer())
+            assert await get(drive, header) == frames
 
     run(main())

@@ -11,8 +11,8 @@ import pytest
 
 from anvil.base.errors import DriveFailed, SlowDown, StorageFull
 from anvil.base.limits import APPEND_QUEUE_RECORDS, KIB, MIB
-from anvil.shards.drive import DriveSettings
 from anvil.shards.format import BLOCK_BYTES
+from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs
 from tests.contract.shard_samples import make_footer, make_frames, make_header
 from tests.unit.shards.support import SMALL_SEGMENTS, get, opened, picture, put, put_large, run, segments_of

@@ -10,7 +10,8 @@ import pytest
 
 from anvil.base.errors import DriveFailed, InvalidSetting, Unavailable
 from anvil.base.limits import MIB
-from anvil.shards.drive import DriveSettings, LocalDrive
+from anvil.shards.drive import LocalDrive
+from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs, ThreadExecutor
 from tests.contract.shard_samples import SESSION, make_header
 from tests.unit.shards.support import get, opened, picture, put, put_large, run
