@@ -75,8 +75,8 @@ DRIVE_THREADS: Final = 2  # of each drive in each process: one may wait for a fl
 DRIVE_CALL_THREADS: Final = 2  # the same, of Python, for upkeep: a scan or recovery may be long, a probe must get in between
 DRIVE_STALLED_S: Final = 10.0  # a drive whose oldest job takes longer is left alone until its jobs come back
 DRIVE_FLUSH_BYTES: Final = (
-    64 * MIB
-)  # a large shard is flushed each time it grew by this: no flush takes as long as a hang (6 MB/s)
+    16 * MIB
+)  # a large shard is flushed each time it grew by this: no flush takes as long as a hang, nor do 16 at once (26 MB/s)
 
 # -- HTTP --------------------------------------------------------------------------------------------------------------
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
@@ -176,6 +176,7 @@ DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE
 SECRET_CHARS_MIN: Final = 32
 WORKER_HEALTHY_S: Final = 30.0  # a child that lived this long starts its backoff from the beginning again
 START_S_MAX: Final = 60.0  # how long a child may take until it says that it serves
+LEAVE_TASKS_S: Final = 1.0  # how long tasks that were cancelled at the end of a start are waited for
 STOP_MARGIN_S: Final = 5.0  # beyond the drain time, before a child that does not stop is killed
 CHANNEL_FRAME_BYTES_MAX: Final = 16 * MIB  # one message between processes; the largest is a metrics snapshot
 CHANNEL_PENDING_MAX: Final = 8192  # calls of one process waiting for an answer; beyond it SlowDown

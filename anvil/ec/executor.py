@@ -68,8 +68,9 @@ class JobRunner(Generic[J]):
         try:
             await self._submit(job)
         except asyncio.CancelledError:
-            # Cancelling has cancelled the future as well: wait on others. How the job ended does not matter any more.
-            while job in self._waiting:
+            # Cancelling has cancelled the future as well: wait on others. How the job ended does not matter any more. One that was
+            # abandoned has somebody else to keep what it uses (`over`).
+            while job in self._waiting and job not in self._over:
                 future = self._waiting[job] = self._loop.create_future()
                 with suppress(asyncio.CancelledError, Exception):
                     await future

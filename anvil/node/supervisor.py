@@ -15,14 +15,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
 
 from anvil.base import log as logs
 from anvil.base.config import Address, Config
 from anvil.base.errors import AnvilError, InvalidSetting, Unavailable
-from anvil.base.limits import STOP_MARGIN_S
+from anvil.base.limits import LEAVE_TASKS_S, STOP_MARGIN_S
 from anvil.base.version import VERSION
 from anvil.node.child import Drain, Members, Plan
 from anvil.node.datadir import DataDirectory, RunningNode
@@ -30,6 +31,7 @@ from anvil.node.parts import Embedded, KeyPair, Parts
 from anvil.node.processes import ManagedProcess
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 EXIT_OK, EXIT_FAILED, EXIT_SETTING, EXIT_UNAVAILABLE = 0, 1, 2, 3  # as `cli/exits.py` has them
 
 
@@ -78,7 +80,7 @@ def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> i
         embedded = parts.embedded(config) if config.database.embedded else None
         try:
             urls = embedded.start() if embedded is not None else (config.database.global_url, config.database.regional_url)
-            keys = asyncio.run(parts.prepare(config, *urls, node_id))
+            keys = _run(parts.prepare(config, *urls, node_id))
             if keys is not None:
                 directory.write_credentials(keys.access_key, keys.secret, config.node.region)
             supervisor = Supervisor(config, parts, directory, node_id, urls, address, embedded)
@@ -86,6 +88,21 @@ def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> i
         finally:
             if embedded is not None:
                 embedded.stop()  # again, which does nothing, where the supervisor got so far as to stop it
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, but what a disk that hangs still keeps busy is left behind, not waited for."""
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=LEAVE_TASKS_S))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 @contextmanager

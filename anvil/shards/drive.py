@@ -37,7 +37,7 @@ from anvil.shards import reader
 from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
 from anvil.shards.files import LargeShardFile, blob_path, partitions_in, unlink_if_there
 from anvil.shards.format import encode_footer
-from anvil.shards.identity import identity_place
+from anvil.shards.identity import identity_place, touch_medium
 from anvil.shards.index import IndexDamaged
 from anvil.shards.io import FULL_ERRNOS, Executor, Io, IoJobs, storage_error
 from anvil.shards.recovery import RecoveryReport, recover
@@ -189,7 +189,7 @@ class LocalDrive:
 
     async def _attach(self, expected: DriveId | None, create: bool) -> None:
         try:
-            await self._io.ask(identity_place, self.path)  # first something short: recovery may rightly take long
+            await self._io.ask(touch_medium, self.path)  # first something short: recovery may rightly take long
             patience_s = INDEX_CHECK_START_S if self._watcher is None else math.inf  # a start does not wait for a long check
             folder = await self._io.ask(
                 partial(Folder, self.path, self.label, expected, create, self._clock_us(), patience_s=patience_s), counted=False
@@ -387,14 +387,16 @@ class LocalDrive:
         `superseded` shard: see the port), DriveFailed."""
         if self._hold() and not superseded:
             raise Unavailable("removal is on hold while a backup is taken")
-        return await self._io.detached(self._remove(self._reading(), blob_id, index))
+        return await self._io.detached(self._remove(self._reading(), blob_id, index, superseded))
 
-    async def _remove(self, store: Store, blob_id: BlobId, index: int) -> bool:
+    async def _remove(self, store: Store, blob_id: BlobId, index: int, superseded: bool) -> bool:
         path = blob_path(store.folder.blobs, blob_id, index)
         try:
             place = await self._io.index_call(store.index.remove, blob_id, index)
             if place is not None:
                 await store.drop_if_empty(place.segment)
+            if self._hold() and not superseded:  # again: the drive may have been long in answering
+                raise Unavailable("removal is on hold while a backup is taken")
             had_file = await self._io.call(unlink_if_there, path)
             if had_file:
                 store.files.discard(path)

@@ -72,8 +72,13 @@ def blobs_in(outer: Path, partition: int | None = None) -> list[tuple[BlobId, in
         "" if partition is None else f"{partition & 15:x}"
     )  # a partition is the leading 12 bits: ab, and the first digit of cd
     inner = (entry for entry in sorted(outer.iterdir()) if entry.name.startswith(digit))
-    names = (parse_blob_name(entry.name) for folder in inner for entry in sorted(folder.iterdir()))
-    return [name for name in names if name is not None]
+    found: list[tuple[BlobId, int]] = []
+    for folder in inner:
+        for entry in sorted(folder.iterdir()):
+            name = parse_blob_name(entry.name)
+            if name is not None and blob_path(outer.parent, *name) == entry:  # a file put anywhere else is no shard
+                found.append(name)
+    return found
 
 
 def unlink_if_there(path: Path) -> bool:
@@ -310,7 +315,7 @@ class LargeShardFile:
         6. `tidy`: the temporary name goes. A crash leaves a second name for the same file, removed as in 1.
 
         A drive that hangs holds this up at any of the steps, for as long as it does. Whoever waited was told DriveStalled then, and made
-        the shard unwanted: when the drive answers, it goes no further, and a name already given is taken back.
+        the shard unwanted: when the drive answers, it goes no further than `folder`; a name already given stays.
         """
         owner, blob_id, index = self._owner, self._header.blob.blob_id, self._header.index
         foot = encode_footer(blob_id, index, footer)
@@ -325,7 +330,7 @@ class LargeShardFile:
         owner.step("enter")
         try:
             await owner.folders.sync(final.parent)
-            self._still_wanted()
+            # It stays from here on, wanted or not: whoever looked meanwhile has found it sound, and may have taken it off its debts.
         except OSError:
             if ours:
                 await owner.io.unlink(str(final))

@@ -301,6 +301,7 @@ class Io:
             task.add_done_callback(lambda _, waiter=waiter: waiter.done() or waiter.set_result(None))  # type: ignore[misc]
             self.waiting.add(waiter)
             try:
+                self.waiting.check()  # it may have been found stalled between a cancellation and here
                 await waiter
             except asyncio.CancelledError as error:
                 cancelled = error

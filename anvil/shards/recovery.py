@@ -183,6 +183,9 @@ def _recover_segment(
     except FileNotFoundError:
         return  # unlinked since it was listed
     try:
+        if not alone and _just_made(fd):  # before it is locked, too: its maker would find it locked by somebody else
+            report.young += 1
+            return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -306,10 +309,10 @@ def _remove_leftovers(tmp: Path, gone: Callable[[SessionId], bool], report: Reco
         except FileNotFoundError:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not alone and _just_made(fd):
+            if not alone and _just_made(fd):  # before it is locked, too: its maker would find it locked by somebody else
                 report.young += 1
                 continue
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             entry.unlink(missing_ok=True)
             report.leftovers += 1
         except BlockingIOError:

@@ -270,9 +270,9 @@ class SegmentWriter:
             return
         try:
             await self._io.write(segment.fd, start, buffers, sync=True, guard=self._guard)
-            entries = [entry for entry, item in zip(entries, batch, strict=True) if not item.given_up]
             # On the loop, 20 us: the disk has answered just now, and on a thread of Python every small PUT would wait for the GIL.
             async with self._io.index_lock:
+                entries = [entry for entry, item in zip(entries, batch, strict=True) if not item.given_up]
                 self._index.commit(segment.number, offset, entries)
         except OSError:
             await self._seal(segment, cut=False)

@@ -135,8 +135,9 @@ class Survey:
             rotten = [drive for drive, number in met.rotten if number == index]
             if copies := _by_preference(nominal, met.copies.get(index, [])):
                 drive, place = copies[0]
-                spare = [other for other, _ in copies[1:]] + [
-                    other for other in rotten if _rank(nominal, drive) < _rank(nominal, other)
+                # Never of the drive that keeps it, should it have been met there twice.
+                spare = [other for other, _ in copies[1:] if other is not drive] + [
+                    other for other in rotten if other is not drive and _rank(nominal, drive) < _rank(nominal, other)
                 ]
                 if not (deep or spare):
                     continue

@@ -14,7 +14,7 @@ import pytest
 from anvil.base.errors import BadRecord, DriveFailed, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
-from anvil.shards.files import FolderSync, blob_path, parse_blob_name
+from anvil.shards.files import FolderSync, blob_path, blobs_in, parse_blob_name
 from anvil.shards.io import Io
 from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs
@@ -371,3 +371,19 @@ def test_a_large_shard_is_flushed_on_the_way(tmp_path: Path, monkeypatch: pytest
             assert await get(drive, header) == frames
 
     run(main())
+
+
+def test_only_the_right_place_makes_a_file_a_shard(tmp_path: Path) -> None:
+    """A copy that somebody put aside must not be met as a second one of the shard that is at its place."""
+    blob_id = bytes.fromhex("abcd" + "0" * 28)
+    real = blob_path(tmp_path, blob_id, 1)
+    for path in (
+        real,
+        real.with_name(f"{blob_id.hex()}.01"),
+        real.with_name(f"{blob_id.hex().upper()}.1"),
+        tmp_path / "ab" / "cd.bak" / real.name,
+        tmp_path / "ab" / "ce" / real.name,
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert blobs_in(tmp_path / "ab") == [(blob_id, 1)]
