@@ -3,7 +3,7 @@
     PYTHONPATH=. python bench/micro/segments.py [--folder DIR] [--seconds 2]
 
 Prints, for each number of clients, durable 4 KiB shards per second through `LocalDrive.put` (record, group commit, index) with
-IO jobs run inline and on a thread, beside pwrite + fdatasync of the same bytes into a file filled with zeros (batches of the
+IO jobs run inline and on native threads, beside pwrite + fdatasync of the same bytes into a file filled with zeros (batches of the
 same number of records); then 4 KiB reads per second (open + read, page cache), and the share of segment space that is padding.
 """
 
@@ -14,18 +14,18 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from anvil.base.limits import MIB, SEGMENT_BYTES
-from anvil.base.types import Buffer
+from anvil._ec.pool import Job
+from anvil.base.limits import DRIVE_THREADS, MIB, SEGMENT_BYTES
+from anvil.ec.executor import NativeExecutor
 from anvil.model.records import Attributes, BlobRef
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardFooter, ShardHeader
 from anvil.shards import format as fmt
 from anvil.shards.drive import LocalDrive
-from anvil.shards.io import preadv_nowait
+from anvil.shards.nativeio import NativeJobs
 from anvil.shards.settings import DriveSettings
 from bench.figures import figure
 
@@ -34,61 +34,20 @@ FOOTER = ShardFooter("0" * 32, 1_700_000_000_000_000, Attributes())
 SESSION = b"s" * 16
 
 
-class Write:
-    def __init__(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> None:
-        self.fd, self.offset, self.buffers, self.sync, self.count = fd, offset, buffers, sync, 0
-
-    def run(self) -> None:
-        if self.buffers:
-            assert os.pwritev(self.fd, self.buffers, self.offset) == sum(len(buffer) for buffer in self.buffers)
-        if self.sync:
-            os.fdatasync(self.fd)
-
-    def check(self) -> None:
-        pass
-
-
-class Read:
-    def __init__(self, fd: int, offset: int, view: Buffer) -> None:
-        self.fd, self.offset, self.view, self.count = fd, offset, view, 0
-
-    def run(self) -> None:
-        self.count = os.preadv(self.fd, [self.view], self.offset)
-
-    def check(self) -> None:
-        pass
-
-
-class Jobs:
-    def write(self, fd: int, offset: int, buffers: Sequence[Buffer], sync: bool) -> Write:
-        return Write(fd, offset, buffers, sync)
-
-    def sync(self, fd: int, full: bool) -> Write:
-        return Write(fd, 0, (), True)
-
-    def read(self, fd: int, offset: int, view: Buffer, then: Any = None) -> Read:
-        return Read(fd, offset, view)
-
-    def reserve(self, fd: int, length: int) -> Write:
-        os.posix_fallocate(fd, 0, length)
-        return Write(fd, 0, (), False)
-
-    read_now = staticmethod(preadv_nowait)
-
-
 class Inline:
-    async def run(self, job: Any) -> None:
+    """Runs jobs where they are asked for: what the threads cost is the difference."""
+
+    async def run_to_end(self, job: Job) -> None:
         job.run()
 
-    async def run_to_end(self, job: Any) -> None:
-        await self.run(job)
+    def run_small(self, job: Job) -> None:
+        job.run()
 
-    run_small = run
+    def abandon(self, job: Job, error: Exception, over: Callable[[], None]) -> bool:
+        return False  # it has ended before anybody could give it up
 
-
-class Thread(Inline):
-    async def run(self, job: Any) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, job.run)
+    async def close(self) -> None:
+        pass
 
 
 def make_header() -> ShardHeader:
@@ -96,14 +55,15 @@ def make_header() -> ShardHeader:
     return ShardHeader(blob, 0, 1, "some/object/key-0001", b"v" * 16, SESSION)
 
 
-async def measure(folder: Path, executor: Inline, clients: int, seconds: float) -> tuple[float, float, float]:
-    """(puts/s, reads/s, share of padding)"""
+async def measure(folder: Path, threads: int, clients: int, seconds: float) -> tuple[float, float, float]:
+    """(puts/s, reads/s, share of padding); `threads` 0: jobs run inline."""
+    executor = NativeExecutor(asyncio.get_running_loop(), threads) if threads else Inline()
     drive = await LocalDrive.attach(
         folder,
         expected=None,
         create=True,
         executor=executor,
-        jobs=Jobs(),
+        jobs=NativeJobs(),
         session=SESSION,
         settings=DriveSettings(floor_bytes=MIB),
     )
@@ -138,6 +98,7 @@ async def measure(folder: Path, executor: Inline, clients: int, seconds: float) 
     records = sum(row.total - warm.get(number, (0, 0))[0] for number, row in rows) / fmt.align(length)
     used = sum(row.used - warm.get(number, (0, fmt.BLOCK_BYTES))[1] for number, row in rows)
     await drive.close()
+    await executor.close()
     return puts, reads, 1 - records * length / used
 
 
@@ -172,9 +133,9 @@ def main() -> None:
     for clients in (1, 16, 64):
         with tempfile.TemporaryDirectory(dir=options.folder) as name:
             reference = bare(Path(name), clients, options.seconds / 2)
-            inline, _, _ = asyncio.run(measure(Path(name) / "a", Inline(), clients, options.seconds))
-            thread, reads, padding = asyncio.run(measure(Path(name) / "b", Thread(), clients, options.seconds))
-        note = f"{inline / reference:.2f} of bare pwrite + fdatasync; {thread:.0f}/s on Python threads; {padding:.1%} padding"
+            inline, _, _ = asyncio.run(measure(Path(name) / "a", 0, clients, options.seconds))
+            thread, reads, padding = asyncio.run(measure(Path(name) / "b", DRIVE_THREADS, clients, options.seconds))
+        note = f"{inline / reference:.2f} of bare pwrite + fdatasync; {thread:.0f}/s on native threads; {padding:.1%} padding"
         figure(f"durable 4 KiB appends, {clients} clients", inline, "records/s", note=note)
         figure(f"reads of 4 KiB, after {clients} clients", reads, "records/s")
 
