@@ -28,7 +28,7 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
         ["libisal", "libcrypto", "libxxhash"],
     ),
     "anvil._ec.digest": (
-        [f"kernels/{name}.c" for name in ("digests", "lanes", "md5", "md5_avx2", "md5_avx512", "crc64")],
+        [f"kernels/{name}.c" for name in ("digests", "lanes", "md5", "md5_avx2", "md5_avx512vl", "md5_avx512", "crc64")],
         ["libisal", "libcrypto"],
     ),
     "anvil.auth.sigv4": ([], ["libcrypto"]),

@@ -359,13 +359,13 @@ def crc_combine(str algorithm not None, uint64_t first, uint64_t second, uint64_
 
 
 def md5_kernel():
-    """What new `DigestLanes` use on this machine: avx512, avx2 or scalar."""
+    """What new `DigestLanes` use on this machine: avx512 (avx512vl for up to 8 streams), avx2 or scalar."""
     return _md5_kernel.name.decode()
 
 
 def md5_kernels():
     """Every kernel this machine offers, the best one first."""
-    return tuple(name for name in ("avx512", "avx2", "scalar") if anvil_md5_find(name.encode()) != NULL)
+    return tuple(name for name in ("avx512", "avx512vl", "avx2", "scalar") if anvil_md5_find(name.encode()) != NULL)
 
 
 def set_md5_kernel(str name not None):

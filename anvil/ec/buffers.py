@@ -89,6 +89,10 @@ class Buffers:
                 self._serve()
         raise SlowDown
 
+    def try_acquire(self, nbytes: int) -> StripeBuffer | None:
+        """A buffer without waiting; None while others wait or there is none. Raises ValueError as `acquire`."""
+        return None if self._waiters else self._pool.try_acquire(nbytes)
+
     def trim(self) -> None:
         """Give idle memory back to the system."""
         self._pool.trim()

@@ -40,7 +40,7 @@ class JobRunner(Generic[J]):
         self._queue = queue
         self._jobs_max = jobs_max
         self._waiting: dict[Job, asyncio.Future[None]] = {}
-        self._over: dict[Job, Callable[[], None]] = {}  # of abandoned jobs
+        self._over: dict[Job, Callable[[], None]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
@@ -58,9 +58,13 @@ class JobRunner(Generic[J]):
         """
         await self._submit(job)
 
-    def begin(self, job: J) -> asyncio.Future[None]:
-        """`run` in two steps: the job is queued on return, its end is the future's. Raises as `run`."""
-        return self._submit(job)
+    def begin(self, job: J, over: Callable[[], None] | None = None) -> asyncio.Future[None]:
+        """`run` in two steps: the job is queued on return, its end is the future's. Raises as `run`. `over` is called when the job has
+        really ended, whatever became of the future."""
+        future = self._submit(job)
+        if over is not None:
+            self._over[job] = over
+        return future
 
     async def run_to_end(self, job: J) -> None:
         """As `run`, but a cancellation is delivered only when the job has ended: for jobs that use something their caller is
@@ -68,25 +72,19 @@ class JobRunner(Generic[J]):
         try:
             await self._submit(job)
         except asyncio.CancelledError:
-            # Cancelling has cancelled the future as well: wait on others. How the job ended does not matter any more. One that was
-            # abandoned has somebody else to keep what it uses (`over`).
-            while job in self._waiting and job not in self._over:
+            # Cancelling has cancelled the future as well: wait on others. How the job ended does not matter any more.
+            while job in self._waiting:
                 future = self._waiting[job] = self._loop.create_future()
                 with suppress(asyncio.CancelledError, Exception):
                     await future
             raise
 
-    def abandon(self, job: J, error: Exception, over: Callable[[], None]) -> bool:
-        """Whoever waits for the job gets `error` now (but for `run_to_end` that was cancelled); `over` is called once it has really
-        ended. False if it has already."""
+    def abandon(self, job: J, error: Exception) -> None:
+        """Whoever waits for the job gets `error` now, if it has not ended; the job goes on."""
         future = self._waiting.get(job)
-        if future is None:
-            return False
-        self._over[job] = over
-        if not future.done():
+        if future is not None and not future.done():
             future.set_exception(error)
             future.exception()  # perhaps nobody waits
-        return True
 
     @staticmethod
     def run_small(job: Job) -> None:

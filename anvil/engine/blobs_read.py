@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import Any
 
 import msgspec
 
@@ -89,29 +92,47 @@ class ObjectReader:
         Raises DataLost, ReadQuorumLost (drives away), SlowDown (no buffer in time). Closing the iterator stops read-ahead.
         """
         blobs: dict[bytes, BlobReader] = {}
-        ahead: deque[asyncio.Task[memoryview]] = deque()
+        ahead: deque[_Begun | asyncio.Task[memoryview]] = deque()
         pieces = plan(extents, start, length)
         try:
-            first = next(pieces, None)
-            if first is not None and (second := next(pieces, None)) is None:
-                yield await self._piece(bucket, blobs, first)  # the common case needs no tasks
+            piece, second = next(pieces, None), next(pieces, None)
+            if piece is not None and second is None:
+                yield await self._piece(bucket, blobs, piece)  # the common case needs nothing else
                 return
-            if first is not None and second is not None:
-                for piece in (first, second):
-                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
-            while ahead:
-                for piece in pieces:
-                    ahead.append(self._context.owned.start(self._piece(bucket, blobs, piece)))
-                    if len(ahead) >= STRIPES_IN_FLIGHT:
-                        break
+            rest = chain((second,), pieces)
+            while piece is not None or ahead:
+                while piece is not None and len(ahead) < STRIPES_IN_FLIGHT - 1:
+                    ahead.append(await self._begin(bucket, blobs, piece, first=not ahead))
+                    piece = next(rest, None)
                 view = await ahead[0]
                 ahead.popleft()
+                if piece is not None:  # begun before this one is handed out: read while it is sent
+                    ahead.append(await self._begin(bucket, blobs, piece, first=False))
+                    piece = next(rest, None)
                 yield view
                 del view
         finally:
-            for task in ahead:
-                task.cancel()
+            for one in ahead:
+                one.cancel()
             ahead.clear()  # one that failed holds this frame through its exception: a cycle, with the buffers of the others in it
+
+    async def _begin(
+        self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece, *, first: bool
+    ) -> _Begun | asyncio.Task[memoryview]:
+        """Start reading a piece. As a rule that is under way on return: a task would start it only when the loop comes round, which may
+        be after the piece before has been sent. Only the `first` waits here for its shard to be found."""
+        content = piece.extent.content
+        if content is not None and content.inline is None:
+            begun = await self._reader(bucket, blobs, piece, content.blob).begin(piece, find=first)
+            if begun is not None:
+                return begun
+        return self._context.owned.start(self._piece(bucket, blobs, piece))
+
+    def _reader(self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece, blob: BlobRef) -> BlobReader:
+        reader = blobs.get(blob.blob_id)
+        if reader is None:
+            reader = blobs[blob.blob_id] = BlobReader(self._context, bucket, blob, piece.extent.owner, self._damage)
+        return reader
 
     async def _piece(self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece) -> memoryview:
         content = piece.extent.content
@@ -122,13 +143,38 @@ class ObjectReader:
                 return memoryview(BlobKey(bucket.key, blob.blob_id).open(0, True, content.inline))[piece.lo : piece.hi]
             except SealBroken as error:
                 raise DataLost() from error
-        reader = blobs.get(blob.blob_id)
-        if reader is None:
-            reader = blobs[blob.blob_id] = BlobReader(self._context, bucket, blob, piece.extent.owner, self._damage)
-        return (await reader.stripe(piece.stripe))[piece.lo : piece.hi]
+        return (await self._reader(bucket, blobs, piece, blob).stripe(piece.stripe))[piece.lo : piece.hi]
 
 
 _Found = tuple[int, Drive, ShardPlace]
+
+
+class _Begun:
+    """A stripe of a blob of one shard, on its way from the drive: to be awaited or cancelled, as a task."""
+
+    __slots__ = ("_ended", "_frame", "_out", "_piece", "_reader")
+
+    def __init__(self, reader: BlobReader, piece: _Piece, frame: OpenFrame, out: memoryview, ended: asyncio.Future[None]) -> None:
+        self._reader = reader
+        self._piece = piece
+        self._frame = frame
+        self._out = out
+        self._ended = ended
+
+    def __await__(self) -> Generator[Any, Any, memoryview]:
+        return self._take().__await__()
+
+    def cancel(self) -> None:
+        self._ended.cancel()
+
+    async def _take(self) -> memoryview:
+        piece = self._piece
+        with suppress(OSError, AnvilError, NotEnoughUnits, SealBroken):
+            await self._ended
+            if not self._frame.wants:
+                self._frame.check()
+                return self._out[piece.lo : piece.hi]
+        return (await self._reader.stripe(piece.stripe))[piece.lo : piece.hi]  # the long way, which says what is wrong
 
 
 class BlobReader:
@@ -180,6 +226,25 @@ class BlobReader:
             if job.corrupt:
                 self._found_bad(job.corrupt, frames, free)
             return out
+
+    async def begin(self, piece: _Piece, *, find: bool) -> _Begun | None:
+        """Read a stripe without a task: None where that cannot be. `find`: wait until the shard is found."""
+        number = piece.stripe
+        length = self._geometry.stripe_len(number)
+        if self._blob.scheme.width > 1 or length <= INLINE_JOB_BYTES_MAX or not (find or 0 in self._places):
+            return None
+        found = await self._usable(1, set())
+        room = self._context.buffers.try_acquire(length)
+        if not found or room is None:
+            return None
+        _, drive, place = found[0]
+        out = memoryview(room)
+        frame = OpenFrame(self._key, number, number == self._geometry.stripes - 1, length, out)
+        try:
+            ended = drive.begin_into(place, self._geometry.frame_offset(number), frame)
+        except AnvilError:
+            return None
+        return None if ended is None else _Begun(self, piece, frame, out, ended)
 
     async def _only_shard(self, number: int) -> memoryview | None:
         """A blob of one shard has no spare to turn to: its frame is opened while it is read. None if that failed, and what is wrong

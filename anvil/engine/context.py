@@ -41,6 +41,10 @@ class Buffers(Protocol):
         """Raises SlowDown when none comes free in time."""
         ...
 
+    def try_acquire(self, nbytes: int) -> StripeBuffer | None:
+        """None where somebody has to wait."""
+        ...
+
 
 class Codecs(Protocol):
     def __call__(self, scheme: Scheme) -> Codec: ...

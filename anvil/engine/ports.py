@@ -6,6 +6,7 @@ Owns: the contracts between `engine` and its surroundings (`meta`, `shards`, `ne
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
@@ -229,6 +230,11 @@ class Drive(Protocol):
     async def read_into(self, place: ShardPlace, offset: int, sink: Sink) -> None:
         """Feed `sink` with the payload from `offset` on, until it wants no more or the payload ends. On return, and when it raises, the
         sink is not fed any more. Raises DriveFailed; what came is judged by the sink's `check`."""
+        ...
+
+    def begin_into(self, place: ShardPlace, offset: int, sink: Sink) -> asyncio.Future[None] | None:
+        """`read_into` without waiting: begun on return, or None where it cannot be begun at once. Who awaits the result and gets any
+        error (OSError among them) asks `read_into`, which says what is wrong. Raises DriveFailed, DriveStalled."""
         ...
 
     async def verify(self, place: ShardPlace) -> ShardFooter:

@@ -375,6 +375,10 @@ class LocalDrive:
         except OSError as error:
             raise await self._read_failed(error) from error
 
+    def begin_into(self, place: ShardPlace, offset: int, sink: Sink) -> asyncio.Future[None] | None:
+        """See the port."""
+        return reader.begin_into(self._reading(), place, offset, sink)
+
     async def verify(self, place: ShardPlace) -> ShardFooter:
         """Check that a shard's record is whole, apart from its payload's own checksums. Raises BadRecord, DriveFailed."""
         store = self._reading()

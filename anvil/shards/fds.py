@@ -61,18 +61,22 @@ class FileCache:
     async def open(self, path: Path, patience_s: float | None = None) -> OpenFile:
         """The file, to be leased at once: `with await cache.open(path) as file`. Raises OSError (FileNotFoundError where there is
         none), DriveStalled, also after `patience_s`."""
-        file = self._files.get(path)
-        if file is None:
-            fd = await self._io.open_to_read(str(path), patience_s)
-            file = self._files.get(path)
-            if file is not None:  # somebody was faster
-                self._io.background(self._io.close_file(fd))
-        if file is not None:
-            self._files.move_to_end(path)
+        if (file := self.opened(path)) is not None:
+            return file
+        fd = await self._io.open_to_read(str(path), patience_s)
+        if (file := self.opened(path)) is not None:  # somebody was faster
+            self._io.background(self._io.close_file(fd))
             return file
         file = self._files[path] = OpenFile(fd, self._io)
         if len(self._files) > self._limit:
             self._drop(self._files.popitem(last=False)[1])
+        return file
+
+    def opened(self, path: Path) -> OpenFile | None:
+        """The file, to be leased at once, if it is open."""
+        file = self._files.get(path)
+        if file is not None:
+            self._files.move_to_end(path)
         return file
 
     def discard(self, path: Path) -> None:

@@ -1,9 +1,10 @@
 """The seam between this package and the native IO jobs: protocols, waiting that survives cancellation, classing of OS errors.
 
-Owns: how a job is awaited. Invariant: an `Io` call returns, or raises, only when the job no longer touches its file or its buffers,
-whatever became of the caller; except by DriveStalled, and then the job keeps its buffers, and its descriptor stays open, until it
-ends. Nothing that may have to wait for a disk runs on the event loop. Not here: the jobs themselves (`anvil/_ec/fileio.pyi`), the
-executor (`anvil/ec/executor.py`), when a drive counts as stalled (waiting.py); tests put fault injection into this seam.
+Owns: how a job is awaited. Invariant: an `Io` call that writes returns, or raises, only when the job no longer touches its file or its
+buffers, whatever became of the caller. One that reads may be left behind, by DriveStalled or a cancellation: the job then keeps its
+buffers, and its descriptor stays open, until it ends. Nothing that may have to wait for a disk runs on the event loop. Not here: the jobs
+themselves (`anvil/_ec/fileio.pyi`), the executor (`anvil/ec/executor.py`), when a drive counts as stalled (waiting.py); tests put fault
+injection into this seam.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from anvil._ec.fileio import Guard
@@ -60,11 +62,12 @@ class Lease(Protocol):
 
 class Executor(Protocol):
     """Runs the jobs of an `IoJobs` made for it: `run_to_end` on a C thread, ending only when the job has, even if cancelled;
-    `run_small` here and now. Both raise what `check` raises. `abandon`: see `anvil/ec/executor.py`."""
+    `run_small` here and now. Both raise what `check` raises. `begin`, `abandon`: see `anvil/ec/executor.py`."""
 
     async def run_to_end(self, job: Any) -> object: ...
     def run_small(self, job: Any) -> object: ...
-    def abandon(self, job: Any, error: Exception, over: Callable[[], None]) -> bool: ...
+    def begin(self, job: Any, over: Callable[[], None] | None = None) -> asyncio.Future[None]: ...
+    def abandon(self, job: Any, error: Exception) -> None: ...
 
 
 class IoJobs(Protocol):
@@ -157,31 +160,35 @@ class Io:
         finally:
             self.waiting.end(number)
 
-    async def _run_or_give_up(self, job: Any, lease: Lease | None, patience_s: float | None = None) -> None:
-        """As `_run`, but who waits is released by DriveStalled, after `patience_s` at the latest. `lease` is kept until the job ends."""
-        abandoned = False
-
-        def give_up(error: DriveStalled) -> None:
-            nonlocal abandoned
-            if not abandoned and self.executor.abandon(job, error, over):
-                abandoned = True
-                if lease is not None:
-                    lease.hold()
+    def _begin(self, job: Any, lease: Lease | None) -> asyncio.Future[None]:
+        """A job that nobody has to wait for: who does is released by DriveStalled or a cancellation. `lease` is kept until it ends."""
+        executor, waiting = self.executor, self.waiting
 
         def over() -> None:
-            self.waiting.end(number)
+            waiting.end(number)
             if lease is not None:
                 lease.release()
 
-        number = self.waiting.begin(give_up)
-        timer = self._loop.call_later(patience_s, lambda: give_up(self.waiting.error())) if patience_s is not None else None
+        number = waiting.begin(partial(executor.abandon, job))
+        if lease is not None:
+            lease.hold()
         try:
-            await self.executor.run_to_end(job)
+            return executor.begin(job, over)
+        except BaseException:
+            over()
+            raise
+
+    async def _run_or_give_up(self, job: Any, lease: Lease | None, patience_s: float | None) -> None:
+        """`_begin`, and wait `patience_s` at the most."""
+        future = self._begin(job, lease)
+        if patience_s is None:
+            await future
+            return
+        timer = self._loop.call_later(patience_s, lambda: self.executor.abandon(job, self.waiting.error()))
+        try:
+            await future
         finally:
-            if timer is not None:
-                timer.cancel()
-            if not abandoned:
-                self.waiting.end(number)
+            timer.cancel()
 
     async def write(self, fd: int, offset: int, buffers: Sequence[Buffer], *, sync: bool, guard: Guard | None = None) -> None:
         await self._run(self.jobs.write(fd, offset, buffers, sync, guard))
@@ -209,9 +216,10 @@ class Io:
         await self._run_or_give_up(job, lease, patience_s)
         return job.count
 
-    async def read_into(self, lease: Lease, offset: int, sink: Sink) -> None:
-        """Feed `sink` on a C thread until it wants no more, or the file ends. Raises OSError, DriveStalled: see the invariant."""
-        await self._run_or_give_up(self.jobs.read_into(lease.fd, offset, sink), lease)
+    def read_into(self, lease: Lease, offset: int, sink: Sink) -> asyncio.Future[None]:
+        """Feed `sink` on a C thread until it wants no more, or the file ends; begun on return. The future raises OSError, DriveStalled:
+        see the invariant."""
+        return self._begin(self.jobs.read_into(lease.fd, offset, sink), lease)
 
     async def open(self, path: str, flags: int, mode: int = 0, guard: Guard | None = None) -> int:
         job = self.jobs.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode, guard)

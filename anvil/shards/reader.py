@@ -7,6 +7,7 @@ classing of errors: everything here raises OSError, BadRecord and DriveStalled.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,6 +130,15 @@ async def read_into(store: Store, place: ShardPlace, offset: int, sink: Sink) ->
             await store.io.read_into(file, ref.header_bytes + offset, sink)
     except FileNotFoundError:
         return
+
+
+def begin_into(store: Store, place: ShardPlace, offset: int, sink: Sink) -> asyncio.Future[None] | None:
+    """`read_into`, begun on return, where a file has to be read and is open; None elsewhere."""
+    ref = place.ref
+    if not isinstance(ref, FileRef) or (file := store.files.opened(ref.path)) is None:
+        return None
+    with file:
+        return store.io.read_into(file, ref.header_bytes + offset, sink)
 
 
 async def _read_at(store: Store, path: Path, offset: int, view: memoryview, missing: int = 0) -> int:

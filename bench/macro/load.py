@@ -10,7 +10,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -18,6 +18,7 @@ import msgspec
 import uvloop
 
 RUN_S_MAX: Final = 300.0
+SLICE: Final = 8 << 20  # bytes of a body per send
 
 
 class Outcome(msgspec.Struct):
@@ -106,8 +107,11 @@ def run(host: str, port: int, requests: Sequence[bytes], connections: int) -> Ou
     return uvloop.run(main())
 
 
-def upload(host: str, port: int, heads: Sequence[bytes], body: memoryview, streams: int) -> Outcome:
-    """PUT `body` once for each head (head without the blank line's body), over `streams` threads with blocking sockets."""
+def upload(
+    host: str, port: int, heads: Sequence[bytes], body: memoryview, streams: int, announce: Callable[[int], None] | None = None
+) -> Outcome:
+    """PUT `body` once for each head (head without the blank line's body), over `streams` threads with blocking sockets. `announce` is told
+    how many bytes go out next."""
     outcome = Outcome(0.0, 0, [], {})
     lock = threading.Lock()
     queue = iter(heads)
@@ -122,7 +126,11 @@ def upload(host: str, port: int, heads: Sequence[bytes], body: memoryview, strea
                     return
                 begin = time.perf_counter()
                 sock.sendall(head)
-                sock.sendall(body)
+                for at in range(0, len(body), SLICE):
+                    piece = body[at : at + SLICE]
+                    if announce is not None:
+                        announce(len(piece))
+                    sock.sendall(piece)
                 answer = b""
                 while b"\r\n\r\n" not in answer:
                     answer += sock.recv(65536)

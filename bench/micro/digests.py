@@ -70,7 +70,7 @@ def md5(seconds: float) -> None:
     openssl = best(lambda: hashlib.md5(stripe), SIZE, seconds)
     say("md5 scalar, one stream", scalar, ratio_to_openssl=round(scalar / openssl, 2))
     for kernel in digest.md5_kernels():
-        lanes = {"avx512": 16, "avx2": 8, "scalar": 1}[kernel]
+        lanes = {"avx512": 16, "avx512vl": 8, "avx2": 8, "scalar": 1}[kernel]
         data = [os.urandom(64 * 1024) for _ in range(lanes)]
 
         def kernel_alone(kernel: str = kernel, data: list[bytes] = data) -> object:

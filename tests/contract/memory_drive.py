@@ -122,6 +122,9 @@ class MemoryDrive:
             sink.feed(piece)
             offset += wants
 
+    def begin_into(self, place: ShardPlace, offset: int, sink: Sink) -> asyncio.Future[None] | None:
+        return asyncio.get_running_loop().create_task(self.read_into(place, offset, sink))
+
     async def verify(self, place: ShardPlace) -> ShardFooter:
         await self._meet("open")
         assert isinstance(place.ref, StoredShard)

@@ -139,6 +139,13 @@ def test_frames_sealed_as_they_are_written_and_opened_as_they_are_read(on_drive:
             frame.check()
             at = stripe * blob.stripe_bytes
             assert out == plain[at : at + length]
+            out = bytearray(length)
+            frame = OpenFrame(key, stripe, last, length, out)
+            begun = drive.begin_into(place, blob.geometry.frame_offset(stripe), frame)
+            assert begun is not None, "the file is open"
+            await begun
+            frame.check()
+            assert out == plain[at : at + length]
         frame = OpenFrame(key, 0, True, MIB, bytearray(MIB))
         await drive.read_into(place, blob.geometry.shard_bytes - 5, frame)
         assert frame.wants, "the payload ends before the frame does"

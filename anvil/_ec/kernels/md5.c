@@ -51,13 +51,14 @@ void anvil_md5_scalar(uint32_t state[4], const uint8_t *data, size_t blocks) {
 
 #if defined(__x86_64__)
 static const anvil_md5_kernel AVX2 = {"avx2", anvil_md5_avx2, 8, NULL};
-static const anvil_md5_kernel AVX512 = {"avx512", anvil_md5_avx512, 16, &AVX2};
+static const anvil_md5_kernel AVX512VL = {"avx512vl", anvil_md5_avx512vl, 8, &AVX2};
+static const anvil_md5_kernel AVX512 = {"avx512", anvil_md5_avx512, 16, &AVX512VL};
 #endif
 static const anvil_md5_kernel SCALAR = {"scalar", NULL, 1, NULL};
 
 const anvil_md5_kernel *anvil_md5_best(void) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl"))
         return &AVX512;
     if (__builtin_cpu_supports("avx2"))
         return &AVX2;
@@ -79,7 +80,7 @@ void anvil_md5_run(const anvil_md5_kernel *kernel, int streams, uint32_t *state[
             anvil_md5_scalar(state[i], data[i], blocks);
         return;
     }
-    while (kernel->narrow && streams <= kernel->narrow->lanes)
+    while (kernel->narrow && kernel->narrow->lanes < kernel->lanes && streams <= kernel->narrow->lanes)
         kernel = kernel->narrow;
     /* Idle lanes repeat the first stream's data into a state nobody reads. */
     uint32_t idle[4] = {0, 0, 0, 0};

@@ -21,11 +21,11 @@ typedef struct anvil_md5_kernel {
     const char *name;
     anvil_md5_lanes_fn run; /* NULL: this kernel knows one stream only */
     int lanes;
-    const struct anvil_md5_kernel *narrow; /* with fewer lanes, faster while they suffice; NULL: none */
+    const struct anvil_md5_kernel *narrow; /* the next best that such a machine has; it runs where it has fewer lanes and they suffice */
 } anvil_md5_kernel;
 
 /* From this many streams on, a vector kernel with most lanes idle beats the scalar one on one stream after the other. Measured per
- * lane: scalar 0.81 GB/s, AVX2 0.56, AVX-512 0.48; so two lanes already win (bench/micro/digests.py prints these). */
+ * lane: scalar 0.81 GB/s, AVX2 0.56, AVX-512VL 0.63, AVX-512 0.48; so two lanes already win (bench/micro/digests.py prints these). */
 #define ANVIL_MD5_CROSSOVER 2
 
 extern const uint32_t anvil_md5_start[4];
@@ -41,6 +41,7 @@ const anvil_md5_kernel *anvil_md5_find(const char *name);
 
 #if defined(__x86_64__)
 void anvil_md5_avx2(uint32_t *const state[], const uint8_t *const data[], size_t blocks);
+void anvil_md5_avx512vl(uint32_t *const state[], const uint8_t *const data[], size_t blocks);
 void anvil_md5_avx512(uint32_t *const state[], const uint8_t *const data[], size_t blocks);
 #endif
 

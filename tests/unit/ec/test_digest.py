@@ -190,7 +190,7 @@ def test_every_crc64_kernel(kernel: str) -> None:
 @pytest.mark.parametrize("kernel", digest.md5_kernels())
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_every_md5_kernel_and_number_of_streams(kernel: str, blocks: int) -> None:
-    lanes = {"avx512": 16, "avx2": 8, "scalar": 1}[kernel]
+    lanes = {"avx512": 16, "avx512vl": 8, "avx2": 8, "scalar": 1}[kernel]
     for streams in range(1, lanes + 1):
         data = [noise(64 * blocks, seed) for seed in range(streams)]
         states = [tuple(random.Random(seed).getrandbits(32) for _ in range(4)) for seed in range(streams)]
