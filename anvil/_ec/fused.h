@@ -1,8 +1,9 @@
 /* A frame of a single-shard blob (k = 1) opened while it is read, or sealed while it is written: cipher, checksum and the copy from
  * or to the page cache work on one piece while it is in the core's cache, and no frame is ever whole in memory.
  *
- * Owns: a sink and a source over one frame. Invariant: plaintext counts only once checksum and tag have been compared, and is wiped
- * if they do not fit. Not here: the jobs on whole frames (`stripe.h`), files (`fileio.pyx`).
+ * Owns: a sink and a source over one frame. Invariant: plaintext counts only once the tag has been compared, and is wiped if it does
+ * not fit. The checksum is written and not read: the tag says more, but for whether it is the bytes or the key that is wrong. Not here:
+ * the jobs on whole frames (`stripe.h`), which say that too; files (`fileio.pyx`).
  */
 #ifndef ANVIL_FUSED_H
 #define ANVIL_FUSED_H
@@ -18,7 +19,6 @@ typedef struct {
     unsigned char *text;
     size_t length, done; /* plaintext bytes; of the unit, the bytes that have gone through */
     int begun, status;
-    uint64_t checksum;
     unsigned char tag[ANVIL_TAG];
     anvil_gcm gcm;
     anvil_xxh3_state hash;
@@ -26,7 +26,8 @@ typedef struct {
 
 static int anvil_frame_begin(anvil_frame *f, int sealing) {
     f->begun = 1;
-    anvil_xxh3->begin(&f->hash, anvil_place(f->key->blob_id, 0, f->stripe));
+    if (sealing)
+        anvil_xxh3->begin(&f->hash, anvil_place(f->key->blob_id, 0, f->stripe));
     return anvil_begin(&f->gcm, f->key, f->stripe, f->last, sealing);
 }
 
@@ -51,11 +52,9 @@ static void anvil_open_feed(anvil_sink *sink, const unsigned char *data) {
     const size_t piece = anvil_frame_piece(f);
     int ok = 1, status = ANVIL_CRYPTO_FAILED;
     if (!f->done) {
-        f->checksum = anvil_get_u64(data);
         data += ANVIL_CHECKSUM;
         ok = anvil_frame_begin(f, 0);
     }
-    anvil_xxh3->add(&f->hash, data, piece);
     const int over = piece > f->length - f->done;
     const size_t text = over ? piece - ANVIL_TAG : piece;
     ok = ok && anvil_gcm_piece(&f->gcm, f->text + f->done, data, text);
@@ -66,9 +65,7 @@ static void anvil_open_feed(anvil_sink *sink, const unsigned char *data) {
     }
     if (ok) {
         memcpy(f->tag, data + text, ANVIL_TAG);
-        status = anvil_xxh3->end(&f->hash) != f->checksum ? ANVIL_NOT_ENOUGH_UNITS
-                 : anvil_gcm_verify(&f->gcm, f->tag)      ? ANVIL_OK
-                                                          : ANVIL_SEAL_BROKEN;
+        status = anvil_gcm_verify(&f->gcm, f->tag) ? ANVIL_OK : ANVIL_SEAL_BROKEN;
     }
     sink->want = 0;
     anvil_frame_end(f, status);

@@ -37,7 +37,8 @@ cdef int frame_of(
 cdef class OpenFrame(Sink):
     """Opens the frame of a stripe of a 1+0 blob as it comes, into `out[:length]`. It wants `length` + 24 bytes in all.
 
-    `check` raises NotEnoughUnits (its checksum fails) or SealBroken; `out` then holds nothing. RuntimeError while not all has come.
+    `check` raises SealBroken, whether the frame is damaged or another's: `out` then holds nothing. RuntimeError while not all has come.
+    The frame's checksum is not looked at; a `DecodeJob` on the whole frame does, and tells the two apart.
     """
 
     cdef anvil_frame state

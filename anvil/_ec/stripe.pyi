@@ -78,7 +78,8 @@ class RebuildJob(Job):
 class OpenFrame(Sink):
     """Opens the frame of a stripe of a 1+0 blob as it comes, into `out[:length]`; wants `length` + 24 bytes in all.
 
-    check() raises NotEnoughUnits (its checksum fails) or SealBroken, and `out` then holds nothing; RuntimeError while not all has come.
+    check() raises SealBroken, whether the frame is damaged or another's, and `out` then holds nothing; RuntimeError while not all has
+    come. The frame's checksum is not looked at; a DecodeJob on the whole frame does, and tells the two apart.
     """
 
     def __new__(cls, key: BlobKey, stripe: int, last: bool, length: int, out: Buffer) -> Self: ...

@@ -1,7 +1,7 @@
 """Reading blobs: any k good shards, local first, the next stripe on its way while this one is being sent.
 
 Owns: which shards of a blob are used, what happens when one is missing, slow or damaged, and read-ahead. Invariant: bytes handed out
-have passed the unit checksum and the seal; damage is reported once per blob and index, and becomes repair debt. Not here: which
+have passed the seal; damage is reported once per blob and index, and becomes repair debt. Not here: which
 blob an object has (`engine/objects.py`), rebuilding (`tasks/repair.py`).
 """
 
@@ -169,7 +169,7 @@ class _Begun:
 
     async def _take(self) -> memoryview:
         piece = self._piece
-        with suppress(OSError, AnvilError, NotEnoughUnits, SealBroken):
+        with suppress(OSError, AnvilError, SealBroken):
             await self._ended
             if not self._frame.wants:
                 self._frame.check()
@@ -231,13 +231,14 @@ class BlobReader:
         """Read a stripe without a task: None where that cannot be. `find`: wait until the shard is found."""
         number = piece.stripe
         length = self._geometry.stripe_len(number)
-        if self._blob.scheme.width > 1 or length <= INLINE_JOB_BYTES_MAX or not (find or 0 in self._places):
+        if self._blob.scheme.width > 1 or length <= INLINE_JOB_BYTES_MAX:
             return None
-        found = await self._usable(1, set())
+        if 0 not in self._places and not (find and await self._usable(1, set())):
+            return None
+        drive, place = self._places[0]
         room = self._context.buffers.try_acquire(length)
-        if not found or room is None:
+        if room is None:
             return None
-        _, drive, place = found[0]
         out = memoryview(room)
         frame = OpenFrame(self._key, number, number == self._geometry.stripes - 1, length, out)
         try:
@@ -247,8 +248,8 @@ class BlobReader:
         return None if ended is None else _Begun(self, piece, frame, out, ended)
 
     async def _only_shard(self, number: int) -> memoryview | None:
-        """A blob of one shard has no spare to turn to: its frame is opened while it is read. None if that failed, and what is wrong
-        with the shard is then known. Raises DataLost, SlowDown."""
+        """A blob of one shard has no spare to turn to: its frame is opened while it is read. None if that failed: then what is wrong with
+        the shard is known, or is found by reading the frame as a whole. Raises SlowDown."""
         length = self._geometry.stripe_len(number)
         out = await self._room(length)
         if not await self._usable(1, set()):
@@ -268,11 +269,8 @@ class BlobReader:
             return None
         try:
             frame.check()
-        except NotEnoughUnits:
-            self._report("corrupt", 0)
+        except SealBroken:
             return None
-        except SealBroken as error:
-            raise DataLost() from error
         return out
 
     async def _room(self, nbytes: int) -> memoryview:
