@@ -121,7 +121,7 @@ class JobRunner(Generic[J]):
             try:
                 job.check()
             except Exception as error:
-                future.set_exception(error)
+                future.set_exception(error.with_traceback(None))  # else it would hold this frame, which holds the future
             else:
                 future.set_result(None)
         if not self._waiting:

@@ -92,7 +92,7 @@ class ObjectReader:
         Raises DataLost, ReadQuorumLost (drives away), SlowDown (no buffer in time). Closing the iterator stops read-ahead.
         """
         blobs: dict[bytes, BlobReader] = {}
-        ahead: deque[_Begun | asyncio.Task[memoryview]] = deque()
+        ahead: deque[_Ahead] = deque()
         pieces = plan(extents, start, length)
         try:
             piece, second = next(pieces, None), next(pieces, None)
@@ -101,13 +101,14 @@ class ObjectReader:
                 return
             rest = chain((second,), pieces)
             while piece is not None or ahead:
-                while piece is not None and len(ahead) < STRIPES_IN_FLIGHT - 1:
-                    ahead.append(await self._begin(bucket, blobs, piece, first=not ahead))
+                while piece is not None and len(ahead) < STRIPES_IN_FLIGHT - self._eager(ahead):
+                    ahead.append(await self._begin(bucket, blobs, piece, ahead))
                     piece = next(rest, None)
                 view = await ahead[0]
+                eager = self._eager(ahead)
                 ahead.popleft()
-                if piece is not None:  # begun before this one is handed out: read while it is sent
-                    ahead.append(await self._begin(bucket, blobs, piece, first=False))
+                if eager and piece is not None:  # begun before this one is handed out: read while it is sent
+                    ahead.append(await self._begin(bucket, blobs, piece, ahead))
                     piece = next(rest, None)
                 yield view
                 del view
@@ -116,14 +117,17 @@ class ObjectReader:
                 one.cancel()
             ahead.clear()  # one that failed holds this frame through its exception: a cycle, with the buffers of the others in it
 
-    async def _begin(
-        self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece, *, first: bool
-    ) -> _Begun | asyncio.Task[memoryview]:
-        """Start reading a piece. As a rule that is under way on return: a task would start it only when the loop comes round, which may
-        be after the piece before has been sent. Only the `first` waits here for its shard to be found."""
+    @staticmethod
+    def _eager(ahead: deque[_Ahead]) -> bool:
+        return bool(ahead) and isinstance(ahead[-1], _Begun)
+
+    async def _begin(self, bucket: Bucket, blobs: dict[bytes, BlobReader], piece: _Piece, ahead: deque[_Ahead]) -> _Ahead:
+        """Start reading a piece. Where that needs no waiting it is under way on return: a task would start it only when the loop comes
+        round, which may be after the piece before has been sent. Only the first of all waits here for its shard to be found; none goes
+        before one that may still wait for a buffer."""
         content = piece.extent.content
-        if content is not None and content.inline is None:
-            begun = await self._reader(bucket, blobs, piece, content.blob).begin(piece, find=first)
+        if content is not None and content.inline is None and (not ahead or self._eager(ahead) or ahead[-1].done()):
+            begun = await self._reader(bucket, blobs, piece, content.blob).begin(piece, find=not ahead)
             if begun is not None:
                 return begun
         return self._context.owned.start(self._piece(bucket, blobs, piece))
@@ -159,22 +163,33 @@ class _Begun:
         self._piece = piece
         self._frame = frame
         self._out = out
-        self._ended = ended
+        self._ended: asyncio.Future[None] | None = ended
 
     def __await__(self) -> Generator[Any, Any, memoryview]:
         return self._take().__await__()
 
+    def done(self) -> bool:
+        return self._ended is None or self._ended.done()
+
     def cancel(self) -> None:
-        self._ended.cancel()
+        if self._ended is not None:
+            self._ended.cancel()
 
     async def _take(self) -> memoryview:
         piece = self._piece
+        assert self._ended is not None
         with suppress(OSError, AnvilError, SealBroken):
             await self._ended
             if not self._frame.wants:
                 self._frame.check()
                 return self._out[piece.lo : piece.hi]
+        # Who asks for another buffer must not sit on this one; and the future holds its exception, which holds this frame.
+        self._ended = None
+        del self._frame, self._out
         return (await self._reader.stripe(piece.stripe))[piece.lo : piece.hi]  # the long way, which says what is wrong
+
+
+_Ahead = _Begun | asyncio.Task[memoryview]
 
 
 class BlobReader:
@@ -251,10 +266,11 @@ class BlobReader:
         """A blob of one shard has no spare to turn to: its frame is opened while it is read. None if that failed: then what is wrong with
         the shard is known, or is found by reading the frame as a whole. Raises SlowDown."""
         length = self._geometry.stripe_len(number)
-        out = await self._room(length)
-        if not await self._usable(1, set()):
+        found = await self._usable(1, set())
+        if not found:
             return None
-        drive, place = self._places[0]
+        _, drive, place = found[0]
+        out = await self._room(length)
         frame = OpenFrame(self._key, number, number == self._geometry.stripes - 1, length, out)
         try:
             await drive.read_into(place, self._geometry.frame_offset(number), frame)

@@ -13,7 +13,7 @@ import socket
 from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout, SlowDown
-from anvil.base.limits import NEAR_SEND_BUFFER_BYTES, READ_BYTES
+from anvil.base.limits import READ_BYTES
 from anvil.net.fixed import ALLOW, GRPC_ANSWER, RESET, SLOW_DOWN
 from anvil.net.http1_stream import HttpStream
 from anvil.net.inbound import Inbound
@@ -63,9 +63,10 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self.out = Outbound(self._transport, self._port.loop, self._port.limits, self._port.stats)
         self._peer, self._address = address_key(transport.get_extra_info("peername"))
-        if self._peer and self._peer == address_key(transport.get_extra_info("sockname"))[0]:
+        near_bytes = self._port.near_send_bytes
+        if near_bytes is not None and self._peer and self._peer == address_key(transport.get_extra_info("sockname"))[0]:
             # A client or proxy on this machine: there is no distance to fill, and what waits in the kernel should stay in the cache.
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_SEND_BUFFER_BYTES)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, near_bytes)
         self._refused = self._port.admit(self, self._address)
         if self._refused == "flood" or self._port.draining:
             self._transport.abort()

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -120,6 +121,7 @@ class Port:
         self.common_lines = date_and_server(time.time())  # of every answer; made by the sweep
         self.draining = False
         self.pressed = False  # as of the last sweep
+        self.near_send_bytes: Final = near_send_bytes()
         self._ask_pressed: Final = pressed
         self._by_address: Final[Counter[str]] = Counter()
         self._refused = 0
@@ -193,6 +195,16 @@ class Port:
         self.pressed = self._ask_pressed()
         for connection in tuple(self.connections):
             connection.sweep(now_s, elapsed_s)
+
+
+def near_send_bytes() -> int | None:
+    """How large the send buffer towards this machine itself is made; None: it is left alone, as the system allows no more than a buffer
+    that would be too small."""
+    try:
+        allowed = int(Path("/proc/sys/net/core/wmem_max").read_text())
+    except (OSError, ValueError):
+        return None
+    return bounds.NEAR_SEND_BUFFER_BYTES if allowed >= bounds.NEAR_SEND_BUFFER_BYTES else None
 
 
 def address_key(peername: object) -> tuple[str, str]:

@@ -180,15 +180,15 @@ class Io:
 
     async def _run_or_give_up(self, job: Any, lease: Lease | None, patience_s: float | None) -> None:
         """`_begin`, and wait `patience_s` at the most."""
-        future = self._begin(job, lease)
-        if patience_s is None:
-            await future
-            return
-        timer = self._loop.call_later(patience_s, lambda: self.executor.abandon(job, self.waiting.error()))
+        # The future is kept nowhere: it would hold its exception, which holds the frames up to here and with them the buffers.
+        timer = None
+        if patience_s is not None:
+            timer = self._loop.call_later(patience_s, lambda: self.executor.abandon(job, self.waiting.error()))
         try:
-            await future
+            await self._begin(job, lease)
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     async def write(self, fd: int, offset: int, buffers: Sequence[Buffer], *, sync: bool, guard: Guard | None = None) -> None:
         await self._run(self.jobs.write(fd, offset, buffers, sync, guard))

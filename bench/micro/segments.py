@@ -43,8 +43,16 @@ class Inline:
     def run_small(self, job: Job) -> None:
         job.run()
 
-    def abandon(self, job: Job, error: Exception, over: Callable[[], None]) -> bool:
-        return False  # it has ended before anybody could give it up
+    def begin(self, job: Job, over: Callable[[], None] | None = None) -> asyncio.Future[None]:
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        job.run()
+        ended.set_result(None)
+        if over is not None:
+            over()
+        return ended
+
+    def abandon(self, job: Job, error: Exception) -> None:
+        """It has ended before anybody could give it up."""
 
     async def close(self) -> None:
         pass

@@ -10,7 +10,8 @@ import pytest
 from net_harness import Client, chunked, get, on_loop, put, rig, until
 
 from anvil.base.errors import EntityTooLarge, InvalidRequest
-from anvil.base.limits import JOIN_BYTES_MAX, KIB, MIB, NEAR_SEND_BUFFER_BYTES, READ_BYTES
+from anvil.base.limits import JOIN_BYTES_MAX, KIB, MIB, READ_BYTES
+from anvil.net.port import near_send_bytes
 from anvil.net.server import serve
 from anvil.net.stream import Stream
 
@@ -44,7 +45,8 @@ async def test_keep_alive_and_nodelay() -> None:
         (connection,) = net.server._port.connections
         sock = connection._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * NEAR_SEND_BUFFER_BYTES, "the client is on this machine"
+        if (near_bytes := near_send_bytes()) is not None:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * near_bytes, "the client is on this machine"
         await client.send(get(b"/", b"Connection: close"))
         answer = await client.answer()
         assert answer.headers["connection"] == "close"
