@@ -14,7 +14,12 @@ import sys
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-DEBIAN_PACKAGES = {"libisal": "libisal-dev", "libcrypto": "libssl-dev", "libxxhash": "libxxhash-dev"}
+DEBIAN_PACKAGES = {
+    "libisal": "libisal-dev",
+    "libcrypto": "libssl-dev",
+    "libxxhash": "libxxhash-dev",
+    "libnghttp2": "libnghttp2-dev",
+}
 
 # extension: (C sources beside the .pyx, pkg-config libraries)
 EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
@@ -33,6 +38,7 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "anvil.auth.sigv4": ([], ["libcrypto"]),
     "anvil.wire.awschunked": ([], ["libcrypto"]),
+    "anvil.wire.http2": ([], ["libnghttp2"]),
 }
 
 
@@ -74,7 +80,7 @@ def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
         include_dirs=["anvil/_ec"],
         depends=[
             os.path.join(place, header)
-            for place in ("anvil/_ec", "anvil/_ec/kernels")
+            for place in ("anvil/_ec", "anvil/_ec/kernels", "anvil/wire")
             for header in os.listdir(place)
             if header.endswith((".h", ".pxd", ".pxi"))
         ],

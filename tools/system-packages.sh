@@ -21,8 +21,9 @@ if command -v pkg-config >/dev/null 2>&1; then
     pkg-config --exists libisal || missing="$missing libisal-dev"
     pkg-config --exists libcrypto || missing="$missing libssl-dev"
     pkg-config --exists libxxhash || missing="$missing libxxhash-dev"
+    pkg-config --exists libnghttp2 || missing="$missing libnghttp2-dev"
 else
-    missing="$missing pkg-config libisal-dev libssl-dev libxxhash-dev"
+    missing="$missing pkg-config libisal-dev libssl-dev libxxhash-dev libnghttp2-dev"
 fi
 [ -n "$missing" ] || exit 0
 

@@ -16,6 +16,7 @@ from anvil.base.errors import IncompleteBody, InvalidRequest, RequestTimeout, Sl
 from anvil.base.limits import READ_BYTES
 from anvil.net.fixed import ALLOW, GRPC_ANSWER, RESET, SLOW_DOWN
 from anvil.net.http1_stream import HttpStream
+from anvil.net.http2 import Http2Connection
 from anvil.net.inbound import Inbound
 from anvil.net.outbound import Outbound
 from anvil.net.port import Port, address_key
@@ -63,10 +64,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         self.out = Outbound(self._transport, self._port.loop, self._port.limits, self._port.stats)
         self._peer, self._address = address_key(transport.get_extra_info("peername"))
-        near_bytes = self._port.near_send_bytes
-        if near_bytes is not None and self._peer and self._peer == address_key(transport.get_extra_info("sockname"))[0]:
-            # A client or proxy on this machine: there is no distance to fill, and what waits in the kernel should stay in the cache.
-            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, near_bytes)
+        self._port.keep_near(transport, self._peer)
         self._refused = self._port.admit(self, self._address)
         if self._refused == "flood" or self._port.draining:
             self._transport.abort()
@@ -317,7 +315,12 @@ class Connection(asyncio.BufferedProtocol):
         """True once it is clear that the connection speaks HTTP/1.1. Raises Refusal for anything else."""
         preface = sniff(data)
         if preface is Preface.HTTP2:
-            raise Refusal(400, "BadRequest", "HTTP/2 is not spoken here.")
+            self._phase, self._pending = _LOST, b""  # from here on the socket has another protocol
+            self._resume_reading()
+            heir = Http2Connection(self._port, self._transport, (self._peer, self._address), self._refused)
+            self._port.replace(self, heir)
+            heir.begin(data)
+            return False
         if preface is Preface.OTHER:
             raise Refusal(400, "BadRequest", "This is not HTTP.")
         self._sniffed = preface is Preface.HTTP1

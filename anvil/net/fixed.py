@@ -13,5 +13,10 @@ GRPC_ANSWER: Final = (
     (b"grpc-status", b"12"),
     (b"grpc-message", b"gRPC needs HTTP/2 all the way to this server: use grpc_pass in nginx, h2c:// upstreams in Caddy"),
 )
+GRPC_H2_ANSWER: Final = (
+    (b"content-type", b"application/grpc"),
+    (b"grpc-status", b"12"),
+    (b"grpc-message", b"this server has no gRPC services"),
+)
 SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER that makes close() send a reset

@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 import msgspec
 
 from anvil.base import limits as bounds
 from anvil.net.progress import Progress
 from anvil.net.stream import Handler, Headers, RequestHead
-from anvil.wire.http1 import Refusal, date_and_server
-
-if TYPE_CHECKING:
-    from anvil.net.connection import Connection
+from anvil.wire.http1 import Refusal, date_and_server, field_lines
 
 _log = logging.getLogger("anvil.net")
 
@@ -96,6 +94,14 @@ def plain_refusal(refusal: Refusal) -> tuple[Headers, bytes]:
     return ((b"content-type", b"text/plain; charset=utf-8"),), f"{refusal.code}: {refusal.message}\n".encode()
 
 
+class Served(Protocol):
+    """A connection, whatever it speaks."""
+
+    def sweep(self, now_s: float, elapsed_s: float) -> None: ...
+    def drain(self) -> None: ...
+    def cut(self) -> None: ...
+
+
 class Port:
     """State shared by the connections of one worker."""
 
@@ -116,19 +122,20 @@ class Port:
         self.loop: Final = asyncio.get_running_loop()
         # Reading is synchronous between get_buffer and buffer_updated, so one buffer serves every connection.
         self.scratch: Final = memoryview(bytearray(bounds.READ_BYTES))
-        self.connections: Final[set[Connection]] = set()
+        self.connections: Final[set[Served]] = set()
         self.now_s = self.loop.time()  # as of the last sweep
-        self.common_lines = date_and_server(time.time())  # of every answer; made by the sweep
+        self.common_fields = date_and_server(time.time())  # of every answer; made by the sweep
+        self.common_lines = field_lines(self.common_fields)
         self.draining = False
         self.pressed = False  # as of the last sweep
-        self.near_send_bytes: Final = near_send_bytes()
+        self._near_send_bytes: Final = near_send_bytes()
         self._ask_pressed: Final = pressed
         self._by_address: Final[Counter[str]] = Counter()
         self._refused = 0
         self._empty: asyncio.Future[None] | None = None
         self._sweep_handle: asyncio.TimerHandle | None = self.loop.call_later(self.limits.sweep_s, self._sweep)
 
-    def admit(self, connection: Connection, address: str) -> str | None:
+    def admit(self, connection: Served, address: str) -> str | None:
         """Count a new connection in. None: welcome. Otherwise why not: "total" and "address" are told 503, "flood" is cut."""
         self.stats.accepted += 1
         reason = None
@@ -146,7 +153,19 @@ class Port:
         self.connections.add(connection)
         return reason
 
-    def forget(self, connection: Connection, address: str, reason: str | None) -> None:
+    def keep_near(self, transport: asyncio.BaseTransport, peer: str) -> None:
+        """To a client or proxy on this machine there is no distance to fill: what waits for it in the kernel should stay in the
+        processor's cache."""
+        if self._near_send_bytes is not None and peer and peer == address_key(transport.get_extra_info("sockname"))[0]:
+            sock: socket.socket = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._near_send_bytes)
+
+    def replace(self, connection: Served, heir: Served) -> None:
+        """`heir` has taken over the socket of one that was admitted."""
+        self.connections.discard(connection)
+        self.connections.add(heir)
+
+    def forget(self, connection: Served, address: str, reason: str | None) -> None:
         """Count a lost connection out, with what `admit` was given and returned."""
         self.connections.discard(connection)
         if reason is not None:
@@ -190,7 +209,8 @@ class Port:
     def _sweep(self) -> None:
         now_s = self.loop.time()
         elapsed_s, self.now_s = now_s - self.now_s, now_s
-        self.common_lines = date_and_server(time.time())
+        self.common_fields = date_and_server(time.time())
+        self.common_lines = field_lines(self.common_fields)
         self._sweep_handle = self.loop.call_later(self.limits.sweep_s, self._sweep)
         self.pressed = self._ask_pressed()
         for connection in tuple(self.connections):

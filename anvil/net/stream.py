@@ -1,4 +1,4 @@
-"""What a handler sees of one request: its head, its body, and a way to answer. HTTP/1.1 now, HTTP/2 streams later.
+"""What a handler sees of one request: its head, its body, and a way to answer, whether over HTTP/1.1 or HTTP/2.
 
 Owns: the contract between `net` and everything above it. Invariant: a handler answers exactly once, with `respond` or with
 `start` + `write`* + `finish`; body bytes never pass through Python objects. Not here: sockets, parsing, S3.
@@ -27,7 +27,7 @@ class RequestHead(msgspec.Struct, frozen=True):
     version: str  # "1.0", "1.1", "2"
     peer: str  # address of the connection's other end, never a forwarded one
     content_length: int | None  # None: no body announced, or chunked transfer coding
-    chunked: bool  # transfer-encoding: chunked
+    chunked: bool  # a body whose length is not announced: transfer-encoding: chunked, or an HTTP/2 stream without content-length
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of that lower-case name."""

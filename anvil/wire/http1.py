@@ -22,11 +22,12 @@ HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CONTENT_LENGTH_MAX: Final = 2**63 - 1
 _TOKEN_BYTES: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-_HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+")
+HOST: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=%:\[\]-]+")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _VERSION: Final = re.compile(rb"[^ \r\n]+ [^\r\n]* HTTP/(\d)\.(\d)\r\n")
 _FRAMING: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"))
 _OURS: Final = frozenset((b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
+_LINE_END: Final = re.compile(rb"[\r\n\0]")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Names that need no checking, because nearly every answer has them.
 _COMMON: Final = frozenset(
@@ -118,12 +119,12 @@ def head_end(data: bytes, scanned: int = 0) -> int:
     end = data.find(b"\r\n\r\n", scanned - 3 if scanned > 3 else 0) + 4
     if end >= 4:
         if end > HEADER_BYTES_MAX:
-            raise _too_large()
+            raise head_too_large()
         return end
     if _BARE_LF.search(data, max(0, scanned - 1)):
-        raise _bad("A line of the request head does not end with CR LF.")
+        raise bad_request("A line of the request head does not end with CR LF.")
     if len(data) > HEADER_BYTES_MAX:
-        raise _too_large()
+        raise head_too_large()
     return 0
 
 
@@ -139,14 +140,14 @@ def parse_head(data: bytes) -> Head:
     except httptools.HttpParserError as error:
         fault = error
     if fault is None and not head.target:
-        raise _bad("The request head is empty.")
+        raise bad_request("The request head is empty.")
     if fault is not None:
         _explain(data, head, fault)
     version = parser.get_http_version()
     if version not in ("1.1", "1.0"):
         raise Refusal(505, "HttpVersionNotSupported", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     if len(head.headers) > HEADER_FIELDS_MAX:
-        raise _too_large()
+        raise head_too_large()
     head.version = version
     head.method = parser.get_method().decode("ascii")
     _frame(head)
@@ -154,11 +155,13 @@ def parse_head(data: bytes) -> Head:
     return head
 
 
-def _bad(message: str) -> Refusal:
+def bad_request(message: str) -> Refusal:
+    """400."""
     return Refusal(400, "BadRequest", message)
 
 
-def _too_large() -> Refusal:
+def head_too_large() -> Refusal:
+    """What S3 answers to too many header bytes or fields."""
     return Refusal(
         400, "RequestHeaderSectionTooLarge", "The request header and query parameters exceed the maximum allowed size."
     )
@@ -175,7 +178,7 @@ def _explain(data: bytes, head: Head, fault: Exception) -> None:
     lengths = any(name == b"content-length" for name, _ in head.headers)
     if len(codings) == 1 and codings[0] != b"chunked" and not lengths and match and match[2] == b"1":
         raise _unknown_coding()
-    raise _bad(f"The request head is malformed: {fault}.") from fault
+    raise bad_request(f"The request head is malformed: {fault}.") from fault
 
 
 def _unknown_coding() -> Refusal:
@@ -195,43 +198,49 @@ def _frame(head: Head) -> None:
             continue
         if name == b"host":
             if host is not None:
-                raise _bad("More than one Host header.")
+                raise bad_request("More than one Host header.")
             host = value
         elif name == b"content-length":
             if length is not None:
-                raise _bad("More than one Content-Length header.")
+                raise bad_request("More than one Content-Length header.")
             length = value
         elif name == b"transfer-encoding":
             if coding is not None:
-                raise _bad("More than one Transfer-Encoding header.")
+                raise bad_request("More than one Transfer-Encoding header.")
             coding = value
         elif name == b"connection":
             options += [option.strip(b" \t") for option in value.lower().split(b",")]
         else:
             expect = value.lower()
     if host is None and modern:
-        raise _bad("The Host header is missing.")
-    if host is not None and not _HOST.fullmatch(host):
-        raise _bad("The Host header is not valid.")
+        raise bad_request("The Host header is missing.")
+    if host is not None and not HOST.fullmatch(host):
+        raise bad_request("The Host header is not valid.")
     if coding is not None:
         if length is not None:
-            raise _bad("Content-Length and Transfer-Encoding exclude each other.")
+            raise bad_request("Content-Length and Transfer-Encoding exclude each other.")
         if not modern:
-            raise _bad("HTTP/1.0 has no Transfer-Encoding.")
+            raise bad_request("HTTP/1.0 has no Transfer-Encoding.")
         if coding.lower() != b"chunked":
             raise _unknown_coding()
-    if expect and expect != b"100-continue":
-        raise Refusal(417, "ExpectationFailed", "The only expectation known here is 100-continue.")
+    check_expectation(expect)
     head.authority = host or b""
     head.chunked = coding is not None
-    head.content_length = None if length is None else _length(length)
+    head.content_length = None if length is None else content_length(length)
     head.expects_continue = modern and expect != b""
     head.keep_alive = b"close" not in options if modern else b"keep-alive" in options and b"close" not in options
 
 
-def _length(value: bytes) -> int:
+def check_expectation(expect: bytes) -> None:
+    """The lower-case value of Expect, or nothing. Raises Refusal."""
+    if expect and expect != b"100-continue":
+        raise Refusal(417, "ExpectationFailed", "The only expectation known here is 100-continue.")
+
+
+def content_length(value: bytes) -> int:
+    """The value of that header. Raises Refusal."""
     if not value.isdigit() or len(value) > 19 or int(value) > _CONTENT_LENGTH_MAX:
-        raise _bad("The Content-Length header is not valid.")
+        raise bad_request("The Content-Length header is not valid.")
     return int(value)
 
 
@@ -239,7 +248,7 @@ def _route(head: Head) -> None:
     """Split the target (RFC 9112, 3.2): origin-form, absolute-form, and `*` for OPTIONS."""
     target = head.target
     if b"#" in target:
-        raise _bad("A request target has no fragment.")
+        raise bad_request("A request target has no fragment.")
     if head.method == "CONNECT":
         raise Refusal(501, "NotImplemented", "This server is not a proxy.")
     if not target.startswith(b"/"):
@@ -248,11 +257,11 @@ def _route(head: Head) -> None:
             return
         scheme, separator, rest = target.partition(b"://")
         if not separator or scheme.lower() not in (b"http", b"https"):
-            raise _bad("The request target is not valid.")
+            raise bad_request("The request target is not valid.")
         cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
         authority, target = rest[:cut], rest[cut:]
-        if not _HOST.fullmatch(authority) or (head.authority and authority.lower() != head.authority.lower()):
-            raise _bad("The request target and the Host header name different hosts.")
+        if not HOST.fullmatch(authority) or (head.authority and authority.lower() != head.authority.lower()):
+            raise bad_request("The request target and the Host header name different hosts.")
         head.authority = head.authority or authority
         if not target.startswith(b"/"):
             target = b"/" + target
@@ -272,27 +281,38 @@ BODYLESS: Final = frozenset((204, 304))
 """Statuses whose answers never have a body (RFC 9110, 6.4.1)."""
 
 
-def date_and_server(unix_s: float) -> bytes:
-    """The lines that every answer has, at that time (seconds since 1970)."""
-    return b"date: %b\r\nserver: Anvil\r\n" % formatdate(unix_s, usegmt=True).encode()
+def date_and_server(unix_s: float) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields that every answer has, at that time (seconds since 1970)."""
+    return (b"date", formatdate(unix_s, usegmt=True).encode()), (b"server", b"Anvil")
+
+
+def field_lines(fields: Fields) -> bytes:
+    """Fields of our own making, as they stand in a head."""
+    return b"".join(b"%b: %b\r\n" % field for field in fields)
 
 
 def response_head(status: int, headers: Fields, common: bytes, framing: bytes) -> bytes:
     """Serialise the head of an answer: status line, `headers`, the `common` lines, the `framing` lines, blank line. `common` and
     `framing` are complete lines made by the caller. Raises ValueError for a field that would break the head (CR, LF, NUL, a name
     that is no token or belongs to the connection) and for a status outside 200-599."""
-    if not 200 <= status <= 599:
-        raise ValueError(f"{status} is not the status of a final answer")
+    check_answer(status, headers, framing)
     parts: list[bytes] = []
     for name, value in headers:
-        if name not in _COMMON:
-            _check_name(name, framing)
         parts += (name, b": ", value, b"\r\n")
     fields = b"".join(parts)
-    if not fields.count(b"\r") == fields.count(b"\n") == len(headers) or b"\0" in fields:
-        raise ValueError("an answer's header holds a line end or NUL")
     line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
     return b"".join((line, fields, common, framing, b"\r\n"))
+
+
+def check_answer(status: int, headers: Fields, framing: bytes) -> None:
+    """Raises ValueError as `response_head`."""
+    if not 200 <= status <= 599:
+        raise ValueError(f"{status} is not the status of a final answer")
+    for name, _ in headers:
+        if name not in _COMMON:
+            _check_name(name, framing)
+    if _LINE_END.search(b"".join([value for _, value in headers])):
+        raise ValueError("an answer's header holds a line end or NUL")
 
 
 def _check_name(name: bytes, framing: bytes) -> None:

@@ -58,7 +58,6 @@ REFUSED = {
     "an asterisk": (b"GET * HTTP/1.1\r\nHost: h\r\n\r\n", BAD),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", BAD),
     "NULs": (b"\0\0\0\0", BAD),
-    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BAD),
     "PRI as a method": (b"PRI * HTTP/1.1\r\nHost: h\r\n\r\n", BAD),
     "HTTP/0.9": (b"GET /\r\n\r\n", VERSION),
     "HTTP/1.2": (b"GET / HTTP/1.2\r\nHost: h\r\n\r\n", VERSION),

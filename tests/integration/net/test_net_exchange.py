@@ -363,7 +363,6 @@ async def test_malformed_chunks_reach_the_handler_as_invalid_request(split: bool
     ("data", "status"),
     [
         (b"GET / HTTP/1.1\r\n\r\n", 400),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", 400),
         (b"PRI * HTTP/1.1\r\nHost: h\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"GET / HTTP/1.1\nHost: h\n\n", 400),
@@ -382,16 +381,6 @@ async def test_refused_heads_are_answered_and_closed(data: bytes, status: int) -
         assert (answer.status, answer.headers["connection"]) == (status, "close")
         assert await client.closed() == b""
         assert net.stats.requests == 0
-
-
-@on_loop
-async def test_a_preface_byte_by_byte() -> None:
-    async with rig(echo) as net:
-        client = await net.client()
-        for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n":
-            await client.send(bytes([byte]))
-            await asyncio.sleep(0)
-        assert (await client.answer()).status == 400
 
 
 @on_loop

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil.wire.http1 import date_and_server, response_head
+from anvil.wire.http1 import date_and_server, field_lines, response_head
 
 LENGTH = b"content-length: 3\r\n"
 
 
 def test_the_exact_bytes() -> None:
-    common = date_and_server(784111777.9)
+    common = field_lines(date_and_server(784111777.9))
     assert common == b"date: Sun, 06 Nov 1994 08:49:37 GMT\r\nserver: Anvil\r\n"
     assert response_head(206, [(b"etag", b'"a"'), (b"X-Amz-Meta-B", b"\xe9")], common, LENGTH) == (
         b"HTTP/1.1 206 Partial Content\r\n"

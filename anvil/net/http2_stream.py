@@ -1,0 +1,289 @@
+"""One HTTP/2 stream as a handler sees it: implements `Stream`.
+
+Owns: the state of one exchange: who reads its body, what was announced and written of its answer. Invariant: an answer's bytes are those
+announced, or the stream is reset; a body that ended early is never taken for a whole one. Not here: frames and windows (`wire.http2`),
+the socket and the clock (`http2`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from anvil.base.errors import AnvilError, EntityTooLarge, IncompleteBody, InvalidRequest
+from anvil.base.limits import H2_READ_WINDOW_BYTES, KIB
+from anvil.base.types import Buffer
+from anvil.net.progress import Progress
+from anvil.net.stream import Headers, RequestHead
+from anvil.wire.http1 import BODYLESS, Head
+from anvil.wire.http2 import INTERNAL_ERROR, Exchange
+from anvil.wire.http2_head import answer_fields
+
+if TYPE_CHECKING:
+    from anvil.net.http2 import Http2Connection
+
+
+class Http2Stream:
+    """Made by the connection for each request head; see `Stream` for what handlers may call."""
+
+    __slots__ = (
+        "_announced",
+        "_connection",
+        "_exchange",
+        "_expects_continue",
+        "_lent",
+        "_room",
+        "_silent",
+        "_widened",
+        "_written",
+        "error",
+        "finished",
+        "head",
+        "pressed_progress",
+        "read_progress",
+        "running",
+        "sent_head_bytes",
+        "started",
+        "task",
+        "waiter",
+        "write_progress",
+    )
+
+    def __init__(self, connection: Http2Connection, exchange: Exchange, head: Head, peer: str) -> None:
+        unframed = head.content_length is None and not exchange.ended
+        self.head = RequestHead(
+            head.method,
+            head.path,
+            head.query,
+            tuple(head.headers),
+            head.authority,
+            head.version,
+            peer,
+            head.content_length,
+            unframed,
+        )
+        self._connection: Final = connection
+        self._exchange: Final = exchange
+        self._expects_continue = head.expects_continue and not exchange.ended
+        self._widened = False
+        self._announced: int | None = 0
+        self._written = 0
+        self._silent = False
+        self._lent = False
+        self._room: asyncio.Future[None] | None = None  # set while the writer waits
+        self.waiter: asyncio.Future[None] | None = None  # set while the reader waits
+        self.error: AnvilError | None = None  # why no more of the body will come
+        self.started = False
+        self.finished = False
+        self.task: asyncio.Task[None] | None = None
+        self.running = False  # the task has reached its first line
+        self.sent_head_bytes = 0
+        self.read_progress: Final = Progress()
+        self.write_progress: Final = Progress()
+        self.pressed_progress: Final = Progress()  # of whichever direction is waited for, while others wait for memory
+
+    # -- request body
+
+    @property
+    def received_bytes(self) -> int:
+        """Payload bytes of the request body so far."""
+        return self._exchange.received
+
+    async def readinto(self, view: memoryview) -> int:
+        """See `Stream.readinto`."""
+        exchange, connection = self._exchange, self._connection
+        if len(view) == 0:
+            return 0
+        if self.waiter is not None:
+            raise RuntimeError("a stream has one reader")
+        self._check()
+        if self._expects_continue:
+            self._expects_continue = False
+            if not self.started and not exchange.received:
+                connection.session.inform(exchange, [(b":status", b"100")])
+        count = exchange.read(view)
+        if not self._widened and not exchange.ended:
+            self._widened = True
+            connection.session.widen(exchange, H2_READ_WINDOW_BYTES)
+        connection.schedule()  # the window may have opened
+        if count < 0:
+            self.waiter = connection.loop.create_future()
+            try:
+                await self.waiter
+            finally:
+                self.waiter = None
+                count = exchange.stop_reading()
+        if count < len(view):
+            self._check()
+        return count
+
+    def _check(self) -> None:
+        """Raises if the body will never be whole."""
+        if self.error is not None:
+            raise self.error
+        if self._exchange.closed and not self._exchange.ended:
+            raise IncompleteBody("The client gave up the request before its body was complete.")
+        length = self.head.content_length
+        if self._exchange.ended and length is not None and self._exchange.received != length:
+            raise InvalidRequest("The body is not as long as its Content-Length.")
+
+    async def read_all(self, limit: int) -> bytes:
+        """See `Stream.read_all`."""
+        if self.head.content_length is not None and self.head.content_length > limit:
+            raise EntityTooLarge()
+        parts: list[bytes] = []
+        total = 0
+        while True:
+            piece = bytearray(min(64 * KIB, limit + 1 - total))
+            count = await self.readinto(memoryview(piece))
+            total += count
+            if total > limit:
+                raise EntityTooLarge()
+            parts.append(bytes(memoryview(piece)[:count]))
+            if count < len(piece):
+                return b"".join(parts)
+
+    def fail(self, error: AnvilError) -> None:
+        """No more of the body will come: whoever reads, now or later, gets `error`."""
+        if self.error is None:
+            self.error = error
+        self.wake_reader()
+
+    def wake_reader(self) -> None:
+        """The view is full, or never will be."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    # -- answer
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of the answer's body, and of its head before compression."""
+        return self.sent_head_bytes + self._written
+
+    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
+        self.answer(status, headers, body)
+        await self._writable()
+
+    def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        """`respond` without waiting."""
+        length: int | None = len(body)
+        if self.head.method == "HEAD" or status in BODYLESS:
+            if status in BODYLESS and (body or (status == 204 and _states_length(headers))):
+                raise ValueError(f"an answer of status {status} has no body")
+            if not body or _states_length(headers):
+                length = None
+            body = b""
+        self._begin(status, headers, length, body=bool(body))
+        self._written = len(body)
+        self.finished = True
+        if body:
+            self._connection.session.push(self._exchange, body)
+            self._connection.session.end(self._exchange)
+        self._connection.schedule()
+
+    def start(self, status: int, headers: Headers, length: int | None) -> None:
+        """See `Stream.start`."""
+        if _states_length(headers):
+            raise ValueError("content-length is added by the stream")
+        self._silent = self.head.method == "HEAD" or status in BODYLESS
+        self._begin(status, headers, None if status in BODYLESS else length, body=not self._silent)
+        self._announced = 0 if self._silent else length
+
+    async def write(self, data: Buffer) -> None:
+        """See `Stream.write`. For HEAD the bytes are dropped. Raises RuntimeError beyond the announced length,
+        ConnectionResetError."""
+        count = len(data)
+        if not self.started or self.finished:
+            raise RuntimeError("write outside of start and finish")
+        if count == 0 or self._silent:
+            return
+        if self._announced is not None and self._written + count > self._announced:
+            raise RuntimeError(f"the answer is longer than the {self._announced} bytes announced")
+        if self._exchange.closed:
+            raise ConnectionResetError("the client is gone")
+        self._written += count
+        if type(data) is not bytes:
+            self._lent = True
+        self._connection.session.push(self._exchange, data)
+        self._connection.schedule()
+        await self._writable()
+
+    async def _writable(self) -> None:
+        """Until the stream takes more. Raises ConnectionResetError."""
+        high = self._connection.high_water_bytes
+        while self._exchange.queued > high:
+            await self._wait()
+
+    async def flushed(self) -> None:
+        """See `Stream.flushed`."""
+        while self._exchange.queued:
+            await self._wait()
+        await self._connection.out.flushed()
+        self._lent = False
+
+    async def finish(self) -> None:
+        """End the answer. Returns when lent buffers may be reused. Raises RuntimeError if it is shorter than announced."""
+        if not self.started or self.finished:
+            raise RuntimeError("finish without start, or twice")
+        if self._announced is not None and self._written != self._announced:
+            raise RuntimeError(f"the answer has {self._written} bytes where {self._announced} were announced")
+        self.finished = True
+        if not self._silent:
+            self._connection.session.end(self._exchange)
+            self._connection.schedule()
+        if self._lent:
+            await self.flushed()
+
+    def abort(self) -> None:
+        """See `Stream.abort`: only the stream, others of the connection go on."""
+        self._connection.reset(self, INTERNAL_ERROR)
+
+    # -- called by the connection
+
+    def progressed(self) -> None:
+        """Bytes of the answer went out."""
+        if self._room is not None and not self._room.done() and self._exchange.queued <= self._connection.high_water_bytes // 4:
+            self._room.set_result(None)
+
+    def lost(self) -> None:
+        """The exchange is over, whether the handler is done or not."""
+        self.wake_reader()
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    @property
+    def delivered(self) -> int:
+        """Bytes of the answer's body that were handed to the transport."""
+        return self._exchange.sent
+
+    @property
+    def writing(self) -> bool:
+        """Whether bytes of its answer wait."""
+        return self._exchange.queued > 0
+
+    # -- inside
+
+    async def _wait(self) -> None:
+        if self._exchange.closed:
+            raise ConnectionResetError("the client is gone")
+        self._room = self._connection.loop.create_future()
+        try:
+            await self._room
+        finally:
+            self._room = None
+        if self._exchange.closed and not self.finished:
+            raise ConnectionResetError("the client is gone")
+
+    def _begin(self, status: int, headers: Headers, length: int | None, *, body: bool) -> None:
+        if self.started:
+            raise RuntimeError("a request is answered once")
+        fields = answer_fields(status, headers, self._connection.common_fields, length)
+        self.started = True
+        self.sent_head_bytes = sum(len(name) + len(value) for name, value in fields)
+        self._connection.session.respond(self._exchange, fields, body)
+
+
+def _states_length(headers: Headers) -> bool:
+    return any(name.lower() == b"content-length" for name, _ in headers)
