@@ -29,6 +29,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.macro.s3", "large"),
     ("bench.macro.s3", "list"),
     ("bench.macro.s3", "memory"),
+    ("bench.macro.s3", "http2"),
 )
 
 

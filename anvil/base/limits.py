@@ -86,6 +86,7 @@ H2_STREAMS_SHOWN: Final = 32  # SETTINGS_MAX_CONCURRENT_STREAMS: few, so that a 
 H2_STREAMS_MAX: Final = 256  # served all the same: gRPC clients show a refused stream to the application
 H2_WINDOW_BYTES: Final = 64 * KIB  # what a stream may send before somebody reads it; held in memory
 H2_READ_WINDOW_BYTES: Final = 1 * MIB  # and once somebody does
+H2_WIDE_STREAMS_MAX: Final = 64  # of one worker; the others go on with the small window
 H2_CONNECTION_WINDOW_BYTES: Final = 16 * MIB  # never the limit: a stream that is not read must not hold up the others
 H2_BATCH_BYTES: Final = 1 * MIB  # of frames, for one system call
 H2_FREE_ACTIONS_MAX: Final = 1000.0  # resets, pings, settings, priorities and empty frames of one connection in a burst ...

@@ -187,9 +187,10 @@ class HttpStream:
         held, self._held = self._held, b""
         self.sent_bytes += len(held) + count
         if self._chunked:
-            self._out.send_lines((b"%b%x\r\n" % (held, count), data, b"\r\n"))
+            opening = b"%b%x\r\n" % (held, count)
+            self._out.send_lines((opening, data, b"\r\n"), len(opening) + count + 2)
         elif held:
-            self._out.send_lines((held, data))
+            self._out.send_lines((held, data), len(held) + count)
         else:
             self._out.send(data)
         if self._out.paused:

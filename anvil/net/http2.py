@@ -18,13 +18,15 @@ from anvil.base.limits import (
     H2_CONNECTION_WINDOW_BYTES,
     H2_FREE_ACTIONS_MAX,
     H2_FREE_ACTIONS_PER_S,
+    H2_READ_WINDOW_BYTES,
     H2_STREAMS_MAX,
     H2_STREAMS_SHOWN,
+    H2_WIDE_STREAMS_MAX,
     H2_WINDOW_BYTES,
     HEADER_BYTES_MAX,
     HEADER_FIELDS_MAX,
 )
-from anvil.net.fixed import GRPC_H2_ANSWER, SLOW_DOWN
+from anvil.net.fixed import ALLOW, GRPC_H2_ANSWER, SLOW_DOWN
 from anvil.net.http2_stream import Http2Stream
 from anvil.net.outbound import Outbound
 from anvil.net.port import Port
@@ -66,7 +68,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._peer, self._address = address
         self._refused: Final = refused
         self._streams: Final[dict[Exchange, Http2Stream]] = {}  # being served, or answered with a body still to come
-        self._draining: Final[dict[Exchange, float]] = {}  # answered, body unread: since when, on the coarse clock
+        self._draining: Final[dict[Exchange, tuple[float, int]]] = {}  # answered, body unread: since when, after how many bytes
         self._pump_due = False
         self._closing = False
         self._cut = False
@@ -83,6 +85,8 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Take over the socket, and what was read from it so far."""
         self._transport.set_protocol(self)
         self._receive(data)
+        if self._port.draining:
+            self.drain()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._port.scratch
@@ -127,6 +131,14 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._pump_due = True
             self.loop.call_soon(self._pump_now)
 
+    def widen(self, exchange: Exchange) -> bool:
+        """A reader has come: let the stream send more ahead of it, unless many do. True if so; `_over` takes it back."""
+        if self._port.wide_streams >= H2_WIDE_STREAMS_MAX:
+            return False
+        self._port.wide_streams += 1
+        self.session.widen(exchange, H2_READ_WINDOW_BYTES)
+        return True
+
     def reset(self, stream: Http2Stream, code: int) -> None:
         """End one stream at once."""
         for exchange, other in self._streams.items():
@@ -139,7 +151,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def drain(self) -> None:
         """Take no new request: those under way end, then the connection does."""
-        if not self._streams:
+        if not self.session.streams:
             self._end(None)
         elif not self._noticed:
             self._noticed = True
@@ -155,18 +167,24 @@ class Http2Connection(asyncio.BufferedProtocol):
         """Enforce the time-outs. Called by the one timer of the worker."""
         limits = self._port.limits
         self.session.forgive(elapsed_s * H2_FREE_ACTIONS_PER_S)
-        if self._lost or self._transport.is_closing():
+        if self._lost:
+            return
+        if self.out.queued_bytes and self.out.is_slow(elapsed_s, limits.body_bytes_per_s, limits.write_stall_s):
+            self._time_out("write")  # also while it is being closed, which waits for these bytes
             return
         if self._failed_s is not None:
             if now_s - self._failed_s > limits.linger_s:
                 self.cut()
             return
+        if self._transport.is_closing():
+            return
         if self._noticed and not self._closing:
             self._closing = True  # a sweep after the notice: the client has seen it
             self.session.goaway()
             self.schedule()
-        for exchange, since_s in list(self._draining.items()):
-            if now_s - since_s > limits.linger_s or exchange.received > limits.drain_body_bytes:
+        for exchange, (since_s, received) in list(self._draining.items()):
+            late = now_s - since_s > limits.linger_s or exchange.received - received > limits.drain_body_bytes
+            if late and not (exchange.queued and exchange in self._streams):  # else its answer has a time-out of its own
                 self._stop_draining(exchange)
         for exchange, stream in list(self._streams.items()):
             self._sweep_stream(exchange, stream, elapsed_s)
@@ -177,13 +195,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 return
         else:
             self._head_since_s = None
-        if (
-            self.out.queued_bytes
-            and self.out.paused
-            and self.out.is_slow(elapsed_s, limits.body_bytes_per_s, limits.write_stall_s)
-        ):
-            self._time_out("write")
-        elif self._streams or self._draining:
+        if self.session.streams:
             self._since_s = now_s
         elif self._closing or now_s - self._since_s > limits.idle_s:
             self._end(None if self._closing else "idle")
@@ -210,8 +222,8 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _fail_all(self) -> None:
         """The client has broken the protocol: its streams are over. It may still be sending: closing at once would make the kernel reset
         the connection, and the GOAWAY that says why could be lost, so what comes is dropped for a while."""
-        self._pump()
         self._failed_s = self._port.now_s
+        self._pump()
         self.session.abandon()
         for exchange in list(self._streams):
             self._over(exchange)
@@ -262,7 +274,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         for kind, exchange in self.session.take_events():
             if kind == REQUEST:
                 self._serve(exchange)
-            elif kind == FILLED:
+            elif kind == FILLED and exchange.owner is not None:
                 cast(Http2Stream, exchange.owner).wake_reader()
             elif kind == CLOSED:
                 self._over(exchange)
@@ -296,6 +308,9 @@ class Http2Connection(asyncio.BufferedProtocol):
             port.stats.refusals["Grpc"] += 1
             stream.answer(200, GRPC_H2_ANSWER)
             self._done(exchange, stream)
+        elif head.path == b"*":
+            stream.answer(200, ALLOW)
+            self._done(exchange, stream)
         else:
             port.stats.requests_in_flight += 1
             stream.task = port.loop.create_task(self._work(exchange, stream))
@@ -310,6 +325,8 @@ class Http2Connection(asyncio.BufferedProtocol):
             *self._port.common_fields,
             (b"content-length", b"%d" % len(text)),
         ]
+        if (b":method", b"HEAD") in exchange.headers:
+            text = b""
         self.session.respond(exchange, fields, bool(text))
         self.session.push(exchange, text)
         self.session.end(exchange)
@@ -351,8 +368,9 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _done(self, exchange: Exchange, stream: Http2Stream) -> None:
         """The handler is through with this request: what it left of the body is nobody's."""
+        stream.error = None
         if exchange.closed:
-            self._streams.pop(exchange, None)
+            exchange.discard()
         elif not stream.finished:
             self.session.reset(exchange, INTERNAL_ERROR)
         elif not exchange.ended:
@@ -362,23 +380,25 @@ class Http2Connection(asyncio.BufferedProtocol):
     def _drain_body(self, exchange: Exchange) -> None:
         """An early answer may be lost to a client that is still sending when its stream is reset: take a bounded amount first."""
         exchange.discard()
-        self._draining[exchange] = self._port.now_s
+        self._draining[exchange] = self._port.now_s, exchange.received
         self.schedule()
 
     def _stop_draining(self, exchange: Exchange) -> None:
         del self._draining[exchange]
-        if not exchange.closed and not exchange.ended:
+        if not exchange.closed:
             self.session.reset(exchange, NO_ERROR)
             self.schedule()
 
     def _over(self, exchange: Exchange) -> None:
         """The stream is closed, by whichever side."""
         self._draining.pop(exchange, None)
-        stream = self._streams.get(exchange)
+        exchange.owner = None  # the two would keep each other, and what is in them, until the garbage collector comes
+        stream = self._streams.pop(exchange, None)
         if stream is None:
             return
-        del self._streams[exchange]
         stream.lost()
+        self._port.wide_streams -= stream.widened
+        stream.widened = False
         if stream.task is None or stream.finished:
             return
         self._port.stats.client_aborts += not self._cut
@@ -396,7 +416,7 @@ class Http2Connection(asyncio.BufferedProtocol):
 
     def _pump(self) -> None:
         """Hand frames to the transport until there are none, or it has enough."""
-        if self._lost or self._failed_s is not None:
+        if self._lost:
             return
         sent = 0
         try:
@@ -405,7 +425,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 if not count:
                     break
                 sent += count
-                self.out.send_lines(tuple(buffers))
+                self.out.send_lines(buffers, count)
         except SessionFailed:
             self._transport.abort()
             return
@@ -413,5 +433,5 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._handle_events()  # streams end by what is sent on them
             for stream in self._streams.values():
                 stream.progressed()
-        if not self.session.alive and not self._transport.is_closing():
+        if self._failed_s is None and not self.session.alive and not self._transport.is_closing():
             self._transport.close()

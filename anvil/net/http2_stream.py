@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from anvil.base.errors import AnvilError, EntityTooLarge, IncompleteBody, InvalidRequest
-from anvil.base.limits import H2_READ_WINDOW_BYTES, KIB
+from anvil.base.errors import AnvilError, EntityTooLarge, IncompleteBody
+from anvil.base.limits import KIB
 from anvil.base.types import Buffer
+from anvil.net.inbound import again
 from anvil.net.progress import Progress
 from anvil.net.stream import Headers, RequestHead
 from anvil.wire.http1 import BODYLESS, Head
@@ -34,7 +35,6 @@ class Http2Stream:
         "_lent",
         "_room",
         "_silent",
-        "_widened",
         "_written",
         "error",
         "finished",
@@ -46,6 +46,7 @@ class Http2Stream:
         "started",
         "task",
         "waiter",
+        "widened",
         "write_progress",
     )
 
@@ -65,7 +66,7 @@ class Http2Stream:
         self._connection: Final = connection
         self._exchange: Final = exchange
         self._expects_continue = head.expects_continue and not exchange.ended
-        self._widened = False
+        self.widened = False  # counts among the port's wide streams
         self._announced: int | None = 0
         self._written = 0
         self._silent = False
@@ -102,9 +103,8 @@ class Http2Stream:
             if not self.started and not exchange.received:
                 connection.session.inform(exchange, [(b":status", b"100")])
         count = exchange.read(view)
-        if not self._widened and not exchange.ended:
-            self._widened = True
-            connection.session.widen(exchange, H2_READ_WINDOW_BYTES)
+        if not (self.widened or exchange.ended or exchange.closed):
+            self.widened = connection.widen(exchange)
         connection.schedule()  # the window may have opened
         if count < 0:
             self.waiter = connection.loop.create_future()
@@ -118,14 +118,11 @@ class Http2Stream:
         return count
 
     def _check(self) -> None:
-        """Raises if the body will never be whole."""
+        """Raises if the body will never be whole. (One of another length than announced ends in a reset by libnghttp2.)"""
         if self.error is not None:
-            raise self.error
+            raise again(self.error)  # each time another: an exception holds the frames it came through
         if self._exchange.closed and not self._exchange.ended:
             raise IncompleteBody("The client gave up the request before its body was complete.")
-        length = self.head.content_length
-        if self._exchange.ended and length is not None and self._exchange.received != length:
-            raise InvalidRequest("The body is not as long as its Content-Length.")
 
     async def read_all(self, limit: int) -> bytes:
         """See `Stream.read_all`."""
@@ -164,7 +161,7 @@ class Http2Stream:
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
         self.answer(status, headers, body)
-        await self._writable()
+        await self._accepted()
 
     def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """`respond` without waiting."""
@@ -235,6 +232,13 @@ class Http2Stream:
             self._connection.schedule()
         if self._lent:
             await self.flushed()
+        else:
+            await self._accepted()
+
+    async def _accepted(self) -> None:
+        """Until the end of the answer may be left to the connection: while much waits on that, a request stays in flight and counts."""
+        while self._exchange.queued and self._connection.session.queued > self._connection.high_water_bytes:
+            await self._wait()
 
     def abort(self) -> None:
         """See `Stream.abort`: only the stream, others of the connection go on."""

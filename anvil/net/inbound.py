@@ -14,7 +14,7 @@ from anvil.base.limits import KIB
 from anvil.wire.http1_chunked import TransferDecoder
 
 
-def _again(error: AnvilError) -> AnvilError:
+def again(error: AnvilError) -> AnvilError:
     """The same error, to be raised. An exception that was raised holds the frames it went through, and they hold this body and the
     stripe buffers of the upload: kept here it would be a cycle, and the buffers gone until the garbage collector happens by."""
     return type(error)(error.message, **error.fields)
@@ -120,15 +120,15 @@ class Inbound:
     def fail(self, error: AnvilError) -> None:
         """No more bytes will come: whoever reads, now or later, gets `error`."""
         if self.error is None:
-            self.error = _again(error)
+            self.error = again(error)
         self.target = None
         if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_exception(_again(error))
+            self.waiter.set_exception(again(error))
 
     def check(self) -> None:
         """Raises what `fail` was given, if it was."""
         if self.error is not None:
-            raise _again(self.error)
+            raise again(self.error)
 
     def _aim(self) -> None:
         """Decide where the next bytes go, or wake the reader."""

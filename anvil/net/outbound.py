@@ -7,6 +7,7 @@ Owns: write back-pressure and the count of bytes sent. Invariant: at most the hi
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from anvil.base.types import Buffer
@@ -40,11 +41,10 @@ class Outbound:
         self._sent += size
         self._transport.write(data)
 
-    def send_lines(self, pieces: tuple[Buffer, ...]) -> None:
-        """`send` for several pieces in one system call."""
+    def send_lines(self, pieces: Sequence[Buffer], size: int) -> None:
+        """`send` for several pieces, `size` bytes in all, in one system call."""
         if self._transport.is_closing():
             raise ConnectionResetError("the client is gone")
-        size = sum(map(len, pieces))
         self._stats.bytes_out += size
         self._sent += size
         self._transport.writelines(pieces)
@@ -56,7 +56,7 @@ class Outbound:
                 raise ConnectionResetError("the client is gone")
             if self._waiter is None or self._waiter.done():
                 self._waiter = self._loop.create_future()
-            await self._waiter
+            await asyncio.shield(self._waiter)  # several may wait: one that is cancelled must not take the others along
 
     async def flushed(self) -> None:
         """Until the transport holds no bytes any more."""

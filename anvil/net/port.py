@@ -127,6 +127,7 @@ class Port:
         self.common_fields = date_and_server(time.time())  # of every answer; made by the sweep
         self.common_lines = field_lines(self.common_fields)
         self.draining = False
+        self.wide_streams = 0  # HTTP/2 streams that may send much ahead of their readers
         self.pressed = False  # as of the last sweep
         self._near_send_bytes: Final = near_send_bytes()
         self._ask_pressed: Final = pressed

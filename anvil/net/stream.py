@@ -64,7 +64,8 @@ class Stream(Protocol):
         ...
 
     async def write(self, data: Buffer) -> None:
-        """Body bytes. Returns when the transport can take more. `data` must not change until `flushed` or the stream ends."""
+        """Body bytes. Returns when the transport can take more. `data` must not change until `flushed`; a stream that
+        ended otherwise may still have it on its way."""
         ...
 
     async def flushed(self) -> None:

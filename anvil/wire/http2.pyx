@@ -23,6 +23,8 @@ from collections import deque
 cdef enum:
     FIELDS_MAX = 256  # header fields handed to libnghttp2 at a time
     FRAME_HEADER = 9
+    OUTBOUND_MAX = 2000  # frames that wait because the peer does not read; those of STREAMS_MAX answers are far fewer
+    PAID_BYTES = 1024  # of bodies, for one more free action
 
 # What `take_events` reports about a stream.
 REQUEST = 0  # its head is complete
@@ -58,11 +60,12 @@ cdef class Exchange:
     cdef Session session
     cdef Py_ssize_t header_bytes
     cdef bytearray store  # body bytes that nobody has asked for yet
-    cdef Py_ssize_t taken  # of `store`
     cdef bint reading, discarding
     cdef Py_buffer view
     cdef Py_ssize_t filled
     cdef object out  # deque of memoryview
+    cdef object current  # the one being sent: `at` of its `length` bytes are gone
+    cdef Py_ssize_t at, length
     cdef bint out_ended, deferred
     cdef list trailers
 
@@ -80,7 +83,7 @@ cdef class Exchange:
     @property
     def stored(self):
         """Body bytes received that nobody has asked for."""
-        return PyByteArray_GET_SIZE(self.store) - self.taken
+        return PyByteArray_GET_SIZE(self.store)
 
     def read(self, view):
         """Fill `view` with body bytes. Returns how many, if that is all of it or the body has ended; else -1: FILLED is reported when it
@@ -90,16 +93,13 @@ cdef class Exchange:
         PyObject_GetBuffer(view, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
         self.reading = True
         self.filled = 0
-        cdef Py_ssize_t count = PyByteArray_GET_SIZE(self.store) - self.taken
+        cdef Py_ssize_t count = PyByteArray_GET_SIZE(self.store)
         if count > self.view.len:
             count = self.view.len
         if count:
-            memcpy(self.view.buf, PyByteArray_AS_STRING(self.store) + self.taken, count)
+            memcpy(self.view.buf, PyByteArray_AS_STRING(self.store), count)
             self.filled = count
-            self.taken += count
-            if self.taken == PyByteArray_GET_SIZE(self.store):
-                self.store = bytearray()
-                self.taken = 0
+            del self.store[:count]
             self.session.consume(self, count)
         if self.filled == self.view.len or self.ended or self.closed:
             return self.stop_reading()
@@ -114,13 +114,20 @@ cdef class Exchange:
 
     def discard(self):
         """Nobody wants the rest of the body: take it off the wire and forget it."""
-        cdef Py_ssize_t count = PyByteArray_GET_SIZE(self.store) - self.taken
+        cdef Py_ssize_t count = PyByteArray_GET_SIZE(self.store)
         self.stop_reading()
         self.discarding = True
         self.store = bytearray()
-        self.taken = 0
         if count:
             self.session.consume(self, count)
+
+    cdef int drop(self) except -1:
+        """Forget what waits to be sent."""
+        self.out.clear()
+        self.current = None
+        self.session.queued -= self.queued
+        self.at = self.length = self.queued = 0
+        return 0
 
     cdef void take(self, const uint8_t *data, size_t length) noexcept:
         cdef Py_ssize_t count = 0, left
@@ -160,7 +167,12 @@ cdef class Session:
     cdef int streams_shown  # 0 once the client has been told
     cdef int header_bytes_max, header_fields_max, streams_max, continuations, continuations_max
     cdef readonly double free_actions
-    cdef readonly bint in_head  # a header block has begun and not ended
+    cdef bint dead
+    cdef size_t preface_left, frame_left, paid
+    cdef uint8_t frame_head[9]
+    cdef int frame_head_bytes
+    cdef bint block_open
+    cdef readonly Py_ssize_t queued  # body bytes of answers that wait, of all streams
     cdef double free_actions_max
 
     def __cinit__(
@@ -183,6 +195,7 @@ cdef class Session:
         self.batch = []
         self.streams_max = streams_max
         self.streams_shown = streams_shown
+        self.preface_left = 24
         self.header_bytes_max = header_bytes_max
         self.header_fields_max = header_fields_max
         self.continuations_max = continuations_max
@@ -196,6 +209,7 @@ cdef class Session:
         nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, <void *> on_begin_headers)
         nghttp2_session_callbacks_set_on_header_callback(callbacks, <void *> on_header)
         nghttp2_session_callbacks_set_on_invalid_header_callback(callbacks, <void *> on_invalid_header)
+        nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(callbacks, <void *> on_invalid_frame)
         nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, <void *> on_frame_recv)
         nghttp2_session_callbacks_set_on_frame_send_callback(callbacks, <void *> on_frame_send)
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(callbacks, <void *> on_data)
@@ -224,15 +238,20 @@ cdef class Session:
         """Bytes from the peer; `take_events` tells what they bring. Raises SessionFailed."""
         cdef Py_buffer view
         cdef ssize_t used
+        if self.dead:
+            return
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
+            self.scan(<const uint8_t *> view.buf, view.len)
             used = nghttp2_session_mem_recv(self.session, <const uint8_t *> view.buf, view.len)
         finally:
             PyBuffer_Release(&view)
         if self.broken:
             self.terminate(INTERNAL_ERROR)
             raise SessionFailed("out of memory")
-        if self.free_actions < 0 or (used < 0 and self.in_head and self.continuations >= self.continuations_max):
+        if nghttp2_session_get_outbound_queue_size(self.session) > OUTBOUND_MAX:
+            self.free_actions = -1  # it causes frames and does not take them
+        if self.free_actions < 0 or (used < 0 and self.continuations >= self.continuations_max):
             self.terminate(ENHANCE_YOUR_CALM)
             raise SessionFailed("the peer causes too many resets, pings, continuations or empty frames")
         if used < 0:
@@ -243,6 +262,12 @@ cdef class Session:
         """What has happened since the last call, through `receive` or `collect`, in order: (kind, Exchange)."""
         events, self.events = self.events, []
         return events
+
+    @property
+    def in_head(self):
+        """Whether a header block has begun and not ended."""
+        kind = self.frame_head[3]
+        return self.block_open or (self.frame_left > 0 and (kind == NGHTTP2_HEADERS or kind == NGHTTP2_CONTINUATION))
 
     def forgive(self, double actions):
         """Time has passed: the peer may do so many things for free again."""
@@ -258,17 +283,10 @@ cdef class Session:
         """Those that are open."""
         return len(self.exchanges)
 
-    def open_exchanges(self):
-        return list(self.exchanges.values())
-
     @property
     def alive(self):
         """Whether anything is to be expected of it: else the connection is to be closed."""
         return bool(nghttp2_session_want_read(self.session) or nghttp2_session_want_write(self.session))
-
-    @property
-    def wants_write(self):
-        return bool(nghttp2_session_want_write(self.session))
 
     # -- out
 
@@ -298,6 +316,7 @@ cdef class Session:
         view = memoryview(data)
         exchange.out.append(view)
         exchange.queued += len(view)
+        self.queued += len(view)
         self._resume(exchange)
 
     def end(self, Exchange exchange, list trailers=None):
@@ -333,6 +352,8 @@ cdef class Session:
         """(buffers, bytes) that are to go out next, in order: about `batch_max` bytes, or what there is. Raises SessionFailed."""
         cdef const uint8_t *data
         cdef ssize_t count
+        if self.dead:
+            return [], 0
         self.batch = []
         self.batch_bytes = 0
         self.batch_max = batch_max
@@ -351,14 +372,13 @@ cdef class Session:
     def abandon(self):
         """The connection is gone: every stream is over. Returns those that were open."""
         cdef Exchange exchange
-        self.terminated = True
+        self.terminated = self.dead = True
         left = list(self.exchanges.values())
         self.exchanges.clear()
         for exchange in left:
             exchange.closed = True
             exchange.stop_reading()
-            exchange.out.clear()
-            exchange.queued = 0
+            exchange.drop()
         return left
 
     # -- inside
@@ -397,10 +417,37 @@ cdef class Session:
         except BaseException:
             self.broken = True
 
-    cdef void paid_action(self) noexcept:
-        """Body bytes were moved: clients that measure the path send a ping with them."""
-        if self.free_actions < self.free_actions_max:
-            self.free_actions += 1
+    cdef void pay(self, size_t nbytes) noexcept:
+        """Body bytes were moved: clients that measure the path send pings with them."""
+        self.paid += nbytes
+        if self.paid >= PAID_BYTES:
+            self.paid = 0
+            if self.free_actions < self.free_actions_max:
+                self.free_actions += 1
+
+    cdef void scan(self, const uint8_t *data, size_t left) noexcept:
+        """Where frames and header blocks begin and end: libnghttp2 does not say so of those that it rejects or ignores."""
+        cdef size_t count
+        while left:
+            if self.preface_left or self.frame_left:
+                count = self.preface_left if self.preface_left else self.frame_left
+                if count > left:
+                    count = left
+                if self.preface_left:
+                    self.preface_left -= count
+                else:
+                    self.frame_left -= count
+            else:
+                count = 1
+                self.frame_head[self.frame_head_bytes] = data[0]
+                self.frame_head_bytes += 1
+                if self.frame_head_bytes == FRAME_HEADER:
+                    self.frame_head_bytes = 0
+                    self.frame_left = (self.frame_head[0] << 16) | (self.frame_head[1] << 8) | self.frame_head[2]
+                    if self.frame_head[3] == NGHTTP2_HEADERS or self.frame_head[3] == NGHTTP2_CONTINUATION:
+                        self.block_open = not self.frame_head[4] & NGHTTP2_FLAG_END_HEADERS
+            data += count
+            left -= count
 
     cdef int free_action(self) noexcept:
         self.free_actions -= 1

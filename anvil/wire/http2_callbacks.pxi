@@ -8,7 +8,6 @@ cdef Exchange exchange_of(nghttp2_session *session, int32_t stream_id):
 cdef int on_begin_frame(nghttp2_session *session, const nghttp2_frame_hd *hd, void *arg) noexcept:
     cdef Session self = <Session> arg
     if hd.type == NGHTTP2_HEADERS:
-        self.in_head = True
         self.continuations = 0
     elif hd.type == NGHTTP2_CONTINUATION:
         self.continuations += 1
@@ -48,8 +47,10 @@ cdef int on_header(
     exchange.header_bytes += namelen + valuelen
     try:
         if exchange.header_bytes > self.header_bytes_max or len(exchange.headers) >= self.header_fields_max:
+            if exchange.oversized:
+                return 0
             exchange.oversized = True
-            return 0
+            return self.free_action()
         exchange.headers.append(
             (PyBytes_FromStringAndSize(<const char *> name, namelen), PyBytes_FromStringAndSize(<const char *> value, valuelen)))
     except BaseException:
@@ -76,8 +77,6 @@ cdef int on_frame_recv(nghttp2_session *session, const nghttp2_frame *frame, voi
         return self.free_action()
     if frame.hd.type != NGHTTP2_HEADERS and frame.hd.type != NGHTTP2_DATA:
         return 0
-    if frame.hd.type == NGHTTP2_HEADERS:
-        self.in_head = False
     exchange = exchange_of(session, frame.hd.stream_id)
     if exchange is None:
         return 0
@@ -88,6 +87,11 @@ cdef int on_frame_recv(nghttp2_session *session, const nghttp2_frame *frame, voi
     elif exchange.ended and exchange.reading and exchange.filled < exchange.view.len:
         self.report(FILLED, exchange)
     return 0
+
+
+cdef int on_invalid_frame(nghttp2_session *session, const nghttp2_frame *frame, int error, void *arg) noexcept:
+    """A frame that costs a stream its life, a refused stream among them."""
+    return (<Session> arg).free_action()
 
 
 cdef int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, void *arg) noexcept:
@@ -104,7 +108,7 @@ cdef int on_data(
 ) noexcept:
     cdef Session self = <Session> arg
     cdef Exchange exchange = exchange_of(session, stream_id)
-    self.paid_action()
+    self.pay(length)
     # Of the connection's window at once: one stream that is not read must not hold up the others. Its own window bounds it.
     nghttp2_session_consume_connection(session, length)
     if exchange is None:
@@ -121,9 +125,8 @@ cdef int on_close(nghttp2_session *session, int32_t stream_id, uint32_t code, vo
         return 0
     exchange.closed = True
     exchange.reset_code = code
-    exchange.queued = 0
     try:
-        exchange.out.clear()
+        exchange.drop()
         self.exchanges.pop(stream_id, None)
     except BaseException:
         self.broken = True
@@ -175,21 +178,22 @@ cdef int on_send_data(
     try:
         self.batch.append(PyBytes_FromStringAndSize(<const char *> framehd, FRAME_HEADER))
         while left:
-            view = exchange.out[0]
-            size = len(view)
-            if size <= left:
-                self.batch.append(view)
-                exchange.out.popleft()
-            else:
-                self.batch.append(view[:left])
-                exchange.out[0] = view[left:]
-                size = left
+            if exchange.at == exchange.length:
+                exchange.current = exchange.out.popleft()
+                exchange.length = len(exchange.current)
+                exchange.at = 0
+            size = min(exchange.length - exchange.at, left)
+            self.batch.append(exchange.current[exchange.at : exchange.at + size])
+            exchange.at += size
             left -= size
+        if exchange.at == exchange.length:
+            exchange.current = None
     except BaseException:
         self.broken = True
         return NGHTTP2_ERR_CALLBACK_FAILURE
-    self.paid_action()
+    self.pay(length)
     self.batch_bytes += FRAME_HEADER + <Py_ssize_t> length
     exchange.queued -= length
+    self.queued -= length
     exchange.sent += length
     return 0

@@ -46,6 +46,8 @@ def parse_fields(fields: Fields) -> Head:
     head.authority = authority or host
     if not HOST.fullmatch(head.authority):
         raise bad_request("The request names no valid host.")
+    if not target.isascii():
+        raise bad_request("The request target is not valid.")
     if b"#" in target:
         raise bad_request("A request target has no fragment.")
     if not target.startswith(b"/") and not (target == b"*" and method == b"OPTIONS"):

@@ -57,6 +57,7 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_session_callbacks_set_on_header_callback(nghttp2_session_callbacks *, void *)
     void nghttp2_session_callbacks_set_on_invalid_header_callback(nghttp2_session_callbacks *, void *)
     void nghttp2_session_callbacks_set_on_begin_frame_callback(nghttp2_session_callbacks *, void *)
+    void nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(nghttp2_session_callbacks *, void *)
     void nghttp2_session_callbacks_set_on_frame_recv_callback(nghttp2_session_callbacks *, void *)
     void nghttp2_session_callbacks_set_on_frame_send_callback(nghttp2_session_callbacks *, void *)
     void nghttp2_session_callbacks_set_on_data_chunk_recv_callback(nghttp2_session_callbacks *, void *)
@@ -71,6 +72,7 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_session_del(nghttp2_session *)
     ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t)
     ssize_t nghttp2_session_mem_send(nghttp2_session *, const uint8_t **)
+    size_t nghttp2_session_get_outbound_queue_size(nghttp2_session *)
     int nghttp2_session_want_read(nghttp2_session *)
     int nghttp2_session_want_write(nghttp2_session *)
     int nghttp2_session_set_local_window_size(nghttp2_session *, uint8_t, int32_t, int32_t)
@@ -93,3 +95,4 @@ cdef extern from "nghttp2/nghttp2.h":
     int NGHTTP2_CANCEL
     int NGHTTP2_REFUSED_STREAM
     int NGHTTP2_FLAG_ACK
+    int NGHTTP2_FLAG_END_HEADERS

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import psutil
 
-from anvil.auth.presign import UNSIGNED_PAYLOAD, sign
+from anvil.auth.presign import UNSIGNED_PAYLOAD, presign, sign
 from anvil.node.datadir import running_node
 from bench.figures import figure
 from bench.macro import load
@@ -281,7 +282,54 @@ def memory() -> None:
         figure("worker with 64 uploads of 64 MiB, resident", peak[0], "MiB", target=400, at_most=True)
 
 
-PARTS: dict[str, Callable[[], None]] = {"small": small_objects, "large": large_objects, "list": listing, "memory": memory}
+def h2load(*options: str) -> float:
+    """Requests per second of one run. All must succeed."""
+    done = subprocess.run(["h2load", *options], check=True, capture_output=True, text=True, timeout=300)
+    failed = re.search(r"(\d+) failed, (\d+) errored", done.stdout)
+    speed = re.search(r"finished in .*?, ([\d.]+) req/s", done.stdout)
+    good = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", done.stdout)
+    if not (failed and speed and good and failed.groups() == ("0", "0")):
+        sys.exit(f"h2load was not answered as it should: {done.stdout}")
+    return float(speed[1])
+
+
+def http2() -> None:
+    """10 MiB and 4 KiB over HTTP/2 cleartext beside HTTP/1.1, with h2load as the client of both."""
+    if shutil.which("h2load") is None:
+        print("h2load (Debian: nghttp2-client) is not there: HTTP/2 is not measured", file=sys.stderr)
+        return
+    with node() as running, tempfile.NamedTemporaryFile() as big:
+        big.write(os.urandom(10 * MIB))
+        big.flush()
+        running.s3().upload_file(big.name, "bench", "ten")
+        running.s3().put_object(Bucket="bench", Key="small", Body=os.urandom(SMALL))
+
+        def url(method: str, key: str) -> str:
+            target = f"{running.endpoint}/bench/{key}"
+            return presign(method, target, running.access_key, running.secret_key, running.region, 3600, time.time())
+
+        loads = {
+            "GET 10 MiB, 1 connection": ["-n", "60", "-c", "1", url("GET", "ten")],
+            "GET 10 MiB, 4 at a time": ["-n", "120", "-c", "4", url("GET", "ten")],
+            "PUT 10 MiB, 4 at a time": ["-n", "40", "-c", "4", "-d", big.name, "-H", ":method: PUT", url("PUT", "put")],
+            "GET 4 KiB, 64 at a time": ["-n", "8000", "-c", "64", url("GET", "small")],
+        }
+        for name, options in loads.items():
+            target = 0.85 if "10 MiB" in name else None
+            turns = [(h2load("--h1", *options), h2load(*options)) for _ in range(ROUNDS)]
+            figure(f"{name}, HTTP/1.1", statistics.median(one for one, _ in turns), "requests/s")
+            figure(f"{name}, HTTP/2", statistics.median(two for _, two in turns), "requests/s")
+            ratio = statistics.median(two / one for one, two in turns)
+            figure(f"{name}, HTTP/2 beside HTTP/1.1", ratio, "ratio", target=target)
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "small": small_objects,
+    "large": large_objects,
+    "list": listing,
+    "memory": memory,
+    "http2": http2,
+}
 
 if __name__ == "__main__":
     for part in sys.argv[1:] or PARTS:

@@ -31,9 +31,12 @@ class Exchange:
 
 
 class H2Client:
-    """One connection. `window`: what the server may send on a stream ahead of our reading (which is at once, unless `hold`)."""
+    """One connection. `window`: what the server may send on a stream ahead of our reading (which is at once, unless `hold`).
+    `deaf`: nothing is read at all."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int, hold: bool) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int, hold: bool, deaf: bool = False
+    ) -> None:
         self.reader, self.writer, self.hold = reader, writer, hold
         config = h2.config.H2Configuration(
             client_side=True,
@@ -54,7 +57,7 @@ class H2Client:
         self.h2.initiate_connection()
         self.h2.increment_flow_control_window(1 << 28)
         self._flush()
-        self._task = asyncio.create_task(self._read())
+        self._task = asyncio.create_task(asyncio.sleep(3600) if deaf else self._read())
 
     @classmethod
     async def connect(cls, host: str, port: int, *, window: int = 65_535, hold: bool = False) -> H2Client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import random
 import socket
@@ -13,8 +14,16 @@ from typing import Any
 import pytest
 from net_harness import Rig, get, on_loop, rig, until
 
-from anvil.base.errors import AnvilError, RequestTimeout
-from anvil.base.limits import H2_READ_WINDOW_BYTES, H2_STREAMS_MAX, H2_WINDOW_BYTES, HEADER_BYTES_MAX, KIB, MIB
+from anvil.base.errors import AnvilError, IncompleteBody, RequestTimeout
+from anvil.base.limits import (
+    H2_READ_WINDOW_BYTES,
+    H2_STREAMS_MAX,
+    H2_WIDE_STREAMS_MAX,
+    H2_WINDOW_BYTES,
+    HEADER_BYTES_MAX,
+    KIB,
+    MIB,
+)
 from anvil.net.stream import Stream
 from anvil.wire.http2 import CANCEL, INTERNAL_ERROR, REFUSED_STREAM
 from tests.support.h2client import H2Client
@@ -362,3 +371,90 @@ async def test_http1_still_works_beside_it() -> None:
 
 
 assert H2_WINDOW_BYTES < 256 * KIB
+
+
+@on_loop
+async def test_a_body_of_another_length_than_announced_is_not_whole() -> None:
+    outcomes: list[str] = []
+
+    async def handler(stream: Stream) -> None:
+        try:
+            await stream.read_all(MIB)
+        except IncompleteBody:
+            outcomes.append("incomplete")
+            raise
+
+    async with rig(handler) as net, h2(net) as client:
+        for body in (b"short", b"longer than announced"):
+            stream = client.begin("PUT", "/", [("content-length", "9")], end=False)
+            await client.send(stream, body)
+            assert (await client.answer(stream)).reset is not None
+        await until(lambda: net.stats.requests_in_flight == 0)
+        assert "whole" not in outcomes
+        assert net.errors == []
+
+
+@on_loop
+async def test_what_a_stream_held_goes_with_it() -> None:
+    """Not with the garbage collector, which may be long in coming."""
+
+    def kept() -> int:
+        return sum(type(one).__name__ == "Http2Stream" for one in gc.get_objects())
+
+    async with rig(service) as net, h2(net) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(20):
+                assert (await client.ask("PUT", "/", body=b"x" * 1000)).status == 200
+                stream = client.begin("PUT", "/", end=False)
+                await client.send(stream, b"half", end=False)
+                await until(lambda: net.stats.requests_in_flight == 1)
+                client.cancel(stream)
+                await until(lambda: net.stats.requests_in_flight == 0)
+                assert kept() <= 2, f"after {number} rounds"
+        finally:
+            gc.enable()
+
+
+@on_loop
+async def test_a_slow_reader_is_never_ahead_of_by_more_than_a_window() -> None:
+    most = 0
+
+    async def handler(stream: Stream) -> None:
+        nonlocal most
+        (connection,) = net.server._port.connections
+        view, total = memoryview(bytearray(32 * KIB)), 0
+        while count := await stream.readinto(view):
+            total += count
+            (exchange,) = connection._streams  # type: ignore[attr-defined]
+            most = max(most, exchange.stored)
+            await asyncio.sleep(0.0005)
+        await stream.respond(200, [], b"%d" % total)
+
+    async with rig(handler) as net, h2(net) as client:
+        answer = await client.ask("PUT", "/", body=BLOCK * 4)
+        assert int(answer.body) == 4 * len(BLOCK)
+        assert 0 < most <= H2_READ_WINDOW_BYTES
+
+
+@on_loop
+async def test_only_so_many_streams_may_send_much_ahead() -> None:
+    async with rig(service) as net, h2(net) as one, h2(net) as two, h2(net) as three:
+        body = BLOCK[:200_000]
+        for _ in range(2):
+            asks = [client.ask("PUT", "/", body=body) for client in (one, two, three) for _ in range(30)]
+            assert {answer.status for answer in await asyncio.gather(*asks)} == {200}
+            await until(lambda: net.server._port.wide_streams == 0)
+        net.server._port.wide_streams = H2_WIDE_STREAMS_MAX
+        assert (await one.ask("PUT", "/", body=BLOCK)).headers["etag"] == hashlib.sha256(BLOCK).hexdigest()
+        assert net.server._port.wide_streams == H2_WIDE_STREAMS_MAX
+
+
+@on_loop
+async def test_a_refused_head_request_has_no_body() -> None:
+    async with rig(service) as net, h2(net) as client:
+        answer = await client.ask("HEAD", "/", [("host", "other")])
+        assert (answer.status, answer.body) == (400, b"")
+        assert (await client.ask("OPTIONS", "*")).headers["allow"].startswith("GET")
+        assert (await client.ask("GET", "/")).status == 200

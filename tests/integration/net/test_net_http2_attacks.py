@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -252,3 +253,65 @@ async def test_padding_counts_against_the_window_and_is_given_back() -> None:
         await until(lambda: any(kind == DATA for kind, _, _, _ in raw.frames) or raw.task.done())
         assert [payload for kind, _, _, payload in raw.frames if kind == DATA] == [b"1000000"]
         raw.writer.close()
+
+
+async def unread(net: Rig) -> H2Client:
+    """A client that reads nothing of what comes, over a small buffer."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", net.port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=1024)
+    return H2Client(reader, writer, 8 * MIB, hold=True, deaf=True)
+
+
+async def megabyte(stream: Stream) -> None:
+    await stream.respond(200, [], bytes(900_000))
+
+
+@on_loop
+async def test_refusals_do_not_pile_up_for_a_client_that_does_not_read() -> None:
+    async with rig(megabyte) as net:
+        client = await unread(net)
+        for _ in range(6):
+            client.begin("GET", "/")
+        await until(lambda: net.stats.requests == 6)
+        before = resident()
+        number = client.h2.get_next_available_stream_id()
+        for _ in range(100):
+            block = b"".join(request(number + 2 * n, flags=END_HEADERS) for n in range(1000))
+            number += 2000
+            client.raw(block)
+            await asyncio.sleep(0)
+        await until(lambda: net.stats.refusals["Http2"] == 1)
+        assert resident() - before < 16 * MIB
+        client.close()
+
+
+@pytest.mark.parametrize("way", ["idle", "goaway", "end", "error"])
+@on_loop
+async def test_a_client_that_does_not_read_cannot_keep_a_connection(way: str) -> None:
+    async with rig(megabyte, idle_s=0.1, linger_s=0.1, write_stall_s=0.2) as net:
+        client = await unread(net)
+        client.begin("GET", "/")
+        await until(lambda: net.stats.requests == 1)
+        if way == "goaway":
+            client.raw(frame(GOAWAY, 0, 0, bytes(8)))
+        elif way == "end":
+            client.writer.write_eof()
+        elif way == "error":
+            client.raw(frame(PING, 0, 0, bytes(7)))
+        await until(lambda: net.server.connections_open == 0)
+        client.close()
+
+
+@on_loop
+async def test_a_rejected_head_is_no_unfinished_one() -> None:
+    async with rig(Counting(), header_s=0.1) as net:
+        client = await H2Client.connect("127.0.0.1", net.port)
+        going_on = client.begin("PUT", "/slow", end=False)
+        for headers in ([("X-Upper", "case")], [("connection", "close")]):
+            assert (await client.ask("GET", "/", headers)).reset is not None
+        assert (await client.answer(going_on)).status == 200, "a second later"
+        assert net.stats.timeouts == {}
+        client.close()
