@@ -11,9 +11,9 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from anvil.base.errors import EntityTooLarge, IncompleteBody
-from anvil.base.limits import JOIN_BYTES_MAX, KIB
+from anvil.base.limits import JOIN_BYTES_MAX
 from anvil.base.types import Buffer
-from anvil.net.inbound import Inbound
+from anvil.net.inbound import Inbound, read_bounded
 from anvil.net.stream import Headers, RequestHead
 from anvil.wire.http1 import BODYLESS, CONTINUE, Head, response_head
 
@@ -115,17 +115,7 @@ class HttpStream:
                 raise EntityTooLarge()
             buffer = bytearray(body.left)
             return bytes(memoryview(buffer)[: await self.readinto(memoryview(buffer))])
-        parts: list[bytes] = []
-        total = 0
-        while True:
-            piece = bytearray(min(64 * KIB, limit + 1 - total))
-            count = await self.readinto(memoryview(piece))
-            total += count
-            if total > limit:
-                raise EntityTooLarge()
-            parts.append(bytes(memoryview(piece)[:count]))
-            if count < len(piece):
-                return b"".join(parts)
+        return await read_bounded(self.readinto, limit)
 
     # -- answer
 

@@ -11,9 +11,8 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from anvil.base.errors import AnvilError, EntityTooLarge, IncompleteBody
-from anvil.base.limits import KIB
 from anvil.base.types import Buffer
-from anvil.net.inbound import again
+from anvil.net.inbound import again, read_bounded
 from anvil.net.progress import Progress
 from anvil.net.stream import Headers, RequestHead
 from anvil.wire.http1 import BODYLESS, Head
@@ -128,17 +127,7 @@ class Http2Stream:
         """See `Stream.read_all`."""
         if self.head.content_length is not None and self.head.content_length > limit:
             raise EntityTooLarge()
-        parts: list[bytes] = []
-        total = 0
-        while True:
-            piece = bytearray(min(64 * KIB, limit + 1 - total))
-            count = await self.readinto(memoryview(piece))
-            total += count
-            if total > limit:
-                raise EntityTooLarge()
-            parts.append(bytes(memoryview(piece)[:count]))
-            if count < len(piece):
-                return b"".join(parts)
+        return await read_bounded(self.readinto, limit)
 
     def fail(self, error: AnvilError) -> None:
         """No more of the body will come: whoever reads, now or later, gets `error`."""

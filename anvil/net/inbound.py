@@ -7,9 +7,10 @@ pipelined request is never eaten; one wake-up of the handler per filled view. No
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from anvil.base.errors import AnvilError
+from anvil.base.errors import AnvilError, EntityTooLarge
 from anvil.base.limits import KIB
 from anvil.wire.http1_chunked import TransferDecoder
 
@@ -18,6 +19,21 @@ def again(error: AnvilError) -> AnvilError:
     """The same error, to be raised. An exception that was raised holds the frames it went through, and they hold this body and the
     stripe buffers of the upload: kept here it would be a cycle, and the buffers gone until the garbage collector happens by."""
     return type(error)(error.message, **error.fields)
+
+
+async def read_bounded(readinto: Callable[[memoryview], Awaitable[int]], limit: int) -> bytes:
+    """A body whose length is not known, whole. Raises EntityTooLarge beyond `limit`, and what `readinto` raises."""
+    parts: list[bytes] = []
+    total = 0
+    while True:
+        piece = bytearray(min(64 * KIB, limit + 1 - total))
+        count = await readinto(memoryview(piece))
+        total += count
+        if total > limit:
+            raise EntityTooLarge()
+        parts.append(bytes(memoryview(piece)[:count]))
+        if count < len(piece):
+            return b"".join(parts)
 
 
 _DIRECT_BYTES_MIN: Final = 16 * KIB  # less of a chunk left than this: one read of everything beats two
