@@ -5,7 +5,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
+SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.proto' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
 
 .PHONY: run test build lint asan bench clean lock dev
 .DEFAULT_GOAL := build
@@ -67,4 +67,5 @@ lock: $(VENV)/python
 clean:
 	rm -rf $(VENV) $(VENV)-lock build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
 	find anvil \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
+	rm -f anvil/api/grpc/proto/*_pb2*.py*
 	find anvil -name '*.pyx' | sed 's/\.pyx$$/.c/' | xargs -r rm -f

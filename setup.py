@@ -1,4 +1,4 @@
-"""Builds the Cython extensions. Everything else about the package is in pyproject.toml.
+"""Builds the Cython extensions, and the Python modules of the .proto files. Everything else about the package is in pyproject.toml.
 
 Each extension is one `.pyx` with its `.pyi` beside it; C sources and headers of a kernel stand next to it. Libraries are found by
 pkg-config, and a missing one is named together with the Debian package that has it. `ANVIL_STRICT=1` (CI) turns warnings into errors,
@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from glob import glob
 
 from Cython.Build import cythonize
+from grpc_tools import protoc
 from setuptools import Extension, setup
 
 DEBIAN_PACKAGES = {
@@ -87,6 +89,15 @@ def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
     )
 
 
+def generate_protos() -> None:
+    """Beside each .proto file its messages, their types, and stubs for grpcio."""
+    well_known = os.path.join(os.path.dirname(protoc.__file__), "_proto")
+    out = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
+    if protoc.main(["protoc", "-I.", f"-I{well_known}", *out, *sorted(glob("anvil/api/grpc/proto/*.proto"))]) != 0:
+        sys.exit("the .proto files could not be compiled")
+
+
+generate_protos()
 setup(
     ext_modules=cythonize(
         [extension(name, *spec) for name, spec in EXTENSIONS.items()],

@@ -61,7 +61,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 
 def sources(suffix: str = ".py") -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob(f"*{suffix}") if "__pycache__" not in path.parts)
+    """Without what is generated from the .proto files."""
+    return sorted(path for path in PACKAGE.rglob(f"*{suffix}") if "__pycache__" not in path.parts and "_pb2" not in path.name)
 
 
 def relative(path: Path) -> str:
