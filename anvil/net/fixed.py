@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Final
 
+from anvil.net.stream import Headers
+from anvil.wire.grpc_head import percent_encoded
 from anvil.wire.http1 import Refusal
 
 ALLOW: Final = ((b"allow", b"GET, HEAD, PUT, POST, DELETE, OPTIONS"),)
@@ -18,5 +20,17 @@ GRPC_H2_ANSWER: Final = (
     (b"grpc-status", b"12"),
     (b"grpc-message", b"this server has no gRPC services"),
 )
+_GRPC_STATUS: Final = {431: b"8", 501: b"12", 503: b"14"}  # RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE; else INTERNAL
+
+
+def grpc_refusal(refusal: Refusal) -> Headers:
+    """A refusal, to a gRPC client: status and message where it looks for them."""
+    return (
+        (b"content-type", b"application/grpc"),
+        (b"grpc-status", _GRPC_STATUS.get(refusal.status, b"13")),
+        (b"grpc-message", percent_encoded(refusal.message)),
+    )
+
+
 SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER that makes close() send a reset
