@@ -31,6 +31,7 @@ class Http2Stream:
         "_connection",
         "_exchange",
         "_expects_continue",
+        "_fields",
         "_lent",
         "_room",
         "_silent",
@@ -41,7 +42,6 @@ class Http2Stream:
         "pressed_progress",
         "read_progress",
         "running",
-        "sent_head_bytes",
         "started",
         "task",
         "waiter",
@@ -66,6 +66,7 @@ class Http2Stream:
         self._exchange: Final = exchange
         self._expects_continue = head.expects_continue and not exchange.ended
         self.widened = False  # counts among the port's wide streams
+        self._fields: list[tuple[bytes, bytes]] = []  # of the answer
         self._announced: int | None = 0
         self._written = 0
         self._silent = False
@@ -77,7 +78,6 @@ class Http2Stream:
         self.finished = False
         self.task: asyncio.Task[None] | None = None
         self.running = False  # the task has reached its first line
-        self.sent_head_bytes = 0
         self.read_progress: Final = Progress()
         self.write_progress: Final = Progress()
         self.pressed_progress: Final = Progress()  # of whichever direction is waited for, while others wait for memory
@@ -154,7 +154,7 @@ class Http2Stream:
     @property
     def sent_bytes(self) -> int:
         """Of the answer's body, and of its head before compression."""
-        return self.sent_head_bytes + self._written
+        return sum([len(name) + len(value) for name, value in self._fields]) + self._written
 
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
@@ -189,7 +189,7 @@ class Http2Stream:
     async def write(self, *pieces: Buffer) -> None:
         """See `Stream.write`. For HEAD the bytes are dropped. Raises RuntimeError beyond the announced length,
         ConnectionResetError."""
-        count = sum(map(len, pieces))
+        count = sum([len(piece) for piece in pieces])
         if not self.started or self.finished:
             raise RuntimeError("write outside of start and finish")
         if count == 0 or self._silent:
@@ -305,7 +305,7 @@ class Http2Stream:
         if self.started:
             raise RuntimeError("a request is answered once")
         self.started = True
-        self.sent_head_bytes = sum(len(name) + len(value) for name, value in fields)
+        self._fields = fields
         self._connection.session.respond(self._exchange, fields, body)
 
 

@@ -40,6 +40,8 @@ def is_grpc(method: str | bytes, content_type: bytes) -> bool:
 
 def is_protobuf(content_type: bytes) -> bool:
     """Whether the messages of a call are protobuf, the only encoding there is here."""
+    if content_type == CONTENT_TYPE:
+        return True
     kind = content_type.partition(b";")[0].strip().lower()
     return kind in (CONTENT_TYPE, CONTENT_TYPE + b"+proto")
 
