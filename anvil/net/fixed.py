@@ -7,7 +7,7 @@ from typing import Final
 
 from anvil.net.stream import Headers
 from anvil.wire.grpc_head import percent_encoded
-from anvil.wire.http1 import Refusal
+from anvil.wire.http1 import Refusal, head_too_large
 
 ALLOW: Final = ((b"allow", b"GET, HEAD, PUT, POST, DELETE, OPTIONS"),)
 GRPC_ANSWER: Final = (
@@ -20,14 +20,15 @@ GRPC_H2_ANSWER: Final = (
     (b"grpc-status", b"12"),
     (b"grpc-message", b"this server has no gRPC services"),
 )
-_GRPC_STATUS: Final = {431: b"8", 501: b"12", 503: b"14"}  # RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE; else INTERNAL
+# By code: RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE; others are INTERNAL.
+_GRPC_STATUS: Final = {head_too_large().code: b"8", "NotImplemented": b"12", "SlowDown": b"14"}
 
 
 def grpc_refusal(refusal: Refusal) -> Headers:
     """A refusal, to a gRPC client: status and message where it looks for them."""
     return (
         (b"content-type", b"application/grpc"),
-        (b"grpc-status", _GRPC_STATUS.get(refusal.status, b"13")),
+        (b"grpc-status", _GRPC_STATUS.get(refusal.code, b"13")),
         (b"grpc-message", percent_encoded(refusal.message)),
     )
 
