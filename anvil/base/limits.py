@@ -121,6 +121,12 @@ SWEEP_S: Final = 1.0  # granularity of all connection time-outs
 ACCEPT_BACKLOG: Final = 1024
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per worker; more are answered 503 SlowDown
 
+# -- gRPC --------------------------------------------------------------------------------------------------------------
+GRPC_ERROR_MESSAGE_BYTES_MAX: Final = 768  # three times that in `grpc-message`, where every byte may be percent-encoded
+GRPC_ERROR_FIELD_BYTES_MAX: Final = KEY_BYTES_MAX  # of an error's field; what is longer is cut
+GRPC_ERROR_FIELDS_BYTES_MAX: Final = 2 * KIB  # of all of them with their names; those that do not fit are left out
+GRPC_RETRY_DELAY_S: Final = 1  # what UNAVAILABLE asks clients to wait
+
 # -- authentication ----------------------------------------------------------------------------------------------------
 SIGNING_KEYS_MAX: Final = 4096  # cached per worker, about 300 bytes each; a missing one costs four HMACs (5 us)
 POLICY_SETS_MAX: Final = 4096  # compiled rights cached per worker, one per app in use
@@ -200,6 +206,9 @@ LOOP_LAG_S_MAX: Final = 1.0  # a loop that was late by more than this is not res
 METRICS_SERIES_MAX: Final = 2000  # label sets of one metric; more share one named `_other`
 METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 
+assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (
+    "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
+)
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
 assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
 assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES

@@ -50,6 +50,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.AccessDenied: S3Error("AccessDenied", 403, ("HeadersNotSigned",)),
     e.InvalidAccessKey: S3Error("InvalidAccessKeyId", 403, ("AWSAccessKeyId",)),
     e.InvalidToken: S3Error("InvalidToken", 400),
+    e.ExpiredToken: S3Error("ExpiredToken", 400),
     e.SignatureMismatch: S3Error(
         "SignatureDoesNotMatch", 403, ("AWSAccessKeyId", "StringToSign", "SignatureProvided", "CanonicalRequest")
     ),
