@@ -130,6 +130,11 @@ GRPC_RETRY_DELAY_S: Final = 1  # what UNAVAILABLE asks clients to wait
 # -- authentication ----------------------------------------------------------------------------------------------------
 SIGNING_KEYS_MAX: Final = 4096  # cached per worker, about 300 bytes each; a missing one costs four HMACs (5 us)
 POLICY_SETS_MAX: Final = 4096  # compiled rights cached per worker, one per app in use
+ACCESS_TOKEN_S: Final = 3600  # a stolen token ends by itself; a secret reset ends it at once
+ACCESS_TOKEN_SKEW_S: Final = 60  # the clock of the node that issued a token may be ahead by so much
+ACCESS_TOKEN_BYTES_MAX: Final = 1 * KIB  # with its scheme; ours have under 500 with the longest access key
+ACCESS_TOKENS_CACHED_MAX: Final = 4096  # verified tokens a worker remembers, about 500 bytes each; another one costs 30 us
+ACCESS_KEY_CHARS_MAX: Final = 128  # S3's own; a longer client id is nobody's
 PUBLIC_ENDPOINTS_MAX: Final = 16  # each is one more signature tried before a request is refused
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
