@@ -113,6 +113,12 @@ class NameTaken(Conflict):
     """An administrator created something under a name already in use."""
 
 
+class LimitExceeded(Conflict):
+    """There is as much of it as there may be: rights of an app, grants of a bucket."""
+
+    default = "The request would exceed a limit of this server."
+
+
 # -- Denied -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ TIB: Final = 1024 * GIB
 
 # -- S3's own numbers (Amazon S3 User Guide, "Multipart upload limits", "Naming objects") -----------------------------
 KEY_BYTES_MAX: Final = 1024
+BUCKET_NAME_CHARS_MAX: Final = 63
 OBJECT_BYTES_MAX: Final = 5 * TIB
 PUT_BYTES_MAX: Final = 5 * GIB  # one PutObject, UploadPart or CopyObject
 PART_BYTES_MIN: Final = 5 * MIB  # every part but the last
@@ -135,6 +136,15 @@ ACCESS_TOKEN_SKEW_S: Final = 60  # the clock of the node that issued a token may
 ACCESS_TOKEN_BYTES_MAX: Final = 1 * KIB  # with its scheme; ours have under 500 with the longest access key
 ACCESS_TOKENS_CACHED_MAX: Final = 4096  # verified tokens a worker remembers, about 500 bytes each; another one costs 30 us
 ACCESS_KEY_CHARS_MAX: Final = 128  # S3's own; a longer client id is nobody's
+APP_NAME_CHARS_MAX: Final = 256  # an app named over the API; a longer name is nobody's
+RESOURCE_BYTES_MAX: Final = BUCKET_NAME_CHARS_MAX + 1 + KEY_BYTES_MAX + 1  # of a right: bucket, slash, key, star
+RIGHTS_PER_APP_MAX: Final = 1000  # granted over the API; every worker holds the rights of the apps in use, and looks through them
+BUCKET_POLICY_GRANTS_MAX: Final = 1000  # of one PutBucketPolicy
+BUCKET_POLICY_BYTES_MAX: Final = 20 * KIB  # the same; S3's own bound on a bucket policy
+BUCKET_RIGHTS_BYTES_MAX: Final = 2 * MIB  # of one GetBucketPolicy: gRPC clients take messages of 4 MiB
+POLICY_PUT_TRIES_MAX: Final = 5  # of a PutBucketPolicy without a condition that others overtake
+REFUSALS_AUDITED_MAX: Final = 60  # of one app per minute: nobody without a right fills the database with refusals
+REFUSED_APPS_MAX: Final = 4096  # apps whose refusals are being counted
 PUBLIC_ENDPOINTS_MAX: Final = 16  # each is one more signature tried before a request is refused
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
@@ -234,6 +244,8 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
+assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
+assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
 assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60

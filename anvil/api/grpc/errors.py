@@ -38,6 +38,7 @@ CODES: dict[type[e.AnvilError], StatusCode] = {
     e.BucketAlreadyOwnedByYou: StatusCode.ALREADY_EXISTS,
     e.NameTaken: StatusCode.ALREADY_EXISTS,
     e.BucketNotEmpty: StatusCode.FAILED_PRECONDITION,
+    e.LimitExceeded: StatusCode.RESOURCE_EXHAUSTED,
     e.PreconditionFailed: StatusCode.FAILED_PRECONDITION,
     # Denied: UNAUTHENTICATED says "other credentials", PERMISSION_DENIED "ask for the right"
     e.Denied: StatusCode.PERMISSION_DENIED,

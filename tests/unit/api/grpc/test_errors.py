@@ -60,6 +60,7 @@ SPECIAL = {
     errors.MethodNotAllowed: StatusCode.UNIMPLEMENTED,
     errors.NotSupported: StatusCode.UNIMPLEMENTED,
     errors.TooManyBuckets: StatusCode.RESOURCE_EXHAUSTED,
+    errors.LimitExceeded: StatusCode.RESOURCE_EXHAUSTED,
     errors.StorageFull: StatusCode.RESOURCE_EXHAUSTED,
     errors.OutcomeUnknown: StatusCode.UNKNOWN,
     errors.KernelFault: StatusCode.INTERNAL,
