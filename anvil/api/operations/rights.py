@@ -36,6 +36,9 @@ from anvil.engine.ports import Catalog, Rights
 from anvil.model.identity import Action, Actor, App, Bucket, BucketRights, Grant, Policy, Principal
 
 log = logging.getLogger(__name__)
+_PUT: Final = "PutBucketPolicy"
+_SINGLY: Final = "change single rights with GrantAccess and RevokeAccess."
+_CHANGED: Final = "The bucket's policy changed since it was read."
 
 
 class Judge(Protocol):
@@ -130,11 +133,6 @@ async def put_bucket_policy(caller: Caller, bucket: str, public_read: bool, gran
             if if_match:
                 raise
     raise OperationAborted(_CHANGED)
-
-
-_PUT: Final = "PutBucketPolicy"
-_SINGLY: Final = "change single rights with GrantAccess and RevokeAccess."
-_CHANGED: Final = "The bucket's policy changed since it was read."
 
 
 def _order(grant: Grant) -> tuple[str, str, str]:
