@@ -52,6 +52,7 @@ CODES: dict[type[e.AnvilError], StatusCode] = {
     e.Invalid: StatusCode.INVALID_ARGUMENT,
     e.AuthorizationHeaderMalformed: StatusCode.UNAUTHENTICATED,
     e.AuthorizationQueryError: StatusCode.UNAUTHENTICATED,
+    e.MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,  # as every gRPC server says it
     e.InvalidRange: StatusCode.OUT_OF_RANGE,
     e.InvalidPartNumber: StatusCode.OUT_OF_RANGE,
     e.RequestTimeout: StatusCode.DEADLINE_EXCEEDED,
