@@ -30,6 +30,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.macro.s3", "list"),
     ("bench.macro.s3", "memory"),
     ("bench.macro.s3", "http2"),
+    ("bench.macro.grpc_calls",),
 )
 
 

@@ -187,6 +187,12 @@ class EntityTooLarge(Invalid):
     default = "Your proposed upload exceeds the maximum allowed object size."
 
 
+class MessageTooLarge(Invalid):
+    """One message of a gRPC call. `fields`: Size, MaxSizeAllowed."""
+
+    default = "A message of the call is larger than the server takes: send the bytes in smaller chunks."
+
+
 class EntityTooSmall(Invalid):
     default = "Your proposed upload is smaller than the minimum allowed object size."
 

@@ -21,7 +21,7 @@ import msgspec
 
 from anvil.base import limits as bounds
 from anvil.net.progress import Progress
-from anvil.net.stream import Handler, Headers, RequestHead
+from anvil.net.stream import Handler, Headers, RequestHead, TrailingHandler
 from anvil.wire.http1 import Refusal, date_and_server, field_lines
 
 _log = logging.getLogger("anvil.net")
@@ -109,12 +109,14 @@ class Port:
         self,
         handler: Handler,
         *,
+        grpc: TrailingHandler | None = None,
         limits: NetLimits | None = None,
         on_error: OnError = log_error,
         render_refusal: RenderRefusal = plain_refusal,
         pressed: Pressed = lambda: False,
     ) -> None:
         self.handler: Final = handler
+        self.grpc: Final = grpc
         self.limits: Final = limits or NetLimits()
         self.on_error: Final = on_error
         self.render_refusal: Final = render_refusal

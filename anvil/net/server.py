@@ -15,7 +15,7 @@ from typing import Final
 from anvil.base.limits import ACCEPT_BACKLOG, DRAIN_S
 from anvil.net.connection import Connection
 from anvil.net.port import NetLimits, NetStats, OnError, Port, Pressed, RenderRefusal, log_error, plain_refusal
-from anvil.net.stream import Handler
+from anvil.net.stream import Handler, TrailingHandler
 
 _CANCEL_S: Final = 10.0  # for handlers to clean up after they were cancelled
 
@@ -69,6 +69,7 @@ async def serve(
     handler: Handler,
     addresses: Sequence[tuple[str, int]],
     *,
+    grpc: TrailingHandler | None = None,
     limits: NetLimits | None = None,
     reuse_port: bool = False,
     backlog: int = ACCEPT_BACKLOG,
@@ -77,10 +78,10 @@ async def serve(
     render_refusal: RenderRefusal = plain_refusal,
     pressed: Pressed = lambda: False,
 ) -> Server:
-    """Listen on `addresses` (host, port; IPv4 or IPv6; port 0 picks one) and call `handler` for each request. `pressed` is asked
-    at each sweep; while it is true the minimum rates are those of `pressed_bytes_per_s`. Raises OSError if
-    an address cannot be had, in which case nothing is left listening."""
-    port = Port(handler, limits=limits, on_error=on_error, render_refusal=render_refusal, pressed=pressed)
+    """Listen on `addresses` (host, port; IPv4 or IPv6; port 0 picks one) and call `handler` for each request, `grpc` for each gRPC call
+    over HTTP/2 (without one they are answered UNIMPLEMENTED). `pressed` is asked at each sweep; while it is true the minimum rates are
+    those of `pressed_bytes_per_s`. Raises OSError if an address cannot be had, in which case nothing is left listening."""
+    port = Port(handler, grpc=grpc, limits=limits, on_error=on_error, render_refusal=render_refusal, pressed=pressed)
     listeners: list[asyncio.Server] = []
     try:
         for host, number in addresses:

@@ -90,3 +90,39 @@ class Stream(Protocol):
 
 class Handler(Protocol):
     async def __call__(self, stream: Stream) -> None: ...
+
+
+class TrailingStream(Protocol):
+    """A stream whose answer can end with trailers: one of HTTP/2. What a gRPC call is served on, with the rules of `Stream`."""
+
+    head: RequestHead
+
+    def whole(self) -> bytes | None:
+        """The whole body, if it has come already and nobody began to read it."""
+        ...
+
+    async def readinto(self, view: memoryview) -> int: ...
+
+    async def reply(self, fields: list[tuple[bytes, bytes]], body: bytes, trailers: list[tuple[bytes, bytes]] | None) -> None:
+        """A whole answer. `fields`: all of its head, `:status` first; without `trailers` there is nothing else."""
+        ...
+
+    def begin(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Begin an answer with all of its head; its body follows through `write`, then `finish`."""
+        ...
+
+    async def write(self, *pieces: Buffer) -> None:
+        """As `Stream.write`; pieces of one call are never parted by a cancellation."""
+        ...
+
+    async def finish(self, trailers: list[tuple[bytes, bytes]] | None = None) -> None: ...
+    @property
+    def started(self) -> bool: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+
+
+class TrailingHandler(Protocol):
+    async def __call__(self, stream: TrailingStream) -> None: ...

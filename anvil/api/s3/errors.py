@@ -66,6 +66,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.KeyTooLong: S3Error("KeyTooLongError", 400, ("Size", "MaxSizeAllowed")),
     e.MetadataTooLarge: S3Error("MetadataTooLarge", 400, ("Size", "MaxSizeAllowed")),
     e.EntityTooLarge: S3Error("EntityTooLarge", 400, _SIZE),
+    e.MessageTooLarge: S3Error("EntityTooLarge", 400, ("Size", "MaxSizeAllowed")),
     e.EntityTooSmall: S3Error("EntityTooSmall", 400, _SIZE),
     e.InvalidPart: S3Error("InvalidPart", 400, ("UploadId", "PartNumber", "ETag")),
     e.InvalidPartOrder: S3Error("InvalidPartOrder", 400, ("UploadId",)),
