@@ -12,8 +12,8 @@ from functools import partial
 from typing import Final
 
 from anvil._ec.digest import DigestLanes
+from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
-from anvil.api.s3.call import Services
 from anvil.auth.authenticate import Authenticator
 from anvil.auth.authorize import Authorizer
 from anvil.base import instruments
@@ -190,7 +190,8 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         )
         endpoint = config.api.public_urls[0]
         api = S3Api(
-            Services(engine, link.catalog, Authorizer(), open_body, config.node.region, {config.node.region: endpoint}),
+            Services(engine, link.catalog, Authorizer(), config.node.region, {config.node.region: endpoint}),
+            open_body,
             Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
             base_domains=config.api.bucket_hosts,
             observers=(request_finished,),

@@ -15,10 +15,11 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+from anvil.api.operations.caller import Services
 from anvil.api.s3 import features
-from anvil.api.s3.call import Call, Finished, Services
+from anvil.api.s3.call import Call, Finished
 from anvil.api.s3.errors import classify, error_headers, error_xml
-from anvil.api.s3.ports import Authenticator
+from anvil.api.s3.ports import Authenticator, OpenBody
 from anvil.api.s3.request import Address, parse_address, parse_request
 from anvil.api.s3.routes import refuse, resolve
 from anvil.api.s3.xml import CONTENT_TYPE, Xml
@@ -54,6 +55,7 @@ class S3Api:
     def __init__(
         self,
         services: Services,
+        open_body: OpenBody,
         authenticator: Authenticator,
         *,
         base_domains: Sequence[str] = (),
@@ -63,6 +65,7 @@ class S3Api:
         request_ids: Callable[[], str] = new_request_id,
     ) -> None:
         self._services = services
+        self._open_body = open_body
         self._authenticator = authenticator
         self._virtual_bucket = Hosts(base_domains).virtual_bucket if base_domains else None
         self._admin = dict(admin_paths or {})
@@ -72,7 +75,7 @@ class S3Api:
 
     async def __call__(self, stream: Stream) -> None:
         """Answer one request. Raises nothing but CancelledError."""
-        call = Call(self._services, stream, self._request_ids(), self._host_id)
+        call = Call(self._services, self._open_body, stream, self._request_ids(), self._host_id)
         try:
             await self._serve(call)
         except asyncio.CancelledError:

@@ -6,30 +6,18 @@ Owns: the headers that are on every answer and the facts the access log and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import perf_counter
 from typing import Final
 
 import msgspec
 
-from anvil.api.s3.ports import Authorizer, Engine, OpenBody
+from anvil.api.operations.caller import Services
+from anvil.api.s3.ports import OpenBody
 from anvil.api.s3.request import S3Request
 from anvil.api.s3.xml import CONTENT_TYPE
 from anvil.auth.types import Authenticated
-from anvil.engine.ports import Catalog
-from anvil.model.identity import ANONYMOUS, Principal, Tenant
+from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import Headers, Stream
-
-
-class Services(msgspec.Struct, frozen=True):
-    """What handlers work with. `endpoints`: region name -> URL clients reach it under, for redirects."""
-
-    engine: Engine
-    catalog: Catalog
-    authorizer: Authorizer
-    open_body: OpenBody
-    region: str
-    endpoints: Mapping[str, str] = {}
 
 
 class Finished(msgspec.Struct, frozen=True):
@@ -52,7 +40,7 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 class Call:
-    """Owned by the task that serves the request. `request` and `auth` are set before a handler sees it."""
+    """Owned by the task that serves the request; the operations' `Caller`. `request` and `auth` are set before a handler sees it."""
 
     __slots__ = (
         "_base",
@@ -60,6 +48,7 @@ class Call:
         "error_code",
         "first_byte_at",
         "host_id",
+        "open_body",
         "operation",
         "request",
         "request_id",
@@ -71,8 +60,9 @@ class Call:
     )
     request: S3Request
 
-    def __init__(self, services: Services, stream: Stream, request_id: str, host_id: str) -> None:
+    def __init__(self, services: Services, open_body: OpenBody, stream: Stream, request_id: str, host_id: str) -> None:
         self.services: Final = services
+        self.open_body: Final = open_body
         self.stream: Final = stream
         self.request_id: Final = request_id
         self.host_id: Final = host_id
@@ -122,8 +112,3 @@ class Call:
             received_bytes=stream.received_bytes,
             sent_bytes=stream.sent_bytes,
         )
-
-
-def owner_id(tenant: Tenant) -> str:
-    """The canonical user id of a tenant, shaped as an AWS account id, which is also what `x-amz-expected-bucket-owner` names."""
-    return f"{tenant.tenant_id:012d}"
