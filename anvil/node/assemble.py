@@ -6,16 +6,19 @@ Invariant: what is opened here is closed here, in the opposite order. Not here: 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
 from anvil._ec.digest import DigestLanes
+from anvil.api.grpc.app import GrpcApi
 from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
 from anvil.auth.authenticate import Authenticator
 from anvil.auth.authorize import Authorizer
+from anvil.auth.tokens import Tokens
 from anvil.base import instruments
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
@@ -95,6 +98,7 @@ class Worker:
         self,
         process: Child,
         api: S3Api,
+        grpc: GrpcApi,
         metadata: RegionalStore,
         session: WriterSession,
         placement: Placement,
@@ -104,6 +108,7 @@ class Worker:
     ) -> None:
         self.handler: Handler = api
         self._api = api
+        self._grpc = grpc
         self._metadata = metadata
         self._plan = process.plan
         self._session = session
@@ -127,14 +132,20 @@ class Worker:
     async def listen(self, handler: Handler) -> None:
         address = (self._plan.listen_host, self._plan.listen_port)
         self._server = await serve(
-            handler, [address], reuse_port=True, render_refusal=self._api.refusal, pressed=lambda: self._buffers.waiting > 0
+            handler,
+            [address],
+            grpc=self._grpc,
+            reuse_port=True,
+            render_refusal=self._api.refusal,
+            pressed=lambda: self._buffers.waiting > 0,
         )
         REGISTRY.before_snapshot.append(self._fill)
 
     def _fill(self) -> None:
         if self._server is not None:
             stats = self._server.stats
-            instruments.API_IN_FLIGHT.labels("s3").set(stats.requests_in_flight)
+            instruments.API_IN_FLIGHT.labels("s3").set(stats.requests_in_flight - self._grpc.in_flight)
+            instruments.API_IN_FLIGHT.labels("grpc").set(self._grpc.in_flight)
             for reason, count in stats.rejected.items():
                 instruments.API_REJECTED.labels(reason).set(count)
         instruments.DB_POOL_CONNECTIONS.labels("regional", "open").set(REGIONAL_CONNECTIONS_MAX if self._metadata.up else 0)
@@ -189,8 +200,16 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             )
         )
         endpoint = config.api.public_urls[0]
+        services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, {config.node.region: endpoint})
+        grpc = GrpcApi(
+            services,
+            Tokens(config.security.jwt_secret, time.time, link.catalog),
+            ready=lambda: link.readiness().status == "ready",
+            request_ids=request_id,
+            observers=(request_finished,),
+        )
         api = S3Api(
-            Services(engine, link.catalog, Authorizer(), config.node.region, {config.node.region: endpoint}),
+            services,
             open_body,
             Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
             base_domains=config.api.bucket_hosts,
@@ -198,7 +217,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
-        return Worker(process, api, metadata, session, placement, owned, buffers, opened.pop_all())
+        return Worker(process, api, grpc, metadata, session, placement, owned, buffers, opened.pop_all())
 
 
 # -- the background process ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any, Final, NoReturn
 
 import grpc
@@ -38,7 +39,9 @@ class Context:
         "_trailing",
         "caller",
         "deadline_s",
+        "first_byte_at",
         "method",
+        "started_at",
         "stream",
     )
 
@@ -47,6 +50,8 @@ class Context:
         self.stream: Final = stream
         self.method: Final = method
         self.caller: Any = None
+        self.started_at: Final = perf_counter()
+        self.first_byte_at: float | None = None
         self.deadline_s: float | None = None  # on the loop's clock
         self._serialize: Final = serialize
         self._initial: Metadata = ()
@@ -68,6 +73,7 @@ class Context:
         """Send the head of the answer now. Raises ValueError for metadata that HTTP/2 cannot carry."""
         if self.stream.started:
             raise ValueError("the head of the answer has been sent")
+        self.first_byte_at = perf_counter()
         self.stream.begin(head_fields(initial_metadata))
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
@@ -161,6 +167,7 @@ class Context:
             await self.stream.write(message)
             await self.stream.finish(self._status())
         else:
+            self.first_byte_at = perf_counter()
             await self.stream.reply(head_fields(), message, self._status())
 
     async def end(self) -> None:
@@ -168,6 +175,7 @@ class Context:
         if self.stream.started:
             await self.stream.finish(self._status())
         else:
+            self.first_byte_at = perf_counter()
             await self.stream.reply(head_fields() + self._status(), b"", None)
 
     def over(self) -> None:
@@ -181,4 +189,5 @@ class Context:
 
     def _open(self) -> None:
         if not self.stream.started:
+            self.first_byte_at = perf_counter()
             self.stream.begin(head_fields())

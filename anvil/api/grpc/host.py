@@ -109,6 +109,11 @@ class GrpcHost:
         """The names of all services, for reflection."""
         return tuple(sorted({path.decode().split("/")[1] for path in self._methods}))
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The paths of all methods."""
+        return tuple(method.name for method in self._methods.values())
+
     # -- serving
 
     async def __call__(self, stream: TrailingStream) -> None:
@@ -133,6 +138,9 @@ class GrpcHost:
         except _Refused as refused:
             context.set_status(UNIMPLEMENTED, str(refused))
             await _end(context)
+        except asyncio.CancelledError:
+            context.set_status(CANCELLED, "")
+            raise
         except ConnectionError:
             context.set_status(CANCELLED, "")  # the client has gone away: nobody to tell
         except Exception as error:

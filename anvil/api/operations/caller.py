@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from anvil.api.operations.ports import Authorizer, Engine
-from anvil.engine.ports import Catalog
+from anvil.engine.ports import Catalog, Rights
 from anvil.model.identity import Principal
 
 
@@ -21,12 +21,13 @@ class Services(msgspec.Struct, frozen=True):
     engine: Engine
     catalog: Catalog
     authorizer: Authorizer
+    rights: Rights
     region: str
     endpoints: Mapping[str, str] = {}
 
 
 class Caller(Protocol):
-    """One request, authenticated."""
+    """One request, authenticated. `peer`: the address it came from, for the audit."""
 
     @property
     def services(self) -> Services: ...
@@ -34,3 +35,5 @@ class Caller(Protocol):
     def principal(self) -> Principal: ...
     @property
     def request_id(self) -> str: ...
+    @property
+    def peer(self) -> str: ...

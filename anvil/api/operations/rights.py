@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
+from anvil.api.operations.caller import Caller
 from anvil.base.errors import (
     AccessDenied,
     InvalidArgument,
@@ -32,42 +33,12 @@ from anvil.base.limits import (
     BUCKET_POLICY_GRANTS_MAX,
     POLICY_PUT_TRIES_MAX,
 )
-from anvil.engine.ports import Catalog, Rights
-from anvil.model.identity import Action, Actor, App, Bucket, BucketRights, Grant, Policy, Principal
+from anvil.model.identity import Action, Actor, App, Bucket, BucketRights, Grant, Policy
 
 log = logging.getLogger(__name__)
 _PUT: Final = "PutBucketPolicy"
 _SINGLY: Final = "change single rights with GrantAccess and RevokeAccess."
 _CHANGED: Final = "The bucket's policy changed since it was read."
-
-
-class Judge(Protocol):
-    """What is needed of the Authorizer."""
-
-    def require_covered(self, principal: Principal, action: str, pattern: str) -> None: ...
-    def visible_bucket(self, principal: Principal, bucket: Bucket | None) -> Bucket: ...
-
-
-class Services(Protocol):
-    @property
-    def catalog(self) -> Catalog: ...
-    @property
-    def authorizer(self) -> Judge: ...
-    @property
-    def rights(self) -> Rights: ...
-
-
-class Caller(Protocol):
-    """Who asks. `peer`: the address it calls from, for the audit."""
-
-    @property
-    def services(self) -> Services: ...
-    @property
-    def principal(self) -> Principal: ...
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def peer(self) -> str: ...
 
 
 async def grant(caller: Caller, app: str, action: str, resource: str) -> bool:

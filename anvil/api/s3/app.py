@@ -15,9 +15,10 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+from anvil.api.finished import CLIENT_GONE, Observer
 from anvil.api.operations.caller import Services
 from anvil.api.s3 import features
-from anvil.api.s3.call import Call, Finished
+from anvil.api.s3.call import Call
 from anvil.api.s3.errors import classify, error_headers, error_xml
 from anvil.api.s3.ports import Authenticator, OpenBody
 from anvil.api.s3.request import Address, parse_address, parse_request
@@ -30,8 +31,6 @@ from anvil.net.stream import Headers, RequestHead, Stream
 log = logging.getLogger(__name__)
 
 AdminHandler = Callable[[Stream], Awaitable[None]]
-Observer = Callable[[Finished], None]
-CLIENT_GONE = 499  # as nginx counts it; never sent
 
 
 class Refused(Protocol):

@@ -9,8 +9,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import Final
 
-import msgspec
-
+from anvil.api.finished import Finished
 from anvil.api.operations.caller import Services
 from anvil.api.s3.ports import OpenBody
 from anvil.api.s3.request import S3Request
@@ -18,25 +17,6 @@ from anvil.api.s3.xml import CONTENT_TYPE
 from anvil.auth.types import Authenticated
 from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import Headers, Stream
-
-
-class Finished(msgspec.Struct, frozen=True):
-    """One answered request, for metrics and access log. Times in seconds; `ttfb_s` is None when no byte was sent.
-
-    `status` 499: the client went away before an answer was begun."""
-
-    operation: str
-    method: str
-    path: str
-    peer: str
-    request_id: str
-    access_key: str
-    status: int
-    error_code: str
-    seconds: float
-    ttfb_s: float | None
-    received_bytes: int
-    sent_bytes: int
 
 
 class Call:
@@ -79,6 +59,10 @@ class Call:
     def principal(self) -> Principal:
         return self.auth.principal
 
+    @property
+    def peer(self) -> str:
+        return self.stream.head.peer
+
     async def respond(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
         """A whole answer."""
         self._begin(status)
@@ -99,6 +83,7 @@ class Call:
     def finished(self) -> Finished:
         head, stream, app = self.stream.head, self.stream, self.principal.app
         return Finished(
+            api="s3",
             operation=self.operation,
             method=head.method,
             path=self.resource,
@@ -111,4 +96,5 @@ class Call:
             ttfb_s=None if self.first_byte_at is None else self.first_byte_at - self.started_at,
             received_bytes=stream.received_bytes,
             sent_bytes=stream.sent_bytes,
+            server_fault=self.status >= 500,
         )

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import msgspec
 
+from anvil.api.finished import Finished
 from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
-from anvil.api.s3.call import Finished
 from anvil.auth.types import Authenticated, Payload
 from anvil.base.errors import (
     AccessDenied,
@@ -232,6 +232,7 @@ class World:
             engine=self.engine,
             catalog=self.catalog,
             authorizer=FakeAuthorizer(),
+            rights=None,  # type: ignore[arg-type]  # S3 has no operation that changes any
             region=REGION,
             endpoints={"eu-west-1": "https://eu.example.com"},
         )

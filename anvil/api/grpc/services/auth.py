@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from anvil.api.grpc.proto import auth_pb2 as pb
 from anvil.api.grpc.proto.auth_pb2_grpc import AuthServiceServicer
 from anvil.api.operations import rights
+from anvil.api.operations.caller import Caller
 from anvil.auth.tokens import Tokens
 
 
@@ -19,7 +20,7 @@ class Context(Protocol):
     """What is needed of the host's context."""
 
     @property
-    def caller(self) -> rights.Caller: ...
+    def caller(self) -> Caller: ...
 
 
 class AuthService(AuthServiceServicer):

@@ -53,6 +53,7 @@ SPECIAL = {
     errors.RequestExpired: StatusCode.UNAUTHENTICATED,
     errors.AuthorizationHeaderMalformed: StatusCode.UNAUTHENTICATED,
     errors.AuthorizationQueryError: StatusCode.UNAUTHENTICATED,
+    errors.MessageTooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.InvalidRange: StatusCode.OUT_OF_RANGE,
     errors.InvalidPartNumber: StatusCode.OUT_OF_RANGE,
     errors.RequestTimeout: StatusCode.DEADLINE_EXCEEDED,
