@@ -22,6 +22,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.micro.digests",),
     ("bench.micro.sigv4",),
     ("bench.micro.metrics",),
+    ("bench.micro.tokens",),
     ("bench.micro.segments",),
     ("bench.micro.metadata",),
     ("bench.macro.http_port",),

@@ -119,6 +119,12 @@ class NameTaken(Conflict):
     """An administrator created something under a name already in use."""
 
 
+class LimitExceeded(Conflict):
+    """There is as much of it as there may be: rights of an app, grants of a bucket."""
+
+    default = "The request would exceed a limit of this server."
+
+
 # -- Denied -----------------------------------------------------------------------------------------------------------
 
 
@@ -131,9 +137,16 @@ class InvalidAccessKey(Denied):
 
 
 class InvalidToken(Denied):
-    """Temporary credentials (x-amz-security-token): Anvil issues none, so none can be valid. S3 answers 400."""
+    """An access token that this server did not issue, or that was made void (secret reset, app deleted); over S3 temporary credentials
+    (x-amz-security-token), of which Anvil issues none, so none can be valid. S3 answers 400."""
 
     default = "The provided token is malformed or otherwise invalid."
+
+
+class ExpiredToken(Denied):
+    """An access token of this server, past its time: get another."""
+
+    default = "The provided token has expired."
 
 
 class SignatureMismatch(Denied):

@@ -14,6 +14,7 @@ TIB: Final = 1024 * GIB
 
 # -- S3's own numbers (Amazon S3 User Guide, "Multipart upload limits", "Naming objects") -----------------------------
 KEY_BYTES_MAX: Final = 1024
+BUCKET_NAME_CHARS_MAX: Final = 63
 OBJECT_BYTES_MAX: Final = 5 * TIB
 PUT_BYTES_MAX: Final = 5 * GIB  # one PutObject, UploadPart or CopyObject
 PART_BYTES_MIN: Final = 5 * MIB  # every part but the last
@@ -130,9 +131,29 @@ SWEEP_S: Final = 1.0  # granularity of all connection time-outs
 ACCEPT_BACKLOG: Final = 1024
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per worker; more are answered 503 SlowDown
 
+# -- gRPC --------------------------------------------------------------------------------------------------------------
+GRPC_ERROR_MESSAGE_BYTES_MAX: Final = 768  # three times that in `grpc-message`, where every byte may be percent-encoded
+GRPC_ERROR_FIELD_BYTES_MAX: Final = KEY_BYTES_MAX  # of an error's field; what is longer is cut
+GRPC_ERROR_FIELDS_BYTES_MAX: Final = 2 * KIB  # of all of them with their names; those that do not fit are left out
+GRPC_RETRY_DELAY_S: Final = 1  # what UNAVAILABLE asks clients to wait
+
 # -- authentication ----------------------------------------------------------------------------------------------------
 SIGNING_KEYS_MAX: Final = 4096  # cached per worker, about 300 bytes each; a missing one costs four HMACs (5 us)
 POLICY_SETS_MAX: Final = 4096  # compiled rights cached per worker, one per app in use
+ACCESS_TOKEN_S: Final = 3600  # a stolen token ends by itself; a secret reset ends it at once
+ACCESS_TOKEN_SKEW_S: Final = 60  # the clock of the node that issued a token may be ahead by so much
+ACCESS_TOKEN_BYTES_MAX: Final = 1 * KIB  # with its scheme; ours have under 500 with the longest access key
+ACCESS_TOKENS_CACHED_MAX: Final = 4096  # verified tokens a worker remembers, about 500 bytes each; another one costs 35 us
+ACCESS_KEY_CHARS_MAX: Final = 128  # S3's own; a longer client id is nobody's
+APP_NAME_CHARS_MAX: Final = 256  # an app named over the API; a longer name is nobody's
+RESOURCE_BYTES_MAX: Final = BUCKET_NAME_CHARS_MAX + 1 + KEY_BYTES_MAX + 1  # of a right: bucket, slash, key, star
+RIGHTS_PER_APP_MAX: Final = 1000  # granted over the API; every worker holds the rights of the apps in use, and looks through them
+BUCKET_POLICY_GRANTS_MAX: Final = 1000  # of one PutBucketPolicy
+BUCKET_POLICY_BYTES_MAX: Final = 20 * KIB  # the same; S3's own bound on a bucket policy
+BUCKET_RIGHTS_BYTES_MAX: Final = 2 * MIB  # of one GetBucketPolicy: gRPC clients take messages of 4 MiB
+POLICY_PUT_TRIES_MAX: Final = 5  # of a PutBucketPolicy without a condition that others overtake
+REFUSALS_AUDITED_MAX: Final = 60  # of one app per minute: nobody without a right fills the database with refusals
+REFUSED_APPS_MAX: Final = 4096  # apps whose refusals are being counted
 PUBLIC_ENDPOINTS_MAX: Final = 16  # each is one more signature tried before a request is refused
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
@@ -209,6 +230,9 @@ LOOP_LAG_S_MAX: Final = 1.0  # a loop that was late by more than this is not res
 METRICS_SERIES_MAX: Final = 2000  # label sets of one metric; more share one named `_other`
 METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 
+assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (
+    "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
+)
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
 assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
 assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
@@ -229,6 +253,8 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
+assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
+assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
 assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60

@@ -234,7 +234,15 @@ async def build_background(process: Child) -> BackgroundParts:
             config.node.data_path / "surveyed",
         )
         return BackgroundParts(
-            catalog, checks, probes, scheme.k, scheme.quorum, upkeep.tasks, upkeep.handlers, opened.pop_all().aclose
+            catalog,
+            catalog.rights,
+            checks,
+            probes,
+            scheme.k,
+            scheme.quorum,
+            upkeep.tasks,
+            upkeep.handlers,
+            opened.pop_all().aclose,
         )
 
 

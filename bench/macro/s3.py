@@ -1,7 +1,8 @@
 """The S3 benchmarks on a real node: client and server on the same cores, fsync on, drives on disk unless said otherwise.
 
 Each figure is printed as one JSON line: `name`, `value`, `unit`, and where there is a gate `ratio` (or the value itself) and `target`.
-Every ratio is taken within this one run, its two sides in turn, medians of ROUNDS. Run: python -m bench.macro.s3 [small|large|list|memory|http2].
+Every ratio is taken within this one run, its two sides in turn, medians of ROUNDS.
+Run: python -m bench.macro.s3 [small|large|list|memory|http2].
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ ONLY_HERE = {
     "prometheus_client": "node",
     "click": "cli",
     "rich": "cli",
+    "jwt": "auth",
 }
 READS_ENVIRONMENT = {"anvil/base/config.py"}
 

@@ -46,11 +46,13 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.ConditionalRequestConflict: S3Error("ConditionalRequestConflict", 409),
     e.OperationAborted: S3Error("OperationAborted", 409),
     e.NameTaken: S3Error("EntityAlreadyExists", 409),
+    e.LimitExceeded: S3Error("LimitExceeded", 409),
     # Denied
     e.Denied: S3Error("AccessDenied", 403),
-    e.AccessDenied: S3Error("AccessDenied", 403, ("HeadersNotSigned",)),
+    e.AccessDenied: S3Error("AccessDenied", 403, ("HeadersNotSigned", "RequiredAction", "RequiredResource")),
     e.InvalidAccessKey: S3Error("InvalidAccessKeyId", 403, ("AWSAccessKeyId",)),
     e.InvalidToken: S3Error("InvalidToken", 400),
+    e.ExpiredToken: S3Error("ExpiredToken", 400),
     e.SignatureMismatch: S3Error(
         "SignatureDoesNotMatch", 403, ("AWSAccessKeyId", "StringToSign", "SignatureProvided", "CanonicalRequest")
     ),
