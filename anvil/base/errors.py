@@ -101,6 +101,12 @@ class PreconditionFailed(Conflict):
     default = "At least one of the pre-conditions you specified did not hold."
 
 
+class NotModified(PreconditionFailed):
+    """A read was asked for only if there were something new. `fields`: ETag."""
+
+    default = "The object has not changed: it is what your conditions say you have."
+
+
 class ConditionalRequestConflict(Conflict):
     default = "A conflicting operation occurred during this request. Try again."
 

@@ -22,6 +22,9 @@ PART_NUMBER_MAX: Final = 10_000
 LIST_KEYS_MAX: Final = 1000
 DELETE_KEYS_MAX: Final = 1000
 USER_METADATA_BYTES_MAX: Final = 2 * KIB
+SYSTEM_METADATA_BYTES_MAX: Final = (
+    8 * KIB
+)  # S3's bound on the head of a PUT: what a message says must fit into the head of an answer
 PRESIGNED_S_MAX: Final = 7 * 24 * 3600
 CLOCK_SKEW_S_MAX: Final = 15 * 60
 BUCKETS_PER_TENANT_MAX: Final = 1000

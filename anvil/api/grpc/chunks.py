@@ -60,7 +60,7 @@ class ChunkBody:
     def __init__(
         self, stream: TrailingStream, reader: MessageReader, parse: Callable[[bytes], UploadMessage], length: int
     ) -> None:
-        self.length: Final = length
+        self.length = length
         self.trailer: bytes | None = None  # the message that held the trailer; final once the last byte was read
         self._stream: Final = stream
         self._reader: Final = reader

@@ -6,13 +6,15 @@ S3 User Guide, "Working with object metadata". Not here: headers (`api/s3/metada
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from anvil.base.errors import InvalidRequest, MetadataTooLarge
+from anvil.base.errors import InvalidArgument, InvalidRequest, MetadataTooLarge
 from anvil.base.limits import USER_METADATA_BYTES_MAX
 from anvil.model.records import Attributes
 
 _REDIRECT_CHARS_MAX = 2048
+_FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110, 5.6.2, lower case
 
 
 def content_encoding(text: str) -> str | None:
@@ -38,6 +40,21 @@ def check_user(user: Mapping[str, str]) -> None:
 def has_controls(text: str) -> bool:
     """Whether it holds a character that could end a header, or is none."""
     return any(ord(character) < 0x20 or ord(character) == 0x7F for character in text)
+
+
+def is_field_name(name: str) -> bool:
+    """Whether a header can have that name, which is in lower case."""
+    return _FIELD_NAME.fullmatch(name) is not None
+
+
+def header_value(text: str, name: str) -> str:
+    """A value that did not come as a header and will be one: the text itself. Raises InvalidArgument, naming it, for what a header
+    cannot hold."""
+    if has_controls(text) or text != text.strip(" "):
+        raise InvalidArgument(
+            "A value contains control characters, or white space at its ends, which no header can.", ArgumentName=name
+        )
+    return text
 
 
 def of_copy(source: Attributes, stated: Attributes, *, replace: bool) -> Attributes:

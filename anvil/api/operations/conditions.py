@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from anvil.base.errors import InvalidArgument, NotSupported, PreconditionFailed
+from anvil.base.errors import InvalidArgument, NotModified, NotSupported, PreconditionFailed
 from anvil.engine.types import ObjectInfo
 from anvil.model.records import Condition
 
@@ -56,6 +56,12 @@ def not_modified(conditions: ReadConditions, info: ObjectInfo) -> bool:
     if failed in (_IF_NONE_MATCH, _IF_MODIFIED_SINCE):
         return True
     raise PreconditionFailed(Condition=failed)
+
+
+def require_modified(conditions: ReadConditions, info: ObjectInfo) -> None:
+    """`not_modified` as an error. Raises NotModified, PreconditionFailed."""
+    if not_modified(conditions, info):
+        raise NotModified(ETag=info.etag)
 
 
 def check_source(conditions: ReadConditions, info: ObjectInfo) -> None:

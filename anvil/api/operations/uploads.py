@@ -15,7 +15,7 @@ from anvil.api.operations import access
 from anvil.api.operations.caller import Caller
 from anvil.api.operations.integrity import Integrity, fit_part
 from anvil.api.operations.objects import Source, check_size
-from anvil.base.errors import InvalidArgument, InvalidPartOrder, NoSuchUpload
+from anvil.base.errors import InvalidArgument, InvalidPartOrder, InvalidRequest, NoSuchUpload
 from anvil.base.limits import PART_NUMBER_MAX
 from anvil.engine.ports import Body
 from anvil.engine.types import CompletePart, PutResult
@@ -128,8 +128,10 @@ def listed_part(number: int, etag: str, checksum: bytes | None) -> CompletePart:
     return CompletePart(number, etag.strip('"'), checksum)
 
 
-def check_order(parts: Sequence[CompletePart]) -> None:
-    """Raises InvalidPartOrder."""
+def check_list(parts: Sequence[CompletePart]) -> None:
+    """Raises InvalidRequest for none or too many, InvalidPartOrder."""
+    if not 1 <= len(parts) <= PART_NUMBER_MAX:
+        raise InvalidRequest(f"You must specify from 1 to {PART_NUMBER_MAX} parts")
     for before, after in pairwise(parts):
         if before.number >= after.number:
             raise InvalidPartOrder()

@@ -70,7 +70,7 @@ def complete_parts(document: bytes) -> list[CompletePart]:
     if not 1 <= len(elements) <= PART_NUMBER_MAX:
         raise MalformedXML()
     parts = [_part(element) for element in elements]
-    uploads.check_order(parts)
+    uploads.check_list(parts)
     return parts
 
 

@@ -42,6 +42,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.BucketAlreadyOwnedByYou: S3Error("BucketAlreadyOwnedByYou", 409, ("BucketName",)),
     e.BucketNotEmpty: S3Error("BucketNotEmpty", 409, ("BucketName",)),
     e.PreconditionFailed: S3Error("PreconditionFailed", 412, ("Condition",)),
+    e.NotModified: S3Error("NotModified", 304, ("ETag",)),  # gRPC's: S3 answers it without a document
     e.ConditionalRequestConflict: S3Error("ConditionalRequestConflict", 409),
     e.OperationAborted: S3Error("OperationAborted", 409),
     e.NameTaken: S3Error("EntityAlreadyExists", 409),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from anvil.api.operations.attributes import is_field_name
 from anvil.api.operations.names import check_bucket_name, check_key
 from anvil.base.errors import InvalidArgument, InvalidBucketName, InvalidRequest, InvalidURI
 from anvil.net.stream import RequestHead
@@ -25,7 +26,6 @@ VirtualBucket = Callable[[bytes], str | None]
 SERVICE, BUCKET, OBJECT = "service", "bucket", "object"
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a field name (RFC 9110, 5.6.2), lower case
 _META = b"x-amz-meta-"
 
 # Repeating these is the same as one comma-separated value (RFC 9110, 5.3); everything Anvil acts on must come once.
@@ -192,7 +192,7 @@ def _hoist(query: dict[str, str], headers: dict[bytes, bytes], special: list[byt
         if lower in _NOT_HOISTED:
             continue
         name, value = lower.encode("utf-8"), text.encode("utf-8")
-        if not _TOKEN.fullmatch(name) or any(byte < 0x20 or byte == 0x7F for byte in value):
+        if not is_field_name(lower) or any(byte < 0x20 or byte == 0x7F for byte in value):
             raise InvalidArgument("A query parameter that stands for a header could not be one.", ArgumentName=parameter)
         if name in headers:
             if headers[name] != value:

@@ -46,6 +46,7 @@ def test_every_error_has_a_face(cls: type[AnvilError]) -> None:
         (errors.InvalidAccessKey, "InvalidAccessKeyId", 403),
         (errors.ContentSHA256Mismatch, "XAmzContentSHA256Mismatch", 400),
         (errors.PreconditionFailed, "PreconditionFailed", 412),
+        (errors.NotModified, "NotModified", 304),
         (errors.InvalidRange, "InvalidRange", 416),
         (errors.MissingContentLength, "MissingContentLength", 411),
         (errors.NotSupported, "NotImplemented", 501),
