@@ -340,7 +340,7 @@ class Connection(asyncio.BufferedProtocol):
             headers, text = port.render_refusal(SLOW_DOWN)
             stream.answer(503, headers, text)
             self._end(stream)
-        elif head.method == "POST" and (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
+        elif stream.head.is_grpc:
             stats.refusals["GrpcOverHttp1"] += 1
             stream.answer(200, GRPC_ANSWER)
             self._end(stream)

@@ -304,7 +304,7 @@ class Http2Connection(asyncio.BufferedProtocol):
             self._done(exchange, stream)
             if self._refused is not None:
                 self.drain()
-        elif (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
+        elif stream.head.is_grpc:
             port.stats.refusals["Grpc"] += 1
             stream.answer(200, GRPC_H2_ANSWER)
             self._done(exchange, stream)

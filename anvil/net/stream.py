@@ -39,6 +39,15 @@ class RequestHead(msgspec.Struct, frozen=True):
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.headers if key == name]
 
+    @property
+    def is_grpc(self) -> bool:
+        """Whether this is a gRPC call (gRPC over HTTP/2, "Requests"). S3 stores objects of gRPC's content type, too: what names it
+        there is a PUT, or a POST with a query (`?uploads`), which no call has."""
+        if self.method != "POST" or self.query:
+            return False
+        kind = self.header(b"content-type") or b""
+        return kind.startswith(b"application/grpc") and kind[16:17] in (b"", b"+", b";")
+
 
 class Stream(Protocol):
     """One request being served. Owned by one handler task; cancelled when the client goes away."""

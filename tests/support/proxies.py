@@ -3,13 +3,15 @@
     with Proxy(CADDY, [node.port], folder, certificate) as proxy:
         requests go to proxy.endpoint
 
-Owns: the proxy's process, the certificate of one test run. Invariant: what runs is the shipped file; only addresses, the paths of
+Owns: the proxy's process, the certificate of one test run, upstreams that fail on purpose. Invariant: what runs is the shipped file; only addresses, the paths of
 this machine and the account are put in their places, and a place that the file does not have fails. Not here: nodes (`node.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import http.server
 import ipaddress
 import os
 import pwd
@@ -17,6 +19,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,9 @@ from tests.support.node import ROOT, free_port, wait_until
 DOMAIN = "s3.anvil.test"  # the store's name; `resolving` lets a process find it
 START_S = 20.0
 LOG_TAIL_BYTES = 8_000
+
+
+RUNNING: list[Proxy] = []  # entered and not left: a failing test shows their logs (tests/compat/proxies/conftest.py)
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,7 @@ class Certificate:
         )
         self.authority.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
         self.chain.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         self.key.write_bytes(pem)
 
     @staticmethod
@@ -131,9 +135,11 @@ class Proxy:
         except AssertionError as error:
             self._stop()
             raise AssertionError(f"{error}\n{self.log_tail()}") from None
+        RUNNING.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        RUNNING.remove(self)
         self._stop()
 
     @property
@@ -217,6 +223,97 @@ class Proxy:
         command = ["-c", str(file), "-p", str(self._folder), "-g", "daemon off;", "-e", str(self._folder / "error.log")]
         assert self.kind.path is not None
         return [self.kind.path, *command], {"PATH": os.environ["PATH"]}
+
+
+class Relay:
+    """Stands between a proxy and a node as one more node, and can die: everything it has open breaks, and nobody listens any more.
+
+    `port`: where it listens. `node_port`: where what comes is passed on to."""
+
+    def __init__(self, node_port: int) -> None:
+        self._node_port = node_port
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = int(self._listener.getsockname()[1])
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._dead = False
+        self.connections = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def die(self) -> None:
+        """Like a process that is killed."""
+        with self._lock:
+            self._dead = True
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            for one in self._open:
+                one.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._node_port), 10)
+            far.settimeout(None)
+            with self._lock:
+                if self._dead:
+                    near.close()
+                    far.close()
+                    return
+                self.connections += 1
+                self._open |= {near, far}
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 18):
+                sink.sendall(data)
+        with self._lock:
+            for one in (source, sink):
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
+            self._open -= {source, sink}
+
+
+class Swallower:
+    """An upstream that is ready, takes every request whole, and hangs up without an answer: nobody can know what it has done.
+
+    `swallowed`: the methods of the requests it took, in order."""
+
+    def __init__(self) -> None:
+        self.swallowed: list[str] = []
+        swallowed = self.swallowed
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                self.raw_requestline = self.rfile.readline(65537)
+                if not self.raw_requestline or not self.parse_request():
+                    self.close_connection = True
+                elif self.path == "/ready":
+                    self.send_response(200)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                else:
+                    self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                    swallowed.append(self.command)
+                    self.close_connection = True
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
 
 
 Resolver = Callable[..., list[tuple[object, ...]]]

@@ -393,8 +393,8 @@ async def test_grpc_over_http_1_1_is_told_what_to_configure() -> None:
         assert (answer.status, answer.headers["grpc-status"], answer.headers["content-length"]) == (200, "12", "0")
         assert answer.headers["content-type"] == "application/grpc"
         assert "grpc_pass" in answer.headers["grpc-message"]
-        await client.send(get())
-        assert (await client.answer()).body == b"GET / "
+        await client.send(get(b"/k?uploads", b"Content-Type: application/grpc", b"Content-Length: 0", method=b"POST"))
+        assert (await client.answer()).body == b"POST /k ", "S3's own, for an object of that type"
 
 
 @on_loop

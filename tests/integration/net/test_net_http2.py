@@ -279,6 +279,27 @@ async def test_a_grpc_call_is_told_that_there_is_no_such_service() -> None:
         assert (answer.status, answer.headers["grpc-status"]) == (200, "12")
 
 
+@on_loop
+@pytest.mark.parametrize(
+    ("method", "target", "kind"),
+    [
+        ("POST", "/b/k?uploads", "application/grpc"),
+        ("GET", "/b/k", "application/grpc"),
+        ("POST", "/b/k", "application/grpc-web"),
+        ("POST", "/b/k", "application/grpcs"),
+    ],
+)
+async def test_what_only_looks_like_grpc_is_served(method: str, target: str, kind: str) -> None:
+    """Objects of gRPC's content type: such an upload used to be answered 200, and was stored nowhere."""
+    path, _, query = target.partition("?")
+    async with rig(service) as net, h2(net) as client:
+        answer = await client.ask(method, target, [("content-type", kind)], b"abc", authority="h")
+        assert "grpc-status" not in answer.headers
+        assert answer.body == f"{method} {path} {query} h abc".encode()
+        put = await client.ask("PUT", "/b/k", [("content-type", kind)], b"abc")
+        assert put.headers["etag"] == hashlib.sha256(b"abc").hexdigest()
+
+
 REFUSED: dict[str, tuple[dict[str, Any], int]] = {
     "two hosts": ({"headers": [("host", "other")]}, 400),
     "no host": ({"authority": None}, 0),
