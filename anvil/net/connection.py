@@ -100,7 +100,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._dropped += nbytes
             if self._dropped > port.limits.drain_body_bytes:
-                self.abort()
+                # Held up, not cut: a reset would overtake the answer, and a proxy would take this node for broken.
+                self._pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
