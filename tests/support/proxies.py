@@ -3,8 +3,9 @@
     with Proxy(CADDY, [node.port], folder, certificate) as proxy:
         requests go to proxy.endpoint
 
-Owns: the proxy's process, the certificate of one test run, upstreams that fail on purpose. Invariant: what runs is the shipped file; only addresses, the paths of
-this machine and the account are put in their places, and a place that the file does not have fails. Not here: nodes (`node.py`).
+Owns: the proxy's process, the certificate of one test run, upstreams that fail on purpose. Invariant: what runs is the shipped
+file; only addresses, the paths of this machine and the account are put in their places, and a place that the file does not have
+fails. Not here: nodes (`node.py`).
 """
 
 from __future__ import annotations
