@@ -190,7 +190,7 @@ class Proxy:
             "HOME": str(self._folder),
             "XDG_DATA_HOME": str(self._folder / "data"),
             "XDG_CONFIG_HOME": str(self._folder / "config"),
-            "CADDY_ADMIN": f"127.0.0.1:{free_port()}",
+            "ANVIL_CADDY_ADMIN": f"127.0.0.1:{free_port()}",
             "ANVIL_SITE": ", ".join(names),
             "ANVIL_NODES": " ".join(f"{scheme}{address}" for address in self._upstreams),
             "ANVIL_TLS": f"tls {self._certificate.chain} {self._certificate.key}",
