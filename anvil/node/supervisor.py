@@ -279,7 +279,7 @@ async def _first(wanted: list[asyncio.Task[object]], keeping: list[asyncio.Task[
 
 def welcome(endpoint: str, region: str, credentials: str, keys: KeyPair | None, terminal: bool) -> str:
     """What is printed once the node serves. The secret only to a terminal: elsewhere, standard output ends up in log files."""
-    lines = ["", f"Anvil {VERSION} serves S3 at {endpoint}  (region {region})", ""]
+    lines = ["", f"Anvil {VERSION} serves S3 and gRPC at {endpoint}  (region {region})", ""]
     if keys is not None:
         lines += [f"  access key   {keys.access_key}"]
         lines += [f"  secret key   {keys.secret}"] if terminal else []

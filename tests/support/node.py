@@ -209,10 +209,12 @@ class AnvilNode:
         found: dict[str, Any] = json.loads(self.get("/ready")[2])
         return found
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over all its label sets."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all its label sets that have these labels."""
         lines = self.get("/metrics")[2].decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{")) and all(one in line for one in wanted)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
