@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from net_harness import Client, get, on_loop, put
 
 from anvil.base.limits import MIB
-from anvil.net.server import serve
+from anvil.net.server import Listener, serve
 from anvil.net.stream import Stream
 
 
@@ -54,7 +54,7 @@ async def handler(stream: Stream) -> None:
 
 @on_loop
 async def test_tls(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    server = await serve(handler, [("127.0.0.1", 0)], tls=contexts[0])
+    server = await serve(handler, [Listener("127.0.0.1", 0, lambda: contexts[0])])
     port = server.addresses[0][1]
 
     async def connect() -> Client:
