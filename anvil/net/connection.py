@@ -110,7 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         self._since_s = self._port.now_s
         if self._phase == _BUSY and self._stream is not None:
             body = self._stream.body
-            if body is not None and body.waiter is not None:
+            if body is not None and body.waiter is not None and not body.complete:
                 body.fail(IncompleteBody())
             return True  # the client may only have shut its sending side: the answer still goes out
         return False

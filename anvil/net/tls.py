@@ -125,6 +125,8 @@ class Certificate:
         """The pair in the files, if it is another one. Raises InvalidSetting."""
         state = look(self._cert, self._key)
         if not asked and state in (self._loaded.state, self._refused):
+            if state == self._loaded.state:
+                self._said = ""  # put back as it was: what breaks next is news
             return None
         self._refused = state  # unless it turns out well
         return load(self._cert, self._key)

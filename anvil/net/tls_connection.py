@@ -230,6 +230,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
                 more = self._read_once()
         except OSError as error:
             log.debug("TLS connection of %s broke: %s", self._peer, error)
+            self._port.stats.refusals["Tls"] += 1
             self.abort()
             return
         finally:
@@ -270,6 +271,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         """Send what TLS itself answers to what came. Nobody waits for the socket here, so it is a bounded number of bytes."""
         self._replied += self._outgoing.pending
         if self._replied > TLS_REPLY_BYTES_MAX:
+            self._port.stats.refusals["Tls"] += 1
             self.abort()
         else:
             self._send_out()
