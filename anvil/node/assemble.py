@@ -36,7 +36,7 @@ from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
 from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler
-from anvil.net.tls import Certificate
+from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
 from anvil.node.child import Child, Plan
@@ -286,4 +286,18 @@ async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
     return found.version, found.problems
 
 
-__all__ = ["PARTS", "NodeDrives", "build_background", "build_worker", "database_settings", "open_admin", "survey"]
+def certificate_ends(config: Config) -> float:
+    """Unix time at which the configured certificate ends, for `anvil doctor`. Raises InvalidSetting."""
+    return load(config.api.tls_cert, config.api.tls_key).expires_s
+
+
+__all__ = [
+    "PARTS",
+    "NodeDrives",
+    "build_background",
+    "build_worker",
+    "certificate_ends",
+    "database_settings",
+    "open_admin",
+    "survey",
+]
