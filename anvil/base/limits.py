@@ -86,6 +86,12 @@ DRIVE_FLUSH_BYTES: Final = (
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
 HEADER_FIELDS_MAX: Final = 100
 HEADER_TIMEOUT_S: Final = 20.0
+TLS_HANDSHAKE_S: Final = 20.0  # from accepting a socket to the end of its handshake
+TLS_LOOK_S: Final = 5.0  # how often the files of the certificate are looked at
+TLS_READ_BYTES: Final = 128 * KIB  # one read from a socket with TLS, still encrypted
+TLS_SLICE_BYTES: Final = 64 * KIB  # encrypted at a time: each connection keeps a buffer of that size
+TLS_JOIN_BYTES: Final = 32 * KIB  # pieces of an answer under this are joined before they are encrypted
+TLS_REPLY_BYTES_MAX: Final = 64 * KIB  # what TLS itself (key updates, refused renegotiations) may answer on one connection
 H2_STREAMS_SHOWN: Final = 32  # SETTINGS_MAX_CONCURRENT_STREAMS: few, so that a proxy opens connections to other workers too
 H2_STREAMS_MAX: Final = 256  # served all the same: gRPC clients show a refused stream to the application
 H2_WINDOW_BYTES: Final = 64 * KIB  # what a stream may send before somebody reads it; held in memory
@@ -249,7 +255,9 @@ assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
 assert 2 * DRIVE_STALLED_S < IDLE_TIMEOUT_S, "whoever waits for a drive is answered before a proxy gives up"
 assert PRESSED_STALL_S + 2 * SWEEP_S < BUFFER_WAIT_S, "slow clients must make room before those who wait give up"
 assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
-assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
+assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S, TLS_HANDSHAKE_S) >= SWEEP_S, (
+    "a sweep must not be coarser than what it enforces"
+)
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"

@@ -33,5 +33,9 @@ def grpc_refusal(refusal: Refusal) -> Headers:
     )
 
 
+HTTP_TO_TLS: Final = (  # what came was plain HTTP, so that is what the client understands
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: 33\r\nconnection: close\r\n\r\n"
+    b"This port speaks TLS: use https.\n"
+)
 SLOW_DOWN: Final = Refusal(503, "SlowDown", "Please reduce your request rate.")
 RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER that makes close() send a reset

@@ -37,11 +37,12 @@ from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
-from anvil.net.server import Server, serve
+from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler
+from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
-from anvil.node.child import Child
+from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.local import (
     NO_SESSION,
@@ -104,6 +105,7 @@ class Worker:
         placement: Placement,
         owned: OwnedTasks,
         buffers: Buffers,
+        certificate: Certificate | None,
         opened: AsyncExitStack,
     ) -> None:
         self.handler: Handler = api
@@ -115,6 +117,7 @@ class Worker:
         self._placement = placement
         self._owned = owned
         self._buffers = buffers
+        self._certificate = certificate
         self._opened = opened
         self._server: Server | None = None
 
@@ -130,10 +133,9 @@ class Worker:
         return unwritable(self._placement)
 
     async def listen(self, handler: Handler) -> None:
-        address = (self._plan.listen_host, self._plan.listen_port)
         self._server = await serve(
             handler,
-            [address],
+            listeners(self._plan, self._certificate),
             grpc=self._grpc,
             reuse_port=True,
             render_refusal=self._api.refusal,
@@ -217,7 +219,28 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
-        return Worker(process, api, grpc, metadata, session, placement, owned, buffers, opened.pop_all())
+        certificate = await _certificate(process)
+        if certificate is not None:
+            opened.callback(loop.create_task(certificate.keep()).cancel)
+        return Worker(process, api, grpc, metadata, session, placement, owned, buffers, certificate, opened.pop_all())
+
+
+async def _certificate(process: Child) -> Certificate | None:
+    """The certificate of the configuration; SIGHUP has it read again. Raises InvalidSetting."""
+    api = process.config.api
+    if not api.tls_cert:
+        return None
+    certificate = await Certificate.open(api.tls_cert, api.tls_key)
+    process.on_reload = certificate.reload
+    return certificate
+
+
+def listeners(plan: Plan, certificate: Certificate | None) -> list[Listener]:
+    """Where a worker listens, and where with TLS."""
+    tls = certificate.context if certificate is not None else None
+    if not plan.tls_port:
+        return [Listener(plan.listen_host, plan.listen_port, tls)]
+    return [Listener(plan.listen_host, plan.listen_port), Listener(plan.tls_host, plan.tls_port, tls)]
 
 
 # -- the background process ------------------------------------------------------------------------------------------------
@@ -287,4 +310,18 @@ async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
     return found.version, found.problems
 
 
-__all__ = ["PARTS", "NodeDrives", "build_background", "build_worker", "database_settings", "open_admin", "survey"]
+def certificate_ends(config: Config) -> float:
+    """Unix time at which the configured certificate ends, for `anvil doctor`. Raises InvalidSetting."""
+    return load(config.api.tls_cert, config.api.tls_key).expires_s
+
+
+__all__ = [
+    "PARTS",
+    "NodeDrives",
+    "build_background",
+    "build_worker",
+    "certificate_ends",
+    "database_settings",
+    "open_admin",
+    "survey",
+]

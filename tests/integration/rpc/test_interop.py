@@ -232,7 +232,8 @@ async def test_deadline(rig: Rig) -> None:
     error = await failure(rig.uu_Forever(b"", timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: rig.service.cancelled == 1)
-    assert rig.service.remaining_s is not None and 0 < rig.service.remaining_s <= 0.2
+    # The client says a rounded time, and rounds it up.
+    assert rig.service.remaining_s is not None and 0 < rig.service.remaining_s <= 0.3
 
 
 @case
