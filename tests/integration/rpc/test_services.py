@@ -81,7 +81,7 @@ async def rig(bench: Bench) -> AsyncIterator[Rig]:
 
     catalog = FakeCatalog()
     catalog.rows[bench.bucket.name] = bench.bucket
-    services = Services(bench.engine, catalog, Authorizer(), bench.bucket.region)
+    services = Services(bench.engine, catalog, Authorizer(), None, bench.bucket.region)  # type: ignore[arg-type]
     caller = Caller(services, Principal(app_of(bench.bucket.tenant)))
 
     async def admit(context: Context) -> None:

@@ -23,6 +23,7 @@ class Caller(msgspec.Struct):
     services: Services
     principal: Principal
     request_id: str = "ID"
+    peer: str = "192.0.2.1"
 
 
 class Context:
@@ -78,6 +79,7 @@ class Desk:
             engine=self.engine,
             catalog=self.catalog,
             authorizer=Authorizer(),
+            rights=None,  # type: ignore[arg-type]  # policies have their own tests
             region=REGION,
             endpoints={"eu-west-1": "https://eu.example.com"},
         )

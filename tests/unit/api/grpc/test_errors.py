@@ -45,6 +45,7 @@ SPECIAL = {
     errors.NameTaken: StatusCode.ALREADY_EXISTS,
     errors.BucketNotEmpty: StatusCode.FAILED_PRECONDITION,
     errors.PreconditionFailed: StatusCode.FAILED_PRECONDITION,
+    errors.NotModified: StatusCode.FAILED_PRECONDITION,
     errors.InvalidAccessKey: StatusCode.UNAUTHENTICATED,
     errors.InvalidToken: StatusCode.UNAUTHENTICATED,
     errors.ExpiredToken: StatusCode.UNAUTHENTICATED,
