@@ -113,7 +113,9 @@ ANSWER_KEEPALIVE_EVERY_S: Final = 10.0  # proxies give up on a silent upstream a
 DELETES_IN_FLIGHT_MAX: Final = 128  # of one DeleteObjects request
 CHUNK_HEADER_BYTES_MAX: Final = 1 * KIB  # aws-chunked: one chunk-size line with its signature
 TRAILER_BYTES_MAX: Final = 4 * KIB
-DRAIN_BODY_BYTES_MAX: Final = 4 * MIB  # read and dropped after an early error, so that the answer is not lost
+DRAIN_BODY_BYTES_MAX: Final = (
+    9 * MIB
+)  # read and dropped for an early error, so that the answer is not lost: the SDKs' part of 8 MiB, framed
 WRITE_HIGH_WATER_BYTES: Final = 1 * MIB
 NEAR_SEND_BUFFER_BYTES: Final = 512 * KIB  # SO_SNDBUF towards this machine itself: doubled by the kernel, so one stripe
 CONNECTIONS_MAX: Final = 4096  # per worker

@@ -100,7 +100,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._dropped += nbytes
             if self._dropped > port.limits.drain_body_bytes:
-                self.abort()
+                # Held up, not cut: a reset would overtake the answer, and a proxy would take this node for broken.
+                self._pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -340,7 +341,7 @@ class Connection(asyncio.BufferedProtocol):
             headers, text = port.render_refusal(SLOW_DOWN)
             stream.answer(503, headers, text)
             self._end(stream)
-        elif head.method == "POST" and (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
+        elif stream.head.is_grpc:
             stats.refusals["GrpcOverHttp1"] += 1
             stream.answer(200, GRPC_ANSWER)
             self._end(stream)

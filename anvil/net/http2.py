@@ -299,7 +299,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream = Http2Stream(self, exchange, head, self._peer)
         exchange.owner = stream
         self._streams[exchange] = stream
-        grpc = is_grpc(head.method, stream.head.header(b"content-type") or b"")
+        grpc = stream.head.is_grpc
         if self._refused is not None or port.stats.requests_in_flight >= port.limits.requests_in_flight:
             port.stats.refusals[SLOW_DOWN.code] += 1
             if grpc:

@@ -50,7 +50,8 @@ class Http2Stream:
     )
 
     def __init__(self, connection: Http2Connection, exchange: Exchange, head: Head, peer: str) -> None:
-        unframed = head.content_length is None and not exchange.ended
+        # A small body may be here already, with the end of the stream.
+        unframed = head.content_length is None and (not exchange.ended or exchange.received > 0)
         self.head = RequestHead(
             head.method,
             head.path,

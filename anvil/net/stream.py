@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from anvil.base.types import Buffer
+from anvil.wire.grpc_head import is_grpc
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -38,6 +39,12 @@ class RequestHead(msgspec.Struct, frozen=True):
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.headers if key == name]
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether this is a gRPC call (gRPC over HTTP/2, "Requests"). S3 stores objects of gRPC's content type, too: what names it
+        there is a PUT, or a POST with a query (`?uploads`), which no call has."""
+        return not self.query and is_grpc(self.method, self.header(b"content-type") or b"")
 
 
 class Stream(Protocol):

@@ -35,7 +35,7 @@ def is_grpc(method: str | bytes, content_type: bytes) -> bool:
     protocol."""
     if content_type[:16].lower() != CONTENT_TYPE or method not in ("POST", b"POST"):
         return False
-    return len(content_type) == 16 or content_type[16:17] in (b"+", b";", b" ")
+    return len(content_type) == 16 or content_type[16:17] in (b"+", b";")
 
 
 def is_protobuf(content_type: bytes) -> bool:

@@ -1,6 +1,6 @@
 """`anvil.v1.BucketService`: buckets over gRPC, by the operations that S3 uses.
 
-Not here: who may do what (`operations`), the policies of a bucket (`policy.py`).
+Not here: who may do what (`operations`), what a policy looks like (`policy.py`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from anvil.api.grpc import values
 from anvil.api.grpc.context import Context
 from anvil.api.grpc.proto import bucket_pb2, bucket_pb2_grpc
+from anvil.api.grpc.services.policy import get_bucket_policy, put_bucket_policy
 from anvil.api.operations import access, buckets
 from anvil.api.operations.listing import decode_token, encode_token
 from anvil.base.limits import LIST_BUCKETS_MAX
@@ -37,3 +38,13 @@ class BucketService(bucket_pb2_grpc.BucketServiceServicer):
             buckets=[values.bucket_message(bucket) for bucket in page],
             next_page_token=encode_token(page[-1].name) if more else "",
         )
+
+    async def GetBucketPolicy(
+        self, request: bucket_pb2.GetBucketPolicyRequest, context: Context
+    ) -> bucket_pb2.GetBucketPolicyResponse:
+        return await get_bucket_policy(context.caller, request)
+
+    async def PutBucketPolicy(
+        self, request: bucket_pb2.PutBucketPolicyRequest, context: Context
+    ) -> bucket_pb2.PutBucketPolicyResponse:
+        return await put_bucket_policy(context.caller, request)

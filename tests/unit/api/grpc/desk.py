@@ -79,7 +79,7 @@ class Desk:
             engine=self.engine,
             catalog=self.catalog,
             authorizer=Authorizer(),
-            rights=None,  # type: ignore[arg-type]  # policies have their own tests
+            rights=None,  # type: ignore[arg-type]  # `test_auth_service.py` has some
             region=REGION,
             endpoints={"eu-west-1": "https://eu.example.com"},
         )
