@@ -19,7 +19,7 @@ from anvil.model.records import Condition
 
 async def visible(caller: Caller, name: str, *actions: Action, owner: str | None = None) -> Bucket:
     """The bucket, for who holds any of `actions` on it; without actions, for who may know that it exists (the caller then asks
-    for a right on each key). Raises NoSuchBucket, AccessDenied, PermanentRedirect."""
+    for a right on each key). Raises NoSuchBucket, AccessDenied (naming the first action), PermanentRedirect."""
     authorizer = caller.services.authorizer
     found = await caller.services.catalog.bucket(name)
     try:
@@ -27,7 +27,7 @@ async def visible(caller: Caller, name: str, *actions: Action, owner: str | None
     except NoSuchBucket:
         raise NoSuchBucket(BucketName=name) from None
     if actions and not any(authorizer.allowed(caller.principal, action, name) for action in actions):
-        raise AccessDenied()
+        authorizer.require(caller.principal, actions[0], name)  # says which right is missing
     return _checked(caller, bucket, owner)
 
 

@@ -416,8 +416,9 @@ def test_pages_that_are_refused(desk: Desk, field: dict[str, Any]) -> None:
 
 def test_rights_to_list(desk: Desk) -> None:
     desk.act_as(app_of(ACME, ("object:read", "*")))
-    with pytest.raises(e.AccessDenied):
+    with pytest.raises(e.AccessDenied) as caught:
         desk.ask("ListObjects", pb.ListObjectsRequest(bucket="bucket", page_size=-1))
+    assert caught.value.fields == {"RequiredAction": "object:list", "RequiredResource": "bucket"}
 
 
 # -- copy ------------------------------------------------------------------------------------------------------------------
