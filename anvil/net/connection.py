@@ -246,9 +246,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _sweep_busy(self, waited_s: float, elapsed_s: float) -> None:
         limits = self._port.limits
-        stream = self._stream
-        assert stream is not None
-        body = stream.body
+        assert self._stream is not None
+        body = self._stream.body
         if body is not None and body.waiter is not None:
             slow = self._read_progress.is_slow(body.received, elapsed_s, limits.body_bytes_per_s, limits.body_stall_s)
             if slow and not body.waiter.done():

@@ -57,7 +57,7 @@ def all_show(port: int, serial: int) -> bool:
 def test_an_sdk_over_https_alone(tmp_path: Path, pair: Pair) -> None:
     with AnvilNode(tmp_path / "data", tls=pair, plaintext=False) as node:
         assert node.endpoint == f"https://127.0.0.1:{node.port}"
-        assert f"serves S3 at {node.endpoint} " in node.log_text()
+        assert f"serves S3 and gRPC at {node.endpoint} " in node.log_text()
         found = running_node(node.data_dir)
         assert found is not None
         assert (found.endpoint, found.tls_endpoint) == (node.endpoint, "")
@@ -96,7 +96,7 @@ def test_plaintext_and_tls_at_once(node: AnvilNode, pair: Pair) -> None:
     secure.put_object(Bucket="both", Key="k", Body=BLOCK)
     assert plain.get_object(Bucket="both", Key="k")["Body"].read() == BLOCK
     assert secure.list_objects_v2(Bucket="both")["KeyCount"] == 1
-    assert f"serves S3 at {node.endpoint} and {node.tls_endpoint} " in node.log_text()
+    assert f"serves S3 and gRPC at {node.endpoint} and {node.tls_endpoint} " in node.log_text()
     found = running_node(node.data_dir)
     assert found is not None
     assert (found.endpoint, found.tls_endpoint) == (node.endpoint, node.tls_endpoint)
