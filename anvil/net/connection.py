@@ -261,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
             self._time_out("pressed")
         elif self.out.paused:
             self._sweep_write(elapsed_s)
-        elif self._eof and not stream.started and waited_s > limits.half_close_s:
+        elif self._eof and not self._stream.started and waited_s > limits.half_close_s:
             self._port.stats.client_aborts += 1
             self.cut()
 
