@@ -48,6 +48,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         self._shut = False  # our direction has ended; what comes is dropped
         self._eof = False  # the client's has
         self._told_eof = False
+        self._dropped = 0  # bytes that came after the end of the client's direction
         self._replied = 0  # bytes that the client made us send without a request of it
 
     # -- called by the loop
@@ -67,6 +68,9 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         if self._shut:
             if self._inner is not None:
                 self._inner.buffer_updated(min(nbytes, len(self._port.scratch)))  # which only counts what it drops
+            return
+        if self._eof:
+            self._drop(nbytes)
             return
         self._incoming.write(self._port.sealed[:nbytes])
         if self._inner is None:
@@ -214,6 +218,13 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self._send_out()  # the alert that says why
         self._closing = True
         self._transport.close()
+
+    def _drop(self, nbytes: int) -> None:
+        """After the client's closing alert nothing counts any more (RFC 8446, 6.1); TLS would not even take it in."""
+        self._dropped += nbytes
+        if self._dropped > self._port.limits.drain_body_bytes:
+            self._port.stats.refusals["Tls"] += 1
+            self.abort()
 
     def _read_on(self) -> None:
         self._read_due = False

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from by_hand import ByHand
 from net_harness import Client, Rig, get, on_loop, put, rig, until
 
 from anvil.base.limits import KIB, MIB, TLS_READ_BYTES
@@ -72,59 +73,6 @@ async def handler(stream: Stream) -> None:
 
 async def connect(running: Rig, context: ssl.SSLContext) -> Client:
     return Client(*await asyncio.open_connection("127.0.0.1", running.port, ssl=context))
-
-
-class ByHand:
-    """A client whose TLS is in the test's hands: what it sends can be cut, delayed, or ended in one direction."""
-
-    def __init__(self, context: ssl.SSLContext, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def connect(cls, running: Rig, context: ssl.SSLContext, *, receive_bytes: int | None = None) -> ByHand:
-        plain = await running.client(receive_bytes=receive_bytes)
-        client = cls(context, plain.reader, plain.writer)
-        while True:
-            try:
-                client.tls.do_handshake()
-                client.writer.write(client.outgoing.read())
-                return client
-            except ssl.SSLWantReadError:
-                client.writer.write(client.outgoing.read())
-                client.incoming.write(await client.reader.read(65536))
-
-    def sealed(self, data: bytes) -> bytes:
-        self.tls.write(data)
-        return self.outgoing.read()
-
-    def closing_alert(self) -> bytes:
-        with pytest.raises(ssl.SSLWantReadError):
-            self.tls.unwrap()
-        return self.outgoing.read()
-
-    async def rest(self, *, stop: bytes | None = None, pace_s: float = 0.0) -> bytes:
-        """Everything until the server's closing alert, or until it ends with `stop`. Raises SSLError or ConnectionError where that does
-        not come. `pace_s`: to wait after each 64 KiB."""
-        found = bytearray()
-        async with asyncio.timeout(10):
-            while stop is None or not found.endswith(stop):
-                try:
-                    data = self.tls.read(65536)
-                except ssl.SSLWantReadError:
-                    await asyncio.sleep(pace_s)
-                    raw = await self.reader.read(65536)
-                    if not raw:
-                        raise ConnectionError("the end of the stream without TLS's own") from None
-                    self.incoming.write(raw)
-                    continue
-                except ssl.SSLZeroReturnError:
-                    return bytes(found)
-                if not data:
-                    return bytes(found)
-                found += data
-        return bytes(found)
 
 
 @on_loop
