@@ -89,6 +89,7 @@ HEADER_TIMEOUT_S: Final = 20.0
 TLS_HANDSHAKE_S: Final = 20.0  # from accepting a socket to the end of its handshake
 TLS_LOOK_S: Final = 5.0  # how often the files of the certificate are looked at
 TLS_READ_BYTES: Final = 128 * KIB  # one read from a socket with TLS, still encrypted
+TLS_FIRST_READ_BYTES: Final = 17 * KIB  # the same while little content comes: a record, or 600 changes of keys, which take 6 ms
 TLS_SLICE_BYTES: Final = 64 * KIB  # encrypted at a time: each connection keeps a buffer of that size
 TLS_JOIN_BYTES: Final = 32 * KIB  # pieces of an answer under this are joined before they are encrypted
 TLS_REPLY_BYTES_MAX: Final = 64 * KIB  # what TLS itself (key updates, refused renegotiations) may answer on one connection

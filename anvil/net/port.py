@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -103,6 +103,12 @@ class Served(Protocol):
     def cut(self) -> None: ...
 
 
+class Shaking(Protocol):
+    """A socket in its TLS handshake."""
+
+    def shake(self) -> None: ...
+
+
 class Port:
     """State shared by the connections of one worker."""
 
@@ -126,6 +132,7 @@ class Port:
         # Reading is synchronous between get_buffer and buffer_updated, so one buffer serves every connection.
         self.scratch: Final = memoryview(bytearray(bounds.READ_BYTES))
         self.sealed: Final = memoryview(bytearray(bounds.TLS_READ_BYTES))  # the same for what is still encrypted
+        self.sealed_first: Final = self.sealed[: bounds.TLS_FIRST_READ_BYTES]
         self.connections: Final[set[Served]] = set()
         self.now_s = self.loop.time()  # as of the last sweep
         self.common_fields = date_and_server(time.time())  # of every answer; made by the sweep
@@ -133,6 +140,7 @@ class Port:
         self.draining = False
         self.wide_streams = 0  # HTTP/2 streams that may send much ahead of their readers
         self.pressed = False  # as of the last sweep
+        self._shaking: Final[deque[Shaking]] = deque()
         self._near_send_bytes: Final = near_send_bytes()
         self._ask_pressed: Final = pressed
         self._by_address: Final[Counter[str]] = Counter()
@@ -180,6 +188,19 @@ class Port:
         else:
             self._by_address[address] -= 1
         self.settle()
+
+    def shake(self, connection: Shaking) -> None:
+        """Go on with a handshake, one in each turn of the loop: a signature takes up to 5 ms (RSA with 4096 bits), and whoever sends
+        500 beginnings at once must not hold up all others for seconds."""
+        self._shaking.append(connection)
+        if len(self._shaking) == 1:
+            self.loop.call_soon(self._shake_next)
+
+    def _shake_next(self) -> None:
+        connection = self._shaking.popleft()
+        if self._shaking:
+            self.loop.call_soon(self._shake_next)
+        connection.shake()
 
     def is_in_the_way(self, progress: Progress, moved: int, elapsed_s: float) -> bool:
         """Whether a client is too slow for a time in which others wait for the memory that its transfer holds: a few hundred slow

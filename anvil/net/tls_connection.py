@@ -48,6 +48,8 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         self._shut = False  # our direction has ended; what comes is dropped
         self._eof = False  # the client's has
         self._told_eof = False
+        self._content = 0  # bytes
+        self._flowing = False  # most of the last read was content
         self._dropped = 0  # bytes that came after the end of the client's direction
         self._replied = 0  # bytes that the client made us send without a request of it
 
@@ -62,7 +64,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._port.sealed
+        return self._port.sealed if self._flowing else self._port.sealed_first
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._shut:
@@ -73,10 +75,13 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self._drop(nbytes)
             return
         self._incoming.write(self._port.sealed[:nbytes])
+        before = self._content
         if self._inner is None:
-            self._shake()
+            self._transport.pause_reading()  # until it is its turn
+            self._port.shake(self)
         else:
             self._read()
+        self._flowing = self._paused or 2 * (self._content - before) >= nbytes
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -102,6 +107,25 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self._inner.resume_writing()
 
     # -- called by the port, during the handshake
+
+    def shake(self) -> None:
+        """Go on with the handshake."""
+        if self.is_closing():
+            return
+        self._transport.resume_reading()
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._send_out()
+            return
+        except OSError as error:
+            self._fail_handshake(error)
+            return
+        self._send_out()
+        inner = self._inner = Connection(self._port)
+        inner.begin(self, (self._peer, self._address), self._refused)
+        self._port.replace(self, inner)
+        self._read()
 
     def sweep(self, now_s: float, elapsed_s: float) -> None:
         """End a handshake that takes too long."""
@@ -194,21 +218,6 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
 
     # -- inside
 
-    def _shake(self) -> None:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._send_out()
-            return
-        except OSError as error:
-            self._fail_handshake(error)
-            return
-        self._send_out()
-        inner = self._inner = Connection(self._port)
-        inner.begin(self, (self._peer, self._address), self._refused)
-        self._port.replace(self, inner)
-        self._read()
-
     def _fail_handshake(self, error: OSError) -> None:
         self._port.stats.rejected["handshake"] += 1
         log.debug("TLS handshake of %s failed: %s", self._peer, error)
@@ -223,8 +232,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         """After the client's closing alert nothing counts any more (RFC 8446, 6.1); TLS would not even take it in."""
         self._dropped += nbytes
         if self._dropped > self._port.limits.drain_body_bytes:
-            self._port.stats.refusals["Tls"] += 1
-            self.abort()
+            self._refuse()
 
     def _read_on(self) -> None:
         self._read_due = False
@@ -241,8 +249,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
                 more = self._read_once()
         except OSError as error:
             log.debug("TLS connection of %s broke: %s", self._peer, error)
-            self._port.stats.refusals["Tls"] += 1
-            self.abort()
+            self._refuse()
             return
         finally:
             self._reading = False
@@ -269,6 +276,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         except ssl.SSLWantReadError:  # part of a record
             more = False
         if filled:
+            self._content += filled
             inner.buffer_updated(filled)
         return more
 
@@ -282,10 +290,15 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         """Send what TLS itself answers to what came. Nobody waits for the socket here, so it is a bounded number of bytes."""
         self._replied += self._outgoing.pending
         if self._replied > TLS_REPLY_BYTES_MAX:
-            self._port.stats.refusals["Tls"] += 1
-            self.abort()
+            self._refuse()
         else:
             self._send_out()
+
+    def _refuse(self) -> None:
+        """What no honest client does."""
+        if not self._closing:
+            self._port.stats.refusals["Tls"] += 1
+            self.abort()
 
     def _seal(self, data: Buffer, sealed: list[bytes]) -> None:
         """In slices: the buffers of a TLS connection keep the size they once needed."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ class Pair:
         return x509.load_pem_x509_certificate(self.cert.read_bytes()).serial_number
 
 
-def make_pair(folder: Path, *, serial: int = 1, days: float = 1.0, password: bytes | None = None) -> Pair:
-    """A pair in `folder`, made where needed; what is there is overwritten."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def make_pair(
+    folder: Path, *, serial: int = 1, days: float = 1.0, password: bytes | None = None, rsa_bits: int | None = None
+) -> Pair:
+    """A pair in `folder`, made where needed; what is there is overwritten. On an elliptic curve, unless `rsa_bits` are given."""
+    key = rsa.generate_private_key(65537, rsa_bits) if rsa_bits else ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"node {serial}")])
     now = datetime.datetime.now(datetime.UTC)
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]

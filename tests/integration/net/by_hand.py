@@ -84,10 +84,11 @@ class Records:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.keylog_filename = str(folder / "keys")
         client = await ByHand.connect(running, context)
-        secrets = dict(line.split()[::2] for line in (folder / "keys").read_text().splitlines() if line[0] != "#")
+        lines = (folder / "keys").read_text().splitlines()  # of all connections so far
+        secret = next(line.split()[2] for line in reversed(lines) if line.startswith("CLIENT_TRAFFIC_SECRET_0"))
         found = client.tls.cipher()
         assert found is not None
-        return client, cls(bytes.fromhex(secrets["CLIENT_TRAFFIC_SECRET_0"]), found[0])
+        return client, cls(bytes.fromhex(secret), found[0])
 
     def record(self, kind: int, data: bytes) -> bytes:
         inner = data + bytes([kind])
