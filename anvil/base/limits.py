@@ -149,6 +149,30 @@ DROPPED_BUCKETS_KEEP_S: Final = (
     30 * 24 * 3600.0
 )  # a creator that stood still for longer may leave a fence behind that nobody needs
 
+# -- client library and CLI --------------------------------------------------------------------------------------------
+CLIENT_CHUNK_BYTES: Final = 1 * MIB  # of one message: the server takes 4 MiB, and larger ones only cost memory
+CLIENT_MESSAGE_BYTES_MAX: Final = 16 * MIB  # answers: a page of 1,000 keys is 2 MiB at most, a policy of many grants may be more
+CLIENT_CALL_S: Final = 60.0  # deadline of a unary call; the server itself gives up on a database after DATABASE_WAIT_S
+CLIENT_LONG_CALL_S: Final = 3600.0  # of a copy or a completion: up to 5 GiB are rewritten before the answer
+CLIENT_STALL_S: Final = 120.0  # without a byte either way, or an answer after the last: longer than any patience of the server
+CLIENT_CONNECT_S: Final = 10.0  # one attempt to connect: an address that swallows packets must not hold a command for long
+CLIENT_ATTEMPTS: Final = 4  # of a call that may be repeated, the first included
+CLIENT_BACKOFF_S: Final = 0.2  # before the second attempt, doubled for each further one; a random share of it is slept
+CLIENT_BACKOFF_S_MAX: Final = 5.0
+CLIENT_KEEPALIVE_S: Final = 30.0  # pings while a call is open: proxies forget silent connections after 60 s
+CLIENT_KEEPALIVE_ANSWER_S: Final = 20.0
+CLIENT_TOKEN_MARGIN_S: Final = 60.0  # a token is renewed so long before it expires: clocks differ, and calls take time to arrive
+CLIENT_PART_BYTES: Final = 16 * MIB  # of a multipart upload, while 10,000 of them suffice
+CLIENT_MULTIPART_BYTES: Final = 32 * MIB  # what is at least this large goes up in parts
+CLIENT_RANGE_BYTES: Final = 16 * MIB  # of one of several downloads of an object side by side
+CLIENT_RANGED_BYTES: Final = 32 * MIB  # what is at least this large comes down so
+CLIENT_PARALLEL: Final = 4  # parts or ranges of one object, or objects of one command, under way at a time
+CLIENT_STREAM_BYTES_MAX: Final = 128 * MIB  # parts of a stream held in memory until they are acknowledged, above one
+CLIENT_STREAM_PARTS: Final = 1000  # of a stream of unknown length: after so many parts their size is doubled ...
+CLIENT_STREAM_PART_BYTES_MAX: Final = 2 * GIB  # ... up to this: with it 10,000 parts hold the largest object
+CLIENT_BLOCKS_AHEAD: Final = 4  # read from standard input before somebody takes them
+CLIENT_PROFILE_FILE_BYTES_MAX: Final = 1 * MIB  # a profile is 200 bytes: what is longer is another file
+
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
 COLLECT_BATCH: Final = 500
@@ -223,3 +247,12 @@ assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
 assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60
+assert PART_BYTES_MIN <= CLIENT_PART_BYTES <= CLIENT_MULTIPART_BYTES and CLIENT_STREAM_PART_BYTES_MAX <= PUT_BYTES_MAX
+assert (
+    sum(
+        CLIENT_STREAM_PARTS * min(CLIENT_PART_BYTES << step, CLIENT_STREAM_PART_BYTES_MAX)
+        for step in range(PART_NUMBER_MAX // CLIENT_STREAM_PARTS)
+    )
+    >= OBJECT_BYTES_MAX
+)
+assert CLIENT_STALL_S > BUFFER_WAIT_S + DATABASE_WAIT_S + STRAGGLER_S
