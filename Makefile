@@ -45,7 +45,8 @@ $(VENV)/deps: $(VENV)/python pyproject.toml requirements.lock tools/requirements
 	@$(BIN)/pip --disable-pip-version-check install -q -c requirements.lock -r $(VENV)/requirements.txt
 	@touch $@
 
-$(VENV)/dev: $(VENV)/deps
+$(VENV)/dev: $(VENV)/deps tools/test-packages.sh
+	@tools/test-packages.sh
 	@$(BIN)/python tools/requirements.py dev > $(VENV)/requirements.txt
 	@echo "Installing the Python packages for tests into $(VENV)"
 	@$(BIN)/pip --disable-pip-version-check install -q -c requirements.lock -r $(VENV)/requirements.txt

@@ -40,6 +40,7 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "anvil.auth.sigv4": ([], ["libcrypto"]),
     "anvil.wire.awschunked": ([], ["libcrypto"]),
+    "anvil.wire.grpc": ([], []),
     "anvil.wire.http2": ([], ["libnghttp2"]),
 }
 

@@ -22,6 +22,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.micro.digests",),
     ("bench.micro.sigv4",),
     ("bench.micro.metrics",),
+    ("bench.micro.tokens",),
     ("bench.micro.segments",),
     ("bench.micro.metadata",),
     ("bench.macro.http_port",),
@@ -30,6 +31,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.macro.s3", "list"),
     ("bench.macro.s3", "memory"),
     ("bench.macro.s3", "http2"),
+    ("bench.macro.grpc_calls",),
 )
 
 

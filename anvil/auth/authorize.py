@@ -37,6 +37,12 @@ class _Rule(msgspec.Struct, frozen=True):
     def allows(self, resource: str) -> bool:
         return resource in self.exact or resource.startswith(self.prefixes)
 
+    def covers(self, pattern: str) -> bool:
+        """Whether everything is allowed that the resource of a policy names: of a prefix, all that begins with it."""
+        if pattern.endswith("*"):
+            return pattern[:-1].startswith(self.prefixes)
+        return self.allows(pattern)
+
 
 def _compile(policies: tuple[Policy, ...]) -> dict[str, _Rule]:
     """One rule per action; what is granted for every action (`*`) is part of each."""
@@ -48,6 +54,11 @@ def _compile(policies: tuple[Policy, ...]) -> dict[str, _Rule]:
             prefixes=tuple(sorted({text[:-1] for text in resources if text.endswith("*")})),
         )
     return compiled
+
+
+def _denied(action: str, resource: str) -> AccessDenied:
+    """Says what to ask for. The resource is what the request itself named."""
+    return AccessDenied(RequiredAction=str(action), RequiredResource=resource)
 
 
 def resource_of(bucket: str, key: str | None = None) -> str:
@@ -87,7 +98,18 @@ class Authorizer:
     def require(self, principal: Principal, action: Action, resource: str) -> None:
         """Raises AccessDenied unless `allowed`."""
         if not self.allowed(principal, action, resource):
-            raise AccessDenied()
+            raise _denied(action, resource)
+
+    def covers(self, principal: Principal, action: str, pattern: str) -> bool:
+        """Whether the principal's app itself holds all that a policy (`action`, `pattern`) would give: every resource the pattern names,
+        for the action `*` under rules for `*`. Knows nothing of tenants: as `allowed`."""
+        app = principal.app
+        return app is not None and self._rules(app.policies)[action].covers(pattern)
+
+    def require_covered(self, principal: Principal, action: str, pattern: str) -> None:
+        """Raises AccessDenied unless `covers`."""
+        if not self.covers(principal, action, pattern):
+            raise _denied(action, pattern)
 
     def visible_bucket(self, principal: Principal, bucket: Bucket | None) -> Bucket:
         """The bucket, if the principal may know that it exists: it is the tenant's own, or public and the principal anonymous.

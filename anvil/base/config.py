@@ -95,9 +95,12 @@ def resolved(config: Config) -> Config:
     """The same with absolute paths and the default drive filled in."""
     data = Path(os.path.abspath(os.path.expanduser(config.node.data_dir)))  # noqa: PTH100, PTH111 - keeps symbolic links
     drives = tuple(os.path.abspath(os.path.expanduser(drive)) for drive in config.storage.drives) or (str(data / "drives" / "0"),)  # noqa: PTH100, PTH111
+    tls = {name: getattr(config.api, name) for name in ("tls_cert", "tls_key")}
+    tls = {name: os.path.abspath(os.path.expanduser(path)) if path else "" for name, path in tls.items()}  # noqa: PTH100, PTH111
     return msgspec.structs.replace(
         config,
         node=msgspec.structs.replace(config.node, data_dir=str(data)),
+        api=msgspec.structs.replace(config.api, **tls),
         storage=msgspec.structs.replace(config.storage, drives=drives),
     )
 

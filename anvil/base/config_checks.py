@@ -26,6 +26,7 @@ def check(config: Config) -> None:
             f"ANVIL_REGION={config.node.region!r} must be 1 to 32 lower-case letters, digits and dashes, as in us-east-1"
         )
     _check_api(config.api)
+    _check_tls(config.api)
     _check_drives(config.storage)
     _check_scheme(config.storage)
     if config.storage.gc_grace_s <= DOWNLOAD_S_MAX and not config.node.dev_mode:
@@ -56,6 +57,26 @@ def _check_api(api: ApiConfig) -> None:
             ipaddress.ip_network(network, strict=False)
         except ValueError:
             raise InvalidSetting(f"ANVIL_TRUSTED_PROXIES={network!r} must be an address or a network, as in 10.0.0.0/8") from None
+
+
+def _check_tls(api: ApiConfig) -> None:
+    """Only what can be told without the files: whoever asks for something else need not be able to read the key."""
+    for name, path in (("ANVIL_TLS_CERT", api.tls_cert), ("ANVIL_TLS_KEY", api.tls_key)):
+        if "-----BEGIN" in path or "\n" in path:
+            raise InvalidSetting(f"{name} must be the path of a PEM file, not its content: write it to a file")
+    if bool(api.tls_cert) != bool(api.tls_key):
+        absent, present = ("ANVIL_TLS_KEY", "ANVIL_TLS_CERT") if api.tls_cert else ("ANVIL_TLS_CERT", "ANVIL_TLS_KEY")
+        raise InvalidSetting(f"{absent} is not set, and {present} is: set both for TLS, or neither")
+    listen = api.tls_listen
+    if listen is None:
+        return
+    if not api.tls_cert:
+        raise InvalidSetting("ANVIL_TLS_LISTEN_ADDR needs a certificate: set ANVIL_TLS_CERT and ANVIL_TLS_KEY, or take it away")
+    if listen == api.listen and listen.port:
+        raise InvalidSetting(
+            f"ANVIL_TLS_LISTEN_ADDR and ANVIL_API_LISTEN_ADDR are both {listen}: give TLS a port of its own, "
+            "or take ANVIL_TLS_LISTEN_ADDR away to serve TLS alone"
+        )
 
 
 def _check_drives(storage: StorageConfig) -> None:

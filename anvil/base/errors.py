@@ -101,6 +101,12 @@ class PreconditionFailed(Conflict):
     default = "At least one of the pre-conditions you specified did not hold."
 
 
+class NotModified(PreconditionFailed):
+    """A read was asked for only if there were something new. `fields`: ETag."""
+
+    default = "The object has not changed: it is what your conditions say you have."
+
+
 class ConditionalRequestConflict(Conflict):
     default = "A conflicting operation occurred during this request. Try again."
 
@@ -111,6 +117,12 @@ class OperationAborted(Conflict):
 
 class NameTaken(Conflict):
     """An administrator created something under a name already in use."""
+
+
+class LimitExceeded(Conflict):
+    """There is as much of it as there may be: rights of an app, grants of a bucket."""
+
+    default = "The request would exceed a limit of this server."
 
 
 # -- Denied -----------------------------------------------------------------------------------------------------------
@@ -125,9 +137,16 @@ class InvalidAccessKey(Denied):
 
 
 class InvalidToken(Denied):
-    """Temporary credentials (x-amz-security-token): Anvil issues none, so none can be valid. S3 answers 400."""
+    """An access token that this server did not issue, or that was made void (secret reset, app deleted); over S3 temporary credentials
+    (x-amz-security-token), of which Anvil issues none, so none can be valid. S3 answers 400."""
 
     default = "The provided token is malformed or otherwise invalid."
+
+
+class ExpiredToken(Denied):
+    """An access token of this server, past its time: get another."""
+
+    default = "The provided token has expired."
 
 
 class SignatureMismatch(Denied):
@@ -185,6 +204,12 @@ class MetadataTooLarge(Invalid):
 
 class EntityTooLarge(Invalid):
     default = "Your proposed upload exceeds the maximum allowed object size."
+
+
+class MessageTooLarge(Invalid):
+    """One message of a gRPC call. `fields`: Size, MaxSizeAllowed."""
+
+    default = "A message of the call is larger than the server takes: send the bytes in smaller chunks."
 
 
 class EntityTooSmall(Invalid):

@@ -25,6 +25,12 @@ API_REJECTED = _counter(
     "api_rejected_total", "Requests refused before they ran: signature, clock skew, header, busy ...", "reason"
 )
 
+# -- TLS -------------------------------------------------------------------------------------------------------------------
+TLS_EXPIRY = _gauge(
+    "tls_certificate_expiry_timestamp_seconds", "When the certificate in use ends; the first, of several.", merge="min"
+)
+TLS_RELOADS = _counter("tls_reloads_total", "Changed certificate files met by a worker: ok, or refused.", "result")
+
 # -- storage ---------------------------------------------------------------------------------------------------------------
 CLUSTER_WRITE_QUORUM = _gauge("cluster_write_quorum", "1 where a write can reach its quorum.", merge="max")
 STORAGE_CAPACITY = _gauge("storage_capacity_bytes", "Size of the drive's file system.", "drive", merge="max")

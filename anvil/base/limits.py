@@ -14,6 +14,7 @@ TIB: Final = 1024 * GIB
 
 # -- S3's own numbers (Amazon S3 User Guide, "Multipart upload limits", "Naming objects") -----------------------------
 KEY_BYTES_MAX: Final = 1024
+BUCKET_NAME_CHARS_MAX: Final = 63
 OBJECT_BYTES_MAX: Final = 5 * TIB
 PUT_BYTES_MAX: Final = 5 * GIB  # one PutObject, UploadPart or CopyObject
 PART_BYTES_MIN: Final = 5 * MIB  # every part but the last
@@ -21,6 +22,9 @@ PART_NUMBER_MAX: Final = 10_000
 LIST_KEYS_MAX: Final = 1000
 DELETE_KEYS_MAX: Final = 1000
 USER_METADATA_BYTES_MAX: Final = 2 * KIB
+SYSTEM_METADATA_BYTES_MAX: Final = (
+    8 * KIB
+)  # S3's bound on the head of a PUT: what a message says must fit into the head of an answer
 PRESIGNED_S_MAX: Final = 7 * 24 * 3600
 CLOCK_SKEW_S_MAX: Final = 15 * 60
 BUCKETS_PER_TENANT_MAX: Final = 1000
@@ -82,6 +86,12 @@ DRIVE_FLUSH_BYTES: Final = (
 HEADER_BYTES_MAX: Final = 16 * KIB  # request line and header fields together (8 KiB of fields beside a long presigned target)
 HEADER_FIELDS_MAX: Final = 100
 HEADER_TIMEOUT_S: Final = 20.0
+TLS_HANDSHAKE_S: Final = 20.0  # from accepting a socket to the end of its handshake
+TLS_LOOK_S: Final = 5.0  # how often the files of the certificate are looked at
+TLS_READ_BYTES: Final = 128 * KIB  # one read from a socket with TLS, still encrypted
+TLS_SLICE_BYTES: Final = 64 * KIB  # encrypted at a time: each connection keeps a buffer of that size
+TLS_JOIN_BYTES: Final = 32 * KIB  # pieces of an answer under this are joined before they are encrypted
+TLS_REPLY_BYTES_MAX: Final = 64 * KIB  # what TLS itself (key updates, refused renegotiations) may answer on one connection
 H2_STREAMS_SHOWN: Final = 32  # SETTINGS_MAX_CONCURRENT_STREAMS: few, so that a proxy opens connections to other workers too
 H2_STREAMS_MAX: Final = 256  # served all the same: gRPC clients show a refused stream to the application
 H2_WINDOW_BYTES: Final = 64 * KIB  # what a stream may send before somebody reads it; held in memory
@@ -91,6 +101,12 @@ H2_CONNECTION_WINDOW_BYTES: Final = 16 * MIB  # never the limit: a stream that i
 H2_BATCH_BYTES: Final = 1 * MIB  # of frames, for one system call
 H2_FREE_ACTIONS_MAX: Final = 1000.0  # resets, pings, settings, priorities and empty frames of one connection in a burst ...
 H2_FREE_ACTIONS_PER_S: Final = 33.0  # ... and for long
+GRPC_MESSAGE_BYTES_MAX: Final = 4 * MIB  # of a request, as grpcio's own default; also after decompression
+GRPC_DEADLINE_S_MAX: Final = 30 * 24 * 3600.0  # what a client may ask for; a longer one counts as this
+GRPC_WATCHES_MAX: Final = 64  # Health.Watch calls of one worker: anybody may begin one, and each lasts until its client ends it
+GRPC_WATCH_EVERY_S: Final = 0.5  # how soon they see a change
+GRPC_UPLOAD_READ_BYTES: Final = 64 * KIB  # read at a time where messages are small
+GRPC_DIRECT_BYTES_MIN: Final = 16 * KIB  # a chunk with more left than this is received where it belongs
 IDLE_TIMEOUT_S: Final = 75.0  # proxies keep upstream connections for 60 s
 BODY_BYTES_PER_S_MIN: Final = 1 * KIB  # averaged over BODY_STALL_S
 BODY_STALL_S: Final = 30.0
@@ -103,7 +119,9 @@ ANSWER_KEEPALIVE_EVERY_S: Final = 10.0  # proxies give up on a silent upstream a
 DELETES_IN_FLIGHT_MAX: Final = 128  # of one DeleteObjects request
 CHUNK_HEADER_BYTES_MAX: Final = 1 * KIB  # aws-chunked: one chunk-size line with its signature
 TRAILER_BYTES_MAX: Final = 4 * KIB
-DRAIN_BODY_BYTES_MAX: Final = 4 * MIB  # read and dropped after an early error, so that the answer is not lost
+DRAIN_BODY_BYTES_MAX: Final = (
+    9 * MIB
+)  # read and dropped for an early error, so that the answer is not lost: the SDKs' part of 8 MiB, framed
 WRITE_HIGH_WATER_BYTES: Final = 1 * MIB
 NEAR_SEND_BUFFER_BYTES: Final = 512 * KIB  # SO_SNDBUF towards this machine itself: doubled by the kernel, so one stripe
 CONNECTIONS_MAX: Final = 4096  # per worker
@@ -121,9 +139,29 @@ SWEEP_S: Final = 1.0  # granularity of all connection time-outs
 ACCEPT_BACKLOG: Final = 1024
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # per worker; more are answered 503 SlowDown
 
+# -- gRPC --------------------------------------------------------------------------------------------------------------
+GRPC_ERROR_MESSAGE_BYTES_MAX: Final = 768  # three times that in `grpc-message`, where every byte may be percent-encoded
+GRPC_ERROR_FIELD_BYTES_MAX: Final = KEY_BYTES_MAX  # of an error's field; what is longer is cut
+GRPC_ERROR_FIELDS_BYTES_MAX: Final = 2 * KIB  # of all of them with their names; those that do not fit are left out
+GRPC_RETRY_DELAY_S: Final = 1  # what UNAVAILABLE asks clients to wait
+
 # -- authentication ----------------------------------------------------------------------------------------------------
 SIGNING_KEYS_MAX: Final = 4096  # cached per worker, about 300 bytes each; a missing one costs four HMACs (5 us)
 POLICY_SETS_MAX: Final = 4096  # compiled rights cached per worker, one per app in use
+ACCESS_TOKEN_S: Final = 3600  # a stolen token ends by itself; a secret reset ends it at once
+ACCESS_TOKEN_SKEW_S: Final = 60  # the clock of the node that issued a token may be ahead by so much
+ACCESS_TOKEN_BYTES_MAX: Final = 1 * KIB  # with its scheme; ours have under 500 with the longest access key
+ACCESS_TOKENS_CACHED_MAX: Final = 4096  # verified tokens a worker remembers, about 500 bytes each; another one costs 35 us
+ACCESS_KEY_CHARS_MAX: Final = 128  # S3's own; a longer client id is nobody's
+APP_NAME_CHARS_MAX: Final = 256  # an app named over the API; a longer name is nobody's
+RESOURCE_BYTES_MAX: Final = BUCKET_NAME_CHARS_MAX + 1 + KEY_BYTES_MAX + 1  # of a right: bucket, slash, key, star
+RIGHTS_PER_APP_MAX: Final = 1000  # granted over the API; every worker holds the rights of the apps in use, and looks through them
+BUCKET_POLICY_GRANTS_MAX: Final = 1000  # of one PutBucketPolicy
+BUCKET_POLICY_BYTES_MAX: Final = 20 * KIB  # the same; S3's own bound on a bucket policy
+BUCKET_RIGHTS_BYTES_MAX: Final = 2 * MIB  # of one GetBucketPolicy: gRPC clients take messages of 4 MiB
+POLICY_PUT_TRIES_MAX: Final = 5  # of a PutBucketPolicy without a condition that others overtake
+REFUSALS_AUDITED_MAX: Final = 60  # of one app per minute: nobody without a right fills the database with refusals
+REFUSED_APPS_MAX: Final = 4096  # apps whose refusals are being counted
 PUBLIC_ENDPOINTS_MAX: Final = 16  # each is one more signature tried before a request is refused
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
@@ -224,6 +262,9 @@ LOOP_LAG_S_MAX: Final = 1.0  # a loop that was late by more than this is not res
 METRICS_SERIES_MAX: Final = 2000  # label sets of one metric; more share one named `_other`
 METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 
+assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (
+    "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
+)
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
 assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
 assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
@@ -238,12 +279,16 @@ assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
 assert 2 * DRIVE_STALLED_S < IDLE_TIMEOUT_S, "whoever waits for a drive is answered before a proxy gives up"
 assert PRESSED_STALL_S + 2 * SWEEP_S < BUFFER_WAIT_S, "slow clients must make room before those who wait give up"
 assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
-assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S) >= SWEEP_S, "a sweep must not be coarser than what it enforces"
+assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S, TLS_HANDSHAKE_S) >= SWEEP_S, (
+    "a sweep must not be coarser than what it enforces"
+)
 assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
+assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
+assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
 assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60

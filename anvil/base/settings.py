@@ -121,14 +121,51 @@ class ApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = ()
 
+    tls_cert: Annotated[
+        str,
+        _setting(
+            "ANVIL_TLS_CERT",
+            "PEM file with the certificate chain, the node's own certificate first. With it the API speaks TLS (HTTP/2 and HTTP/1.1 "
+            "by ALPN). Changed files are loaded without a restart.",
+            example="/etc/anvil/tls/fullchain.pem",
+        ),
+    ] = ""
+    tls_key: Annotated[
+        str,
+        _setting(
+            "ANVIL_TLS_KEY",
+            "PEM file with the private key of that certificate, not encrypted.",
+            example="/etc/anvil/tls/privkey.pem",
+        ),
+    ] = ""
+    tls_listen_addr: Annotated[
+        str,
+        _setting(
+            "ANVIL_TLS_LISTEN_ADDR",
+            "host:port for TLS beside plaintext on ANVIL_API_LISTEN_ADDR. Without it, a certificate makes ANVIL_API_LISTEN_ADDR itself "
+            "speak TLS and nothing is served in plaintext.",
+            example="0.0.0.0:50443",
+        ),
+    ] = ""
+
     @property
     def listen(self) -> Address:
         return parse_address(self.listen_addr)
 
     @property
+    def tls_listen(self) -> Address | None:
+        """Where TLS is spoken beside plaintext."""
+        return parse_address(self.tls_listen_addr, "ANVIL_TLS_LISTEN_ADDR") if self.tls_listen_addr else None
+
+    @property
+    def scheme(self) -> str:
+        """Of the listen address."""
+        return "https" if self.tls_cert and not self.tls_listen_addr else "http"
+
+    @property
     def public_urls(self) -> tuple[str, ...]:
         """Base URLs under which clients reach the node; the listen address where nothing else is configured."""
-        return tuple(addr if "://" in addr else f"http://{addr}" for addr in self.public_addrs or (self.listen_addr,))
+        return tuple(addr if "://" in addr else f"{self.scheme}://{addr}" for addr in self.public_addrs or (self.listen_addr,))
 
     @property
     def public_hosts(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from anvil.base.config import load
-from anvil.base.errors import InvalidSetting
+from anvil.base.errors import InvalidArgument, InvalidSetting
 from anvil.cli.admin_ops import AdminOps, NewKeys, Opener, database_urls, with_secrets
 from anvil.cli.output import emit, table
 from anvil.model.identity import Action, Policy
@@ -172,11 +172,10 @@ def policy_options(function: Command) -> Command:
 
 
 def _policy(action: str, resource: str) -> Policy:
-    if action not in set(Action):
-        raise InvalidSetting(f"--action {action!r} is not one of {', '.join(Action)}")
-    if not resource or "*" in resource[:-1]:
-        raise InvalidSetting(f"--resource {resource!r} must be `*`, exact, or a prefix with one `*` at its end")
-    return Policy(action, resource)
+    try:
+        return Policy.parse(action, resource)
+    except InvalidArgument as error:
+        raise InvalidSetting(f"--{error.fields['ArgumentName']} {error.message}") from None
 
 
 @policy.command("grant")

@@ -23,6 +23,7 @@ from anvil.base.version import COMMIT, VERSION
 
 FILES_MIN = 8192  # 4,096 connections and the files of as many requests
 FSYNC_MS_SLOW = 50.0
+CERTIFICATE_S_LOW = 7 * 86400.0  # renewals begin a third of a lifetime before the end, and short ones live for weeks
 PACKAGES = (
     "uvloop",
     "asyncpg",
@@ -54,7 +55,7 @@ def command(config_file: str | None, data_dir: str | None, as_json: bool) -> int
     """Explain what this machine offers and what is wrong with it."""
     config = load(config_file=config_file, flags={"ANVIL_DATA_DIR": data_dir})
     findings: list[Finding] = []
-    for look in (_versions, _kernels, _machine, _drives, _databases):
+    for look in (_versions, _kernels, _machine, _certificate, _drives, _databases):
         findings += look(config)
     problems = [finding for finding in findings if finding.state == "problem"]
     if as_json:
@@ -140,6 +141,22 @@ def _clock() -> Finding:
             "machine", "clock", f"{now}, not synchronised", "warning", "requests signed 15 minutes apart are refused: run NTP"
         )
     return Finding("machine", "clock", f"{now}, synchronised" if state >= 0 else now, "ok")
+
+
+def _certificate(config: Config) -> list[Finding]:
+    """What TLS would start with."""
+    from anvil.node.assemble import certificate_ends
+
+    if not config.api.tls_cert:
+        return []
+    try:
+        left_s = certificate_ends(config) - time.time()
+    except AnvilError as error:
+        return [Finding("TLS", "certificate", error.message, "problem", "a node that starts now would refuse it")]
+    text = f"{config.api.tls_cert}, " + (f"{left_s / 86400:.1f} days left" if left_s > 0 else "expired")
+    if left_s < CERTIFICATE_S_LOW:
+        return [Finding("TLS", "certificate", text, "warning" if left_s > 0 else "problem", "renew it; a running node loads it")]
+    return [Finding("TLS", "certificate", text, "ok")]
 
 
 def _drives(config: Config) -> list[Finding]:

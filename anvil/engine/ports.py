@@ -12,7 +12,7 @@ from typing import Protocol
 
 from anvil._ec.pieces import Sink, Source
 from anvil.base.types import Buffer
-from anvil.model.identity import App, Bucket
+from anvil.model.identity import Actor, App, Bucket, BucketRights, Policy
 from anvil.model.records import (
     BlobId,
     BucketId,
@@ -171,6 +171,41 @@ class Catalog(Protocol):
 
     async def delete_bucket(self, bucket: Bucket) -> None:
         """Raises BucketNotEmpty, NoSuchBucket."""
+        ...
+
+
+class Rights(Protocol):
+    """Changes of rights by a tenant's own apps. All see that tenant alone, and are recorded in the audit in the same transaction. Once one
+    returned, every worker of this node goes by it, and every other node within a second. All raise DatabaseUnavailable."""
+
+    async def resolve(self, tenant_id: int, apps: Sequence[str]) -> Sequence[str]:
+        """The access keys of apps named by access key or, where there is no such one, by name. Raises UnknownName."""
+        ...
+
+    async def grant(self, by: Actor, app: str, right: Policy) -> bool:
+        """`app`: access key or name. False if it had the right before. Raises UnknownName, LimitExceeded."""
+        ...
+
+    async def revoke(self, by: Actor, app: str, right: Policy) -> bool:
+        """False if it had no such right. Raises UnknownName."""
+        ...
+
+    async def set_public(self, by: Actor, bucket: str, allow: bool) -> bool:
+        """Whether everybody may read the bucket's objects. False if it was so before. Raises NoSuchBucket."""
+        ...
+
+    async def bucket_rights(self, tenant_id: int, bucket: str) -> BucketRights:
+        """Strictly fresh. Raises NoSuchBucket, LimitExceeded (too many to be shown)."""
+        ...
+
+    async def put_bucket_rights(self, by: Actor, bucket: str, wanted: BucketRights) -> str:
+        """Replace exactly what `bucket_rights` showed under `wanted.etag`, at once or not at all. Returns the new etag. Grants name access
+        keys. Raises NoSuchBucket, UnknownName, LimitExceeded, and PreconditionFailed when the rights changed since, unless into what is
+        wanted."""
+        ...
+
+    async def refused(self, by: Actor, action: str, resource: str) -> None:
+        """Record an attempt that was refused; of one app at most REFUSALS_AUDITED_MAX a minute."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from anvil.base.errors import InvalidArgument, NameTaken, NoSuchBucket, UnknownName
+from anvil.base.errors import NameTaken, NoSuchBucket, UnknownName
 from anvil.meta.coalesce import Rows
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
@@ -162,8 +162,7 @@ class Admin:
 
     async def grant(self, tenant: str, app: str, policy: Policy) -> None:
         """Idempotent. Raises UnknownName, InvalidArgument (no such action, or no resource)."""
-        if policy.action not in frozenset(Action) or not policy.resource:
-            raise InvalidArgument(f"{policy.action!r} on {policy.resource!r} is no right: actions are {', '.join(Action)}.")
+        policy = Policy.parse(policy.action, policy.resource)
         sql = "INSERT INTO policies (app_id, action, resource) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
         await self._query(sql, await self._app_id(tenant, app), policy.action, policy.resource)
         self._changed()

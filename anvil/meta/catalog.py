@@ -35,6 +35,7 @@ from anvil.meta.coalesce import Coalescer, Operation, Query, Rows, call
 from anvil.meta.keyring import KEY_BYTES, Keyring
 from anvil.meta.link import Link
 from anvil.meta.regional import RegionalStore
+from anvil.meta.rights import RightsTable
 from anvil.model.identity import App, Bucket, BucketState, Policy, Tenant
 from anvil.model.records import BucketId
 
@@ -95,6 +96,7 @@ class GlobalCatalog:
             self._link, Operation("bucket", Query(_BUCKET_SQL, lambda names: (list(names),), self._buckets_from)), wait_s=wait_s
         )
         self.admin = Admin(self.query, keyring, regional, self._cache.hasten)
+        self.rights = RightsTable(self.query, self._cache.hasten)
 
     async def start(self) -> None:
         """Connect. Raises DatabaseUnavailable."""

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
+from anvil.base.errors import InvalidArgument
+from anvil.base.limits import RESOURCE_BYTES_MAX
 from anvil.model.records import BucketId
 
 
@@ -31,6 +33,46 @@ class Policy(msgspec.Struct, frozen=True):
 
     action: str
     resource: str
+
+    @classmethod
+    def parse(cls, action: str, resource: str) -> Policy:
+        """A right as somebody typed it. Raises InvalidArgument (`ArgumentName`: action or resource)."""
+        if action not in frozenset(Action):
+            text = f"{action[:64]!r} is not one of {', '.join(Action)}"
+            raise InvalidArgument(text, ArgumentName="action", ArgumentValue=action[:64])
+        try:
+            size = len(resource.encode())
+        except UnicodeEncodeError:  # typed in another encoding
+            size = 0
+        if not 0 < size <= RESOURCE_BYTES_MAX or "*" in resource[:-1] or "\0" in resource:
+            shown = resource[:128]
+            text = f"{shown!r} must be `*`, exact, or a prefix with one `*` at its end, of at most {RESOURCE_BYTES_MAX} bytes"
+            raise InvalidArgument(text, ArgumentName="resource", ArgumentValue=shown)
+        return cls(action, resource)
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """A right and who has it. `app`: its access key."""
+
+    app: str
+    right: Policy
+
+
+class BucketRights(msgspec.Struct, frozen=True):
+    """The rights on a bucket and in it, of the apps of its tenant. `etag` names this state among all that the bucket has had."""
+
+    public_read: bool
+    grants: tuple[Grant, ...]
+    etag: str
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who changes rights, for the audit: the app, where it called from, and in which request."""
+
+    tenant_id: int
+    access_key: str
+    source: str
+    request_id: str
 
 
 class Tenant(msgspec.Struct, frozen=True):

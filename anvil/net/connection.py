@@ -1,9 +1,9 @@
 """One TCP connection: sniffs its protocol, then serves HTTP/1.1 requests on it, one after the other.
 
 Owns: the socket's transport, the bytes received too early, pausing in both directions, keep-alive, draining and closing.
-Invariants: the socket is read only while somebody can take the bytes (a head, a reader's view, a small body ahead, or the end of
-the connection), so what a client sends never accumulates; at most one handler task runs per connection and the connection owns
-it. Not here: what an answer looks like (`http1_stream`), parsing (`wire`), caps and the timer (`port`).
+Invariants: the socket is read only while somebody can take the bytes (a head, a reader's view, a small body ahead, or the end of the
+connection), so what a client sends never accumulates; at most one handler task runs per connection and the connection owns it. Not
+here: what an answer looks like (`http1_stream`), parsing (`wire`), TLS (`tls_connection`), caps and the timer (`port`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self.out: Outbound
         self._phase: int = _HEAD
-        self._peer = self._address = ""
         self._refused: str | None = None  # why the connection was not admitted
         self._pending = b""  # received, not yet consumed
         self._scanned = 0  # bytes of `_pending` known not to hold the end of a head
@@ -61,13 +60,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop registers its transports with no abstract class, so isinstance would be wrong
-        self._transport = cast(asyncio.Transport, transport)
-        self.out = Outbound(self._transport, self._port.loop, self._port.limits, self._port.stats)
-        self._peer, self._address = address_key(transport.get_extra_info("peername"))
-        self._port.keep_near(transport, self._peer)
-        self._refused = self._port.admit(self, self._address)
-        if self._refused == "flood" or self._port.draining:
-            self._transport.abort()
+        peer, address = address_key(transport.get_extra_info("peername"))
+        self._port.keep_near(transport, peer)
+        self.begin(cast(asyncio.Transport, transport), (peer, address), self._port.admit(self, address))
+
+    def begin(self, transport: asyncio.Transport, address: tuple[str, str], refused: str | None) -> None:
+        """Take over a socket that was admitted, or was `refused`."""
+        self._transport, self._refused = transport, refused
+        self._peer, self._address = address
+        self.out = Outbound(transport, self._port.loop, self._port.limits, self._port.stats)
+        if refused == "flood" or self._port.draining:
+            transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         stream = self._stream
@@ -100,14 +103,15 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._dropped += nbytes
             if self._dropped > port.limits.drain_body_bytes:
-                self.abort()
+                # Held up, not cut: a reset would overtake the answer, and a proxy would take this node for broken.
+                self._pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
         self._since_s = self._port.now_s
         if self._phase == _BUSY and self._stream is not None:
             body = self._stream.body
-            if body is not None and body.waiter is not None:
+            if body is not None and body.waiter is not None and not body.complete:
                 body.fail(IncompleteBody())
             return True  # the client may only have shut its sending side: the answer still goes out
         return False
@@ -242,9 +246,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _sweep_busy(self, waited_s: float, elapsed_s: float) -> None:
         limits = self._port.limits
-        stream = self._stream
-        assert stream is not None
-        body = stream.body
+        assert self._stream is not None
+        body = self._stream.body
         if body is not None and body.waiter is not None:
             slow = self._read_progress.is_slow(body.received, elapsed_s, limits.body_bytes_per_s, limits.body_stall_s)
             if slow and not body.waiter.done():
@@ -258,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
             self._time_out("pressed")
         elif self.out.paused:
             self._sweep_write(elapsed_s)
-        elif self._eof and not stream.started and waited_s > limits.half_close_s:
+        elif self._eof and not self._stream.started and waited_s > limits.half_close_s:
             self._port.stats.client_aborts += 1
             self.cut()
 
@@ -340,7 +343,7 @@ class Connection(asyncio.BufferedProtocol):
             headers, text = port.render_refusal(SLOW_DOWN)
             stream.answer(503, headers, text)
             self._end(stream)
-        elif head.method == "POST" and (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
+        elif stream.head.is_grpc:
             stats.refusals["GrpcOverHttp1"] += 1
             stream.answer(200, GRPC_ANSWER)
             self._end(stream)

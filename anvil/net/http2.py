@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from anvil.base.errors import IncompleteBody, RequestTimeout, SlowDown
@@ -26,11 +27,12 @@ from anvil.base.limits import (
     HEADER_BYTES_MAX,
     HEADER_FIELDS_MAX,
 )
-from anvil.net.fixed import ALLOW, GRPC_H2_ANSWER, SLOW_DOWN
+from anvil.net.fixed import ALLOW, GRPC_H2_ANSWER, SLOW_DOWN, grpc_refusal
 from anvil.net.http2_stream import Http2Stream
 from anvil.net.outbound import Outbound
 from anvil.net.port import Port
 from anvil.net.stream import Headers
+from anvil.wire.grpc_head import is_grpc
 from anvil.wire.http1 import Refusal, bad_request, head_too_large
 from anvil.wire.http2 import (
     CANCEL,
@@ -297,27 +299,39 @@ class Http2Connection(asyncio.BufferedProtocol):
         stream = Http2Stream(self, exchange, head, self._peer)
         exchange.owner = stream
         self._streams[exchange] = stream
+        grpc = stream.head.is_grpc
         if self._refused is not None or port.stats.requests_in_flight >= port.limits.requests_in_flight:
             port.stats.refusals[SLOW_DOWN.code] += 1
-            headers, text = port.render_refusal(SLOW_DOWN)
-            stream.answer(503, headers, text)
+            if grpc:
+                stream.answer(200, grpc_refusal(SLOW_DOWN))
+            else:
+                headers, text = port.render_refusal(SLOW_DOWN)
+                stream.answer(503, headers, text)
             self._done(exchange, stream)
             if self._refused is not None:
                 self.drain()
-        elif (stream.head.header(b"content-type") or b"").startswith(b"application/grpc"):
-            port.stats.refusals["Grpc"] += 1
-            stream.answer(200, GRPC_H2_ANSWER)
-            self._done(exchange, stream)
+        elif grpc:
+            if port.grpc is None:
+                port.stats.refusals["Grpc"] += 1
+                stream.answer(200, GRPC_H2_ANSWER)
+                self._done(exchange, stream)
+            else:
+                port.stats.requests_in_flight += 1
+                stream.task = port.loop.create_task(self._work(exchange, stream, port.grpc))
         elif head.path == b"*":
             stream.answer(200, ALLOW)
             self._done(exchange, stream)
         else:
             port.stats.requests_in_flight += 1
-            stream.task = port.loop.create_task(self._work(exchange, stream))
+            stream.task = port.loop.create_task(self._work(exchange, stream, port.handler))
 
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
         """Answer a head that no handler gets to see."""
         self._port.stats.refusals[refusal.code] += 1
+        if is_grpc(_field(exchange, b":method"), _field(exchange, b"content-type")):
+            self.session.respond(exchange, [(b":status", b"200"), *grpc_refusal(refusal)], False)
+            self._drain_body(exchange)
+            return
         headers, text = self._port.render_refusal(refusal)
         fields = [
             (b":status", b"%d" % refusal.status),
@@ -325,19 +339,19 @@ class Http2Connection(asyncio.BufferedProtocol):
             *self._port.common_fields,
             (b"content-length", b"%d" % len(text)),
         ]
-        if (b":method", b"HEAD") in exchange.headers:
+        if _field(exchange, b":method") == b"HEAD":
             text = b""
         self.session.respond(exchange, fields, bool(text))
         self.session.push(exchange, text)
         self.session.end(exchange)
         self._drain_body(exchange)
 
-    async def _work(self, exchange: Exchange, stream: Http2Stream) -> None:
+    async def _work(self, exchange: Exchange, stream: Http2Stream, serve: Callable[[Http2Stream], Awaitable[None]]) -> None:
         """The task of one request."""
         port = self._port
         stream.running = True
         try:
-            await port.handler(stream)
+            await serve(stream)
             if not stream.finished and not exchange.closed:
                 raise RuntimeError("the handler returned without a whole answer")
         except Exception as error:
@@ -435,3 +449,7 @@ class Http2Connection(asyncio.BufferedProtocol):
                 stream.progressed()
         if self._failed_s is None and not self.session.alive and not self._transport.is_closing():
             self._transport.close()
+
+
+def _field(exchange: Exchange, name: bytes) -> bytes:
+    return next((value for key, value in exchange.headers if key == name), b"")

@@ -31,6 +31,7 @@ class Http2Stream:
         "_connection",
         "_exchange",
         "_expects_continue",
+        "_fields",
         "_lent",
         "_room",
         "_silent",
@@ -41,7 +42,6 @@ class Http2Stream:
         "pressed_progress",
         "read_progress",
         "running",
-        "sent_head_bytes",
         "started",
         "task",
         "waiter",
@@ -50,7 +50,8 @@ class Http2Stream:
     )
 
     def __init__(self, connection: Http2Connection, exchange: Exchange, head: Head, peer: str) -> None:
-        unframed = head.content_length is None and not exchange.ended
+        # A small body may be here already, with the end of the stream.
+        unframed = head.content_length is None and (not exchange.ended or exchange.received > 0)
         self.head = RequestHead(
             head.method,
             head.path,
@@ -66,6 +67,7 @@ class Http2Stream:
         self._exchange: Final = exchange
         self._expects_continue = head.expects_continue and not exchange.ended
         self.widened = False  # counts among the port's wide streams
+        self._fields: list[tuple[bytes, bytes]] = []  # of the answer
         self._announced: int | None = 0
         self._written = 0
         self._silent = False
@@ -77,7 +79,6 @@ class Http2Stream:
         self.finished = False
         self.task: asyncio.Task[None] | None = None
         self.running = False  # the task has reached its first line
-        self.sent_head_bytes = 0
         self.read_progress: Final = Progress()
         self.write_progress: Final = Progress()
         self.pressed_progress: Final = Progress()  # of whichever direction is waited for, while others wait for memory
@@ -123,6 +124,15 @@ class Http2Stream:
         if self._exchange.closed and not self._exchange.ended:
             raise IncompleteBody("The client gave up the request before its body was complete.")
 
+    def whole(self) -> bytes | None:
+        """See `TrailingStream.whole`."""
+        exchange = self._exchange
+        if not exchange.ended or exchange.closed or self.waiter is not None:
+            return None
+        body = bytearray(exchange.stored)
+        exchange.read(memoryview(body))
+        return bytes(body)
+
     async def read_all(self, limit: int) -> bytes:
         """See `Stream.read_all`."""
         if self.head.content_length is not None and self.head.content_length > limit:
@@ -145,7 +155,7 @@ class Http2Stream:
     @property
     def sent_bytes(self) -> int:
         """Of the answer's body, and of its head before compression."""
-        return self.sent_head_bytes + self._written
+        return sum([len(name) + len(value) for name, value in self._fields]) + self._written
 
     async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
@@ -177,10 +187,10 @@ class Http2Stream:
         self._begin(status, headers, None if status in BODYLESS else length, body=not self._silent)
         self._announced = 0 if self._silent else length
 
-    async def write(self, data: Buffer) -> None:
+    async def write(self, *pieces: Buffer) -> None:
         """See `Stream.write`. For HEAD the bytes are dropped. Raises RuntimeError beyond the announced length,
         ConnectionResetError."""
-        count = len(data)
+        count = sum([len(piece) for piece in pieces])
         if not self.started or self.finished:
             raise RuntimeError("write outside of start and finish")
         if count == 0 or self._silent:
@@ -190,9 +200,10 @@ class Http2Stream:
         if self._exchange.closed:
             raise ConnectionResetError("the client is gone")
         self._written += count
-        if type(data) is not bytes:
-            self._lent = True
-        self._connection.session.push(self._exchange, data)
+        for piece in pieces:
+            if type(piece) is not bytes:
+                self._lent = True
+            self._connection.session.push(self._exchange, piece)
         self._connection.schedule()
         await self._writable()
 
@@ -209,7 +220,26 @@ class Http2Stream:
         await self._connection.out.flushed()
         self._lent = False
 
-    async def finish(self) -> None:
+    async def reply(self, fields: list[tuple[bytes, bytes]], body: bytes, trailers: list[tuple[bytes, bytes]] | None) -> None:
+        """See `TrailingStream.reply`."""
+        self._open(fields, body=trailers is not None)
+        self._written = len(body)
+        self.finished = True
+        if trailers is not None:
+            if body:
+                self._connection.session.push(self._exchange, body)
+            self._connection.session.end(self._exchange, trailers)
+        self._connection.schedule()
+        if body:
+            await self._accepted()
+
+    def begin(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """See `TrailingStream.begin`."""
+        self._open(fields, body=True)
+        self._announced = None
+        self._connection.schedule()
+
+    async def finish(self, trailers: list[tuple[bytes, bytes]] | None = None) -> None:
         """End the answer. Returns when lent buffers may be reused. Raises RuntimeError if it is shorter than announced."""
         if not self.started or self.finished:
             raise RuntimeError("finish without start, or twice")
@@ -217,7 +247,7 @@ class Http2Stream:
             raise RuntimeError(f"the answer has {self._written} bytes where {self._announced} were announced")
         self.finished = True
         if not self._silent:
-            self._connection.session.end(self._exchange)
+            self._connection.session.end(self._exchange, trailers)
             self._connection.schedule()
         if self._lent:
             await self.flushed()
@@ -270,11 +300,13 @@ class Http2Stream:
             raise ConnectionResetError("the client is gone")
 
     def _begin(self, status: int, headers: Headers, length: int | None, *, body: bool) -> None:
+        self._open(answer_fields(status, headers, self._connection.common_fields, length), body=body)
+
+    def _open(self, fields: list[tuple[bytes, bytes]], *, body: bool) -> None:
         if self.started:
             raise RuntimeError("a request is answered once")
-        fields = answer_fields(status, headers, self._connection.common_fields, length)
         self.started = True
-        self.sent_head_bytes = sum(len(name) + len(value) for name, value in fields)
+        self._fields = fields
         self._connection.session.respond(self._exchange, fields, body)
 
 

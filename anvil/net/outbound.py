@@ -101,4 +101,5 @@ class Outbound:
             waiter.set_exception(ConnectionResetError("the client is gone"))
 
     def _limit(self) -> None:
-        self._transport.set_write_buffer_limits(high=self._high, low=self._high // 4)
+        if not self._lost:  # to a closed transport this is an error, which would take the place of the one under way
+            self._transport.set_write_buffer_limits(high=self._high, low=self._high // 4)

@@ -21,7 +21,7 @@ import msgspec
 
 from anvil.base import limits as bounds
 from anvil.net.progress import Progress
-from anvil.net.stream import Handler, Headers, RequestHead
+from anvil.net.stream import Handler, Headers, RequestHead, TrailingHandler
 from anvil.wire.http1 import Refusal, date_and_server, field_lines
 
 _log = logging.getLogger("anvil.net")
@@ -41,6 +41,7 @@ class NetLimits(msgspec.Struct, frozen=True):
     connections_per_address: int = bounds.CONNECTIONS_PER_ADDRESS_MAX
     refused_connections: int = bounds.REFUSED_CONNECTIONS_MAX
     requests_in_flight: int = bounds.REQUESTS_IN_FLIGHT_MAX
+    handshake_s: float = bounds.TLS_HANDSHAKE_S
     header_s: float = bounds.HEADER_TIMEOUT_S
     idle_s: float = bounds.IDLE_TIMEOUT_S
     body_stall_s: float = bounds.BODY_STALL_S
@@ -73,13 +74,13 @@ class NetStats:
 
     def __init__(self) -> None:
         self.accepted = 0
-        self.rejected: Counter[str] = Counter()  # connections beyond a cap: "total", "address", "flood"
+        self.rejected: Counter[str] = Counter()  # connections beyond a cap: "total", "address", "flood"; failed TLS: "handshake"
         self.requests = 0
         self.requests_in_flight = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.refusals: Counter[str] = Counter()  # answers without a handler, by code
-        self.timeouts: Counter[str] = Counter()  # "header", "idle", "body", "pressed", "write", "drain", "linger"
+        self.timeouts: Counter[str] = Counter()  # "handshake", "header", "idle", "body", "pressed", "write", "drain", "linger"
         self.client_aborts = 0
         self.failures = 0  # exceptions that escaped a handler
 
@@ -109,12 +110,14 @@ class Port:
         self,
         handler: Handler,
         *,
+        grpc: TrailingHandler | None = None,
         limits: NetLimits | None = None,
         on_error: OnError = log_error,
         render_refusal: RenderRefusal = plain_refusal,
         pressed: Pressed = lambda: False,
     ) -> None:
         self.handler: Final = handler
+        self.grpc: Final = grpc
         self.limits: Final = limits or NetLimits()
         self.on_error: Final = on_error
         self.render_refusal: Final = render_refusal
@@ -122,6 +125,7 @@ class Port:
         self.loop: Final = asyncio.get_running_loop()
         # Reading is synchronous between get_buffer and buffer_updated, so one buffer serves every connection.
         self.scratch: Final = memoryview(bytearray(bounds.READ_BYTES))
+        self.sealed: Final = memoryview(bytearray(bounds.TLS_READ_BYTES))  # the same for what is still encrypted
         self.connections: Final[set[Served]] = set()
         self.now_s = self.loop.time()  # as of the last sweep
         self.common_fields = date_and_server(time.time())  # of every answer; made by the sweep

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
 
 from anvil.base.limits import ACCEPT_BACKLOG, DRAIN_S
 from anvil.net.connection import Connection
 from anvil.net.port import NetLimits, NetStats, OnError, Port, Pressed, RenderRefusal, log_error, plain_refusal
-from anvil.net.stream import Handler
+from anvil.net.stream import Handler, TrailingHandler
+from anvil.net.tls_connection import TlsConnection
 
 _CANCEL_S: Final = 10.0  # for handlers to clean up after they were cancelled
+
+
+class Listener(NamedTuple):
+    """An address, IPv4 or IPv6; port 0 picks one. `tls`: asked at each connection; without it, plaintext."""
+
+    host: str
+    port: int
+    tls: Callable[[], ssl.SSLContext] | None = None
 
 
 class Server:
@@ -67,31 +77,33 @@ class Server:
 
 async def serve(
     handler: Handler,
-    addresses: Sequence[tuple[str, int]],
+    addresses: Sequence[Listener | tuple[str, int]],
     *,
+    grpc: TrailingHandler | None = None,
     limits: NetLimits | None = None,
     reuse_port: bool = False,
     backlog: int = ACCEPT_BACKLOG,
-    tls: ssl.SSLContext | None = None,
     on_error: OnError = log_error,
     render_refusal: RenderRefusal = plain_refusal,
     pressed: Pressed = lambda: False,
 ) -> Server:
-    """Listen on `addresses` (host, port; IPv4 or IPv6; port 0 picks one) and call `handler` for each request. `pressed` is asked
-    at each sweep; while it is true the minimum rates are those of `pressed_bytes_per_s`. Raises OSError if
-    an address cannot be had, in which case nothing is left listening."""
-    port = Port(handler, limits=limits, on_error=on_error, render_refusal=render_refusal, pressed=pressed)
+    """Listen on `addresses` and call `handler` for each request, `grpc` for each gRPC call over HTTP/2 (without one they are answered
+    UNIMPLEMENTED). `pressed` is asked at each sweep; while it is true the minimum rates are those of `pressed_bytes_per_s`. Raises
+    OSError if an address cannot be had, in which case nothing is left listening."""
+    port = Port(handler, grpc=grpc, limits=limits, on_error=on_error, render_refusal=render_refusal, pressed=pressed)
     listeners: list[asyncio.Server] = []
     try:
-        for host, number in addresses:
-            listeners.append(
-                await port.loop.create_server(
-                    lambda: Connection(port), host, number, reuse_port=reuse_port, backlog=backlog, ssl=tls
-                )
-            )
+        for address in addresses:
+            host, number, tls = Listener(*address)
+            accept = partial(Connection, port) if tls is None else partial(_accept_tls, port, tls)
+            listeners.append(await port.loop.create_server(accept, host, number, reuse_port=reuse_port, backlog=backlog))
     except OSError:
         for listener in listeners:
             listener.close()
         port.stop_sweep()
         raise
     return Server(port, listeners)
+
+
+def _accept_tls(port: Port, context: Callable[[], ssl.SSLContext]) -> TlsConnection:
+    return TlsConnection(port, context())

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from anvil.base.types import Buffer
+from anvil.wire.grpc_head import is_grpc
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -38,6 +39,12 @@ class RequestHead(msgspec.Struct, frozen=True):
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.headers if key == name]
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether this is a gRPC call (gRPC over HTTP/2, "Requests"). S3 stores objects of gRPC's content type, too: what names it
+        there is a PUT, or a POST with a query (`?uploads`), which no call has."""
+        return not self.query and is_grpc(self.method, self.header(b"content-type") or b"")
 
 
 class Stream(Protocol):
@@ -90,3 +97,39 @@ class Stream(Protocol):
 
 class Handler(Protocol):
     async def __call__(self, stream: Stream) -> None: ...
+
+
+class TrailingStream(Protocol):
+    """A stream whose answer can end with trailers: one of HTTP/2. What a gRPC call is served on, with the rules of `Stream`."""
+
+    head: RequestHead
+
+    def whole(self) -> bytes | None:
+        """The whole body, if it has come already and nobody began to read it."""
+        ...
+
+    async def readinto(self, view: memoryview) -> int: ...
+
+    async def reply(self, fields: list[tuple[bytes, bytes]], body: bytes, trailers: list[tuple[bytes, bytes]] | None) -> None:
+        """A whole answer. `fields`: all of its head, `:status` first; without `trailers` there is nothing else."""
+        ...
+
+    def begin(self, fields: list[tuple[bytes, bytes]]) -> None:
+        """Begin an answer with all of its head; its body follows through `write`, then `finish`."""
+        ...
+
+    async def write(self, *pieces: Buffer) -> None:
+        """As `Stream.write`; pieces of one call are never parted by a cancellation."""
+        ...
+
+    async def finish(self, trailers: list[tuple[bytes, bytes]] | None = None) -> None: ...
+    @property
+    def started(self) -> bool: ...
+    @property
+    def received_bytes(self) -> int: ...
+    @property
+    def sent_bytes(self) -> int: ...
+
+
+class TrailingHandler(Protocol):
+    async def __call__(self, stream: TrailingStream) -> None: ...

@@ -6,16 +6,19 @@ Invariant: what is opened here is closed here, in the opposite order. Not here: 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
 
 from anvil._ec.digest import DigestLanes
+from anvil.api.grpc.app import GrpcApi
+from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
-from anvil.api.s3.call import Services
 from anvil.auth.authenticate import Authenticator
 from anvil.auth.authorize import Authorizer
+from anvil.auth.tokens import Tokens
 from anvil.base import instruments
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
@@ -34,11 +37,12 @@ from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
-from anvil.net.server import Server, serve
+from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler
+from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
-from anvil.node.child import Child
+from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.local import (
     NO_SESSION,
@@ -95,21 +99,25 @@ class Worker:
         self,
         process: Child,
         api: S3Api,
+        grpc: GrpcApi,
         metadata: RegionalStore,
         session: WriterSession,
         placement: Placement,
         owned: OwnedTasks,
         buffers: Buffers,
+        certificate: Certificate | None,
         opened: AsyncExitStack,
     ) -> None:
         self.handler: Handler = api
         self._api = api
+        self._grpc = grpc
         self._metadata = metadata
         self._plan = process.plan
         self._session = session
         self._placement = placement
         self._owned = owned
         self._buffers = buffers
+        self._certificate = certificate
         self._opened = opened
         self._server: Server | None = None
 
@@ -125,16 +133,21 @@ class Worker:
         return unwritable(self._placement)
 
     async def listen(self, handler: Handler) -> None:
-        address = (self._plan.listen_host, self._plan.listen_port)
         self._server = await serve(
-            handler, [address], reuse_port=True, render_refusal=self._api.refusal, pressed=lambda: self._buffers.waiting > 0
+            handler,
+            listeners(self._plan, self._certificate),
+            grpc=self._grpc,
+            reuse_port=True,
+            render_refusal=self._api.refusal,
+            pressed=lambda: self._buffers.waiting > 0,
         )
         REGISTRY.before_snapshot.append(self._fill)
 
     def _fill(self) -> None:
         if self._server is not None:
             stats = self._server.stats
-            instruments.API_IN_FLIGHT.labels("s3").set(stats.requests_in_flight)
+            instruments.API_IN_FLIGHT.labels("s3").set(stats.requests_in_flight - self._grpc.in_flight)
+            instruments.API_IN_FLIGHT.labels("grpc").set(self._grpc.in_flight)
             for reason, count in stats.rejected.items():
                 instruments.API_REJECTED.labels(reason).set(count)
         instruments.DB_POOL_CONNECTIONS.labels("regional", "open").set(REGIONAL_CONNECTIONS_MAX if self._metadata.up else 0)
@@ -189,15 +202,45 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             )
         )
         endpoint = config.api.public_urls[0]
+        services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, {config.node.region: endpoint})
+        grpc = GrpcApi(
+            services,
+            Tokens(config.security.jwt_secret, time.time, link.catalog),
+            ready=lambda: link.readiness().status == "ready",
+            request_ids=request_id,
+            observers=(request_finished,),
+        )
         api = S3Api(
-            Services(engine, link.catalog, Authorizer(), open_body, config.node.region, {config.node.region: endpoint}),
+            services,
+            open_body,
             Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
             base_domains=config.api.bucket_hosts,
             observers=(request_finished,),
             host_id=plan.node_id.hex(),
             request_ids=request_id,
         )
-        return Worker(process, api, metadata, session, placement, owned, buffers, opened.pop_all())
+        certificate = await _certificate(process)
+        if certificate is not None:
+            opened.callback(loop.create_task(certificate.keep()).cancel)
+        return Worker(process, api, grpc, metadata, session, placement, owned, buffers, certificate, opened.pop_all())
+
+
+async def _certificate(process: Child) -> Certificate | None:
+    """The certificate of the configuration; SIGHUP has it read again. Raises InvalidSetting."""
+    api = process.config.api
+    if not api.tls_cert:
+        return None
+    certificate = await Certificate.open(api.tls_cert, api.tls_key)
+    process.on_reload = certificate.reload
+    return certificate
+
+
+def listeners(plan: Plan, certificate: Certificate | None) -> list[Listener]:
+    """Where a worker listens, and where with TLS."""
+    tls = certificate.context if certificate is not None else None
+    if not plan.tls_port:
+        return [Listener(plan.listen_host, plan.listen_port, tls)]
+    return [Listener(plan.listen_host, plan.listen_port), Listener(plan.tls_host, plan.tls_port, tls)]
 
 
 # -- the background process ------------------------------------------------------------------------------------------------
@@ -233,7 +276,15 @@ async def build_background(process: Child) -> BackgroundParts:
             config.node.data_path / "surveyed",
         )
         return BackgroundParts(
-            catalog, checks, probes, scheme.k, scheme.quorum, upkeep.tasks, upkeep.handlers, opened.pop_all().aclose
+            catalog,
+            catalog.rights,
+            checks,
+            probes,
+            scheme.k,
+            scheme.quorum,
+            upkeep.tasks,
+            upkeep.handlers,
+            opened.pop_all().aclose,
         )
 
 
@@ -259,4 +310,18 @@ async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
     return found.version, found.problems
 
 
-__all__ = ["PARTS", "NodeDrives", "build_background", "build_worker", "database_settings", "open_admin", "survey"]
+def certificate_ends(config: Config) -> float:
+    """Unix time at which the configured certificate ends, for `anvil doctor`. Raises InvalidSetting."""
+    return load(config.api.tls_cert, config.api.tls_key).expires_s
+
+
+__all__ = [
+    "PARTS",
+    "NodeDrives",
+    "build_background",
+    "build_worker",
+    "certificate_ends",
+    "database_settings",
+    "open_admin",
+    "survey",
+]

@@ -29,6 +29,7 @@ from anvil.node.channel import Channel, Handler, Listener, listen_socket
 from anvil.node.child import Child, Members
 from anvil.node.exposition import ProcessMetrics, exposition
 from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, WorkerReport
+from anvil.node.rights import RightsServer, RightsSource
 from anvil.node.worker import Hello, Welcome
 
 log = logging.getLogger("anvil.node.background")
@@ -46,6 +47,7 @@ class BackgroundParts:
     """
 
     catalog: CatalogSource
+    rights: RightsSource
     checks: Sequence[Check]
     drives: Sequence[DriveProbe]
     scheme_k: int
@@ -67,6 +69,7 @@ class Background:
         self.numbers = ProcessMetrics()
         self._channels: dict[Channel, WorkerReport | None] = {}  # those that said hello
         self.catalog = CatalogServer(parts.catalog, lambda: tuple(self._channels))
+        self.rights = RightsServer(parts.rights, self.catalog.forget)
         self.health = HealthMonitor(
             process.plan.node_id.hex(),
             parts.checks,
@@ -79,6 +82,7 @@ class Background:
         )
         self._handlers: dict[str, Handler] = {
             **self.catalog.handlers,
+            **self.rights.handlers,
             **parts.handlers,
             "hello": self._hello,
             "scrape": self._scrape,

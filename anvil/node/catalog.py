@@ -150,19 +150,19 @@ class CatalogServer:
         try:
             return await change
         finally:
-            await self._forget(bucket_row(name))
+            await self.forget(bucket_row(name))
 
     def _change_done(self, task: asyncio.Task[Any]) -> None:
         self._changes.discard(task)
         if not task.cancelled():
             task.exception()  # told to the worker that asked, if it is still there
 
-    async def _forget(self, row: str) -> None:
-        """Make every worker forget the row. One that does not answer in INVALIDATE_ACK_S is stalled, and forgets it before
+    async def forget(self, *rows: str) -> None:
+        """Make every worker forget the rows. One that does not answer in INVALIDATE_ACK_S is stalled, and forgets it before
         it goes on.
         """
         self._generation += 1
-        changes = Changes(self._generation, self._read_at, (row,))
+        changes = Changes(self._generation, self._read_at, rows)
         told = [worker.call("catalog.forget", changes, bool, INVALIDATE_ACK_S) for worker in self._workers()]
         for outcome in await asyncio.gather(*told, return_exceptions=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, Unavailable):
@@ -241,13 +241,13 @@ class RemoteCatalog:
         return row.bucket
 
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
-        return await self._ask("catalog.buckets", tenant_id, tuple[Bucket, ...])
+        return await self.ask("catalog.buckets", tenant_id, tuple[Bucket, ...])
 
     async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:
-        return await self._call("catalog.create_bucket", CreateBucket(tenant_id, name, region), Bucket)
+        return await self.call("catalog.create_bucket", CreateBucket(tenant_id, name, region), Bucket)
 
     async def delete_bucket(self, bucket: Bucket) -> None:
-        await self._call("catalog.delete_bucket", bucket, type(None))
+        await self.call("catalog.delete_bucket", bucket, type(None))
 
     # -- reading -----------------------------------------------------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class RemoteCatalog:
         """Concurrent readers of one row share one call. A caller that gives up does not cancel it for the others."""
         reading = self._reading.get(row)
         if reading is None:
-            reading = asyncio.ensure_future(self._ask(method, argument, Row))
+            reading = asyncio.ensure_future(self.ask(method, argument, Row))
             self._reading[row] = reading
             reading.add_done_callback(lambda done: self._read_done(row, done))
         return await asyncio.shield(reading)
@@ -265,7 +265,7 @@ class RemoteCatalog:
         if not done.cancelled():
             done.exception()  # every reader may have given up: it is then nobody's
 
-    async def _call(self, method: str, argument: Any, result: type[T]) -> T:
+    async def call(self, method: str, argument: Any, result: type[T]) -> T:
         """Ask once. Raises DatabaseUnavailable where the channel failed: to the caller the catalog is away."""
         channel = await self._connection()
         try:
@@ -275,15 +275,15 @@ class RemoteCatalog:
                 raise DatabaseUnavailable(error.message) from error
             raise
 
-    async def _ask(self, method: str, argument: Any, result: type[T]) -> T:
-        """As `_call` for what only reads: asked once more when the background process went away under the question."""
+    async def ask(self, method: str, argument: Any, result: type[T]) -> T:
+        """As `call` for what only reads: asked once more when the background process went away under the question."""
         channel = self._channel()
         try:
-            return await self._call(method, argument, result)
+            return await self.call(method, argument, result)
         except DatabaseUnavailable:
             if channel is None or channel.open:
                 raise
-            return await self._call(method, argument, result)
+            return await self.call(method, argument, result)
 
     async def _connection(self) -> Channel:
         """The channel, waiting up to CATALOG_WAIT_S for a background process that restarts or a database that is away."""

@@ -43,6 +43,8 @@ class Plan(msgspec.Struct, frozen=True):
     node_id: bytes
     listen_host: str
     listen_port: int
+    tls_host: str = ""
+    tls_port: int = 0  # of TLS beside plaintext; 0: there is none
 
     def __repr__(self) -> str:
         return f"Plan({self.name})"
@@ -78,6 +80,7 @@ class Child:
         self.drain = Drain(0.0, plan.config.node.drain_s)
         self.members = Members({}, {})
         self.on_members: Callable[[Members], None] | None = None
+        self.on_reload: Callable[[], None] | None = None
         self.lag_s = 0.0
         self.node_draining = False  # the whole node is about to stop
         self._control: Channel | None = None
@@ -96,6 +99,11 @@ class Child:
 
     def announced(self) -> None:
         self.node_draining = True
+
+    def reload(self) -> None:
+        """SIGHUP to the supervisor."""
+        if self.on_reload is not None:
+            self.on_reload()
 
     def told(self, members: Members) -> None:
         self.members = members
@@ -169,6 +177,7 @@ async def _run(plan: Plan, control: socket.socket, target: Target) -> int:
     listeners = {
         "drain": lambda channel, body: child.ordered(msgspec.msgpack.decode(body, type=Drain)),
         "draining": lambda channel, body: child.announced(),
+        "reload": lambda channel, body: child.reload(),
         "members": lambda channel, body: child.told(msgspec.msgpack.decode(body, type=Members)),
     }
     _, channel = await loop.create_unix_connection(lambda: Channel({}, listeners, _supervisor_gone), sock=control)

@@ -40,6 +40,7 @@ class RunningNode(msgspec.Struct, frozen=True):
     endpoint: str
     global_url: str
     regional_url: str
+    tls_endpoint: str = ""  # of TLS beside plaintext
 
 
 class DataDirectory:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 
-from anvil.api.s3.call import Finished
+from anvil.api.finished import Finished
 from anvil.base import instruments
 from anvil.model.records import BlobId
 
 log = logging.getLogger(__name__)
-CLIENT_GONE = 499  # as `api/s3` reports a client that left before an answer: not an error of ours
 
 
 class EngineEvents:
@@ -28,18 +27,18 @@ class EngineEvents:
 
 
 def request_finished(done: Finished) -> None:
-    """One S3 request, answered."""
-    operation = done.operation
-    instruments.API_REQUESTS.labels("s3", operation, str(done.status)).inc()
-    instruments.API_DURATION.labels("s3", operation).observe(done.seconds)
+    """One request, answered."""
+    api, operation = done.api, done.operation
+    instruments.API_REQUESTS.labels(api, operation, str(done.status)).inc()
+    instruments.API_DURATION.labels(api, operation).observe(done.seconds)
     if done.ttfb_s is not None:
-        instruments.API_TTFB.labels("s3", operation).observe(done.ttfb_s)
+        instruments.API_TTFB.labels(api, operation).observe(done.ttfb_s)
     if done.error_code:
-        instruments.API_ERRORS.labels("s3", operation, done.error_code).inc()
-    instruments.API_RECEIVED.labels("s3").inc(done.received_bytes)
-    instruments.API_SENT.labels("s3").inc(done.sent_bytes)
-    if done.status >= 500 or log.isEnabledFor(logging.DEBUG):
-        level = logging.WARNING if done.status >= 500 else logging.DEBUG
+        instruments.API_ERRORS.labels(api, operation, done.error_code).inc()
+    instruments.API_RECEIVED.labels(api).inc(done.received_bytes)
+    instruments.API_SENT.labels(api).inc(done.sent_bytes)
+    if done.server_fault or log.isEnabledFor(logging.DEBUG):
+        level = logging.WARNING if done.server_fault else logging.DEBUG
         log.log(
             level,
             "%s answered %d",

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from anvil.base.config import Address, Config
 from anvil.base.errors import AnvilError, InvalidSetting, Unavailable
 from anvil.base.limits import LEAVE_TASKS_S, STOP_MARGIN_S
 from anvil.base.version import VERSION
+from anvil.net.tls import load
 from anvil.node.child import Drain, Members, Plan
 from anvil.node.datadir import DataDirectory, RunningNode
 from anvil.node.parts import Embedded, KeyPair, Parts
@@ -75,15 +76,19 @@ def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> i
     config = directory.with_secrets(config)
     logs.protect(*config.secret_values)
     node_id = directory.node_id()
-    with reserve(config.api.listen) as listening:
-        address = Address(config.api.listen.host, listening.getsockname()[1])
+    api = config.api
+    if api.tls_cert:
+        load(api.tls_cert, api.tls_key)  # each worker loads it for itself; what is wrong with it is told now
+    with ExitStack() as held:
+        address = _hold(held, api.listen, "ANVIL_API_LISTEN_ADDR")
+        tls_address = None if api.tls_listen is None else _hold(held, api.tls_listen, "ANVIL_TLS_LISTEN_ADDR")
         embedded = parts.embedded(config) if config.database.embedded else None
         try:
             urls = embedded.start() if embedded is not None else (config.database.global_url, config.database.regional_url)
             keys = _run(parts.prepare(config, *urls, node_id))
             if keys is not None:
                 directory.write_credentials(keys.access_key, keys.secret, config.node.region)
-            supervisor = Supervisor(config, parts, directory, node_id, urls, address, embedded)
+            supervisor = Supervisor(config, parts, directory, node_id, urls, address, tls_address, embedded)
             return asyncio.run(supervisor.run())
         finally:
             if embedded is not None:
@@ -120,7 +125,12 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def reserve(address: Address) -> socket.socket:
+def _hold(held: ExitStack, address: Address, name: str) -> Address:
+    """The address with the port that it got."""
+    return Address(address.host, held.enter_context(reserve(address, name)).getsockname()[1])
+
+
+def reserve(address: Address, setting: str = "ANVIL_API_LISTEN_ADDR") -> socket.socket:
     """A socket bound to the address, not listening: it keeps the port for the workers, who bind beside it with
     SO_REUSEPORT. Raises Unavailable when somebody listens there (another node, too, which SO_REUSEPORT alone would let
     share the port unnoticed).
@@ -128,7 +138,7 @@ def reserve(address: Address) -> socket.socket:
     try:
         family, kind, protocol, _, name = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise InvalidSetting(f"ANVIL_API_LISTEN_ADDR={address} cannot be resolved ({error.strerror}): name an address") from None
+        raise InvalidSetting(f"{setting}={address} cannot be resolved ({error.strerror}): name an address") from None
     probe, held = socket.socket(family, kind, protocol), socket.socket(family, kind, protocol)
     try:
         with probe:
@@ -138,9 +148,7 @@ def reserve(address: Address) -> socket.socket:
         held.bind(name)
     except OSError as error:
         held.close()
-        raise Unavailable(
-            f"cannot listen on {address} ({error.strerror}): free it, or choose another ANVIL_API_LISTEN_ADDR"
-        ) from None
+        raise Unavailable(f"cannot listen on {address} ({error.strerror}): free it, or choose another {setting}") from None
     return held
 
 
@@ -155,18 +163,23 @@ class Supervisor:
         node_id: bytes,
         urls: tuple[str, str],
         address: Address,
+        tls_address: Address | None,
         embedded: Embedded | None,
     ) -> None:
         self.config = config
         self.address = address
+        self.tls_address = tls_address
         self._directory = directory
         self._embedded = embedded
         self._urls = urls
         named = [("background", 0, parts.background)]
         named += [(f"worker-{index}", index, parts.worker) for index in range(config.node.worker_count)]
+        tls = tls_address or Address("", 0)
         self.processes = [
             ManagedProcess(
-                Plan(name, index, config, urls[0], urls[1], node_id, address.host, address.port), module, self._tell_members
+                Plan(name, index, config, urls[0], urls[1], node_id, address.host, address.port, tls.host, tls.port),
+                module,
+                self._tell_members,
             )
             for name, index, module in named
         ]
@@ -186,14 +199,20 @@ class Supervisor:
         """The URL to give to clients on this machine."""
         if self.config.api.public_addrs:
             return self.config.api.public_urls[0]
-        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - told apart, not bound
-        return f"http://{Address(anywhere.get(self.address.host, self.address.host), self.address.port)}"
+        return f"{self.config.api.scheme}://{_here(self.address)}"
+
+    @property
+    def tls_endpoint(self) -> str:
+        """The same for TLS beside plaintext; empty where that is not configured."""
+        return "" if self.tls_address is None else f"https://{_here(self.tls_address)}"
 
     async def run(self) -> int:
         """Until a signal, or until a child shows that the node cannot run. Returns the exit code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
+        if self.config.api.tls_cert:  # else the end of a terminal ends the node, as it does other programs
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
         stopped = loop.create_task(self._signalled.wait())
         keeping: list[asyncio.Task[None]] = []
         try:
@@ -221,11 +240,12 @@ class Supervisor:
         return EXIT_OK
 
     def _announce(self) -> None:
-        self._directory.announce(RunningNode(os.getpid(), self.endpoint, *self._urls))
+        self._directory.announce(RunningNode(os.getpid(), self.endpoint, *self._urls, self.tls_endpoint))
         log.info(
             "serving",
             extra={
                 "endpoint": self.endpoint,
+                **({"tls_endpoint": self.tls_endpoint} if self.tls_endpoint else {}),
                 "version": VERSION,
                 "workers": len(self.workers),
                 "region": self.config.node.region,
@@ -233,9 +253,9 @@ class Supervisor:
         )
         pair = self._directory.read_credentials()
         keys = KeyPair(*pair) if pair is not None else None
-        sys.stdout.write(
-            welcome(self.endpoint, self.config.node.region, str(self._directory.credentials), keys, sys.stdout.isatty())
-        )
+        terminal = sys.stdout.isatty()
+        credentials = str(self._directory.credentials)
+        sys.stdout.write(welcome(self.endpoint, self.config.node.region, credentials, keys, terminal, self.tls_endpoint))
         sys.stdout.flush()
 
     async def _stop(self) -> None:
@@ -248,6 +268,11 @@ class Supervisor:
         patience_s = drain.notice_s + drain.drain_s + STOP_MARGIN_S
         await asyncio.gather(*(worker.stop(drain, patience_s) for worker in self.workers))
         await self.background.stop(Drain(0.0, STOP_MARGIN_S), STOP_MARGIN_S * 2)
+
+    def _reload(self) -> None:
+        """SIGHUP: whoever has renewed the certificate does not want to wait until the workers notice."""
+        for worker in self.workers:
+            worker.tell("reload", None)
 
     def _on_signal(self, number: int) -> None:
         if self._signal is not None:
@@ -277,9 +302,16 @@ async def _first(wanted: list[asyncio.Task[object]], keeping: list[asyncio.Task[
             task.result()
 
 
-def welcome(endpoint: str, region: str, credentials: str, keys: KeyPair | None, terminal: bool) -> str:
+def _here(address: Address) -> Address:
+    """How a client on this machine reaches an address that may stand for all interfaces."""
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - told apart, not bound
+    return Address(anywhere.get(address.host, address.host), address.port)
+
+
+def welcome(endpoint: str, region: str, credentials: str, keys: KeyPair | None, terminal: bool, tls_endpoint: str = "") -> str:
     """What is printed once the node serves. The secret only to a terminal: elsewhere, standard output ends up in log files."""
-    lines = ["", f"Anvil {VERSION} serves S3 at {endpoint}  (region {region})", ""]
+    also = f" and {tls_endpoint}" if tls_endpoint else ""
+    lines = ["", f"Anvil {VERSION} serves S3 and gRPC at {endpoint}{also}  (region {region})", ""]
     if keys is not None:
         lines += [f"  access key   {keys.access_key}"]
         lines += [f"  secret key   {keys.secret}"] if terminal else []

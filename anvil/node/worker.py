@@ -27,6 +27,7 @@ from anvil.node.channel import Channel, Handler, Listener, connect
 from anvil.node.child import Child
 from anvil.node.endpoints import NodeEndpoints
 from anvil.node.health import HealthSnapshot, Readiness, WorkerReport, judged
+from anvil.node.rights import RemoteRights
 
 log = logging.getLogger("anvil.node.worker")
 SNAPSHOT_EVERY = 4  # heartbeats
@@ -91,6 +92,7 @@ class WorkerLink:
         self._channel: Channel | None = None
         self._lost = asyncio.Event()
         self.catalog = RemoteCatalog(lambda: self._channel)
+        self.rights = RemoteRights(self.catalog)
         self._handlers: dict[str, Handler] = {**self.catalog.handlers, "metrics.snapshot": self._snapshot}
         self._listeners: dict[str, Listener] = {**self.catalog.listeners, "health": self._take_health}
 

@@ -1,7 +1,8 @@
 """The S3 benchmarks on a real node: client and server on the same cores, fsync on, drives on disk unless said otherwise.
 
 Each figure is printed as one JSON line: `name`, `value`, `unit`, and where there is a gate `ratio` (or the value itself) and `target`.
-Every ratio is taken within this one run, its two sides in turn, medians of ROUNDS. Run: python -m bench.macro.s3 [small|large|list|memory].
+Every ratio is taken within this one run, its two sides in turn, medians of ROUNDS.
+Run: python -m bench.macro.s3 [small|large|list|memory|http2].
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import asyncio
 import hashlib
 import os
 import random
-import re
 import shutil
 import statistics
 import subprocess
@@ -30,6 +30,7 @@ from anvil.auth.presign import UNSIGNED_PAYLOAD, presign, sign
 from anvil.node.datadir import running_node
 from bench.figures import figure
 from bench.macro import load
+from bench.macro.h2load import h2load, is_there
 from tests.support.node import AnvilNode
 
 ROUNDS = 3
@@ -282,21 +283,9 @@ def memory() -> None:
         figure("worker with 64 uploads of 64 MiB, resident", peak[0], "MiB", target=400, at_most=True)
 
 
-def h2load(*options: str) -> float:
-    """Requests per second of one run. All must succeed."""
-    done = subprocess.run(["h2load", *options], check=True, capture_output=True, text=True, timeout=300)
-    failed = re.search(r"(\d+) failed, (\d+) errored", done.stdout)
-    speed = re.search(r"finished in .*?, ([\d.]+) req/s", done.stdout)
-    good = re.search(r"status codes: (\d+) 2xx, 0 3xx, 0 4xx, 0 5xx", done.stdout)
-    if not (failed and speed and good and failed.groups() == ("0", "0")):
-        sys.exit(f"h2load was not answered as it should: {done.stdout}")
-    return float(speed[1])
-
-
 def http2() -> None:
     """10 MiB and 4 KiB over HTTP/2 cleartext beside HTTP/1.1, with h2load as the client of both."""
-    if shutil.which("h2load") is None:
-        print("h2load (Debian: nghttp2-client) is not there: HTTP/2 is not measured", file=sys.stderr)
+    if not is_there():
         return
     with node() as running, tempfile.NamedTemporaryFile() as big:
         big.write(os.urandom(10 * MIB))

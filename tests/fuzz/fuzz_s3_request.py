@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from anvil.api.operations.listing import decode_token, encode_token
 from anvil.api.s3 import checksums, conditions, documents, features, metadata, ranges, xml
 from anvil.api.s3.handlers.copy import parse_source
-from anvil.api.s3.handlers.paging import decode_token, encode_token, encoder_of, limit_of
+from anvil.api.s3.handlers.paging import encoder_of, limit_of
 from anvil.api.s3.payload import payload_length
 from anvil.api.s3.request import S3Request, parse_address, parse_request
 from anvil.api.s3.routes import resolve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ class H2Client:
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int, hold: bool, deaf: bool = False
     ) -> None:
+        self._scheme = "http" if writer.get_extra_info("ssl_object") is None else "https"
         self.reader, self.writer, self.hold = reader, writer, hold
         config = h2.config.H2Configuration(
             client_side=True,
@@ -60,8 +62,10 @@ class H2Client:
         self._task = asyncio.create_task(asyncio.sleep(3600) if deaf else self._read())
 
     @classmethod
-    async def connect(cls, host: str, port: int, *, window: int = 65_535, hold: bool = False) -> H2Client:
-        reader, writer = await asyncio.open_connection(host, port)
+    async def connect(
+        cls, host: str, port: int, *, window: int = 65_535, hold: bool = False, tls: ssl.SSLContext | None = None
+    ) -> H2Client:
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls)
         return cls(reader, writer, window, hold)
 
     # -- requests
@@ -69,7 +73,7 @@ class H2Client:
     def begin(self, method: str, path: str, headers: Fields = (), *, authority: str | None = "h", end: bool = True) -> int:
         """Send a head; its stream's number."""
         stream = self.h2.get_next_available_stream_id()
-        fields = [(":method", method), (":scheme", "http"), (":path", path)]
+        fields = [(":method", method), (":scheme", self._scheme), (":path", path)]
         if authority is not None:
             fields.append((":authority", authority))
         self.h2.send_headers(stream, [*fields, *headers], end_stream=end)

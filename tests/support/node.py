@@ -26,6 +26,8 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from tests.support.certificates import Pair
+
 START_S = 60.0
 LOG_TAIL_BYTES = 20_000
 ROOT = Path(__file__).parents[2]
@@ -54,13 +56,26 @@ def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 3
 
 
 class AnvilNode:
-    """`env`: settings beside those that a test node always gets (dev mode, no drain notice). `command`: what runs the server."""
+    """`env`: settings beside those that a test node always gets (dev mode, no drain notice). `command`: what runs the server.
+    `tls`: TLS on a port of its own beside plaintext, or alone where `plaintext` is False."""
 
     def __init__(
-        self, data_dir: Path, env: dict[str, str] | None = None, *, command: tuple[str, ...] = ("anvil.cli.main", "server")
+        self,
+        data_dir: Path,
+        env: dict[str, str] | None = None,
+        *,
+        command: tuple[str, ...] = ("anvil.cli.main", "server"),
+        tls: Pair | None = None,
+        plaintext: bool = True,
     ) -> None:
         self.data_dir = data_dir
         self.port = free_port()
+        self.tls = tls
+        self.tls_port = free_port() if plaintext else self.port
+        self._plaintext = plaintext
+        secure = {} if tls is None else {"ANVIL_TLS_CERT": str(tls.cert), "ANVIL_TLS_KEY": str(tls.key)}
+        if tls is not None and plaintext:
+            secure["ANVIL_TLS_LISTEN_ADDR"] = f"127.0.0.1:{self.tls_port}"
         self.region = (env or {}).get("ANVIL_REGION", "us-east-1")
         self._command = [sys.executable, "-m", *command]
         self._log = data_dir.parent / f"{data_dir.name}.log"
@@ -70,6 +85,7 @@ class AnvilNode:
             "ANVIL_API_LISTEN_ADDR": f"127.0.0.1:{self.port}",
             "ANVIL_DEV_MODE": "true",
             "ANVIL_DRAIN_NOTICE_S": "0",
+            **secure,
             **(env or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -169,7 +185,11 @@ class AnvilNode:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}" if self._plaintext else self.tls_endpoint
+
+    @property
+    def tls_endpoint(self) -> str:
+        return f"https://127.0.0.1:{self.tls_port}"
 
     @property
     def worker_pids(self) -> list[int]:
@@ -193,7 +213,8 @@ class AnvilNode:
     def get(self, path: str, headers: dict[str, str] | None = None, timeout_s: float = 10.0) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (lower case) and body of an unsigned GET. Raises URLError or OSError when nobody answers."""
         try:
-            with urlopen(Request(self.endpoint + path, headers=headers or {}), timeout=timeout_s) as answer:
+            context = None if self._plaintext or self.tls is None else self.tls.client()
+            with urlopen(Request(self.endpoint + path, headers=headers or {}), timeout=timeout_s, context=context) as answer:
                 return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
         except HTTPError as error:
             return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
@@ -209,10 +230,12 @@ class AnvilNode:
         found: dict[str, Any] = json.loads(self.get("/ready")[2])
         return found
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over all its label sets."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all its label sets that have these labels."""
         lines = self.get("/metrics")[2].decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{")) and all(one in line for one in wanted)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -239,15 +262,16 @@ class AnvilNode:
     def secret_key(self) -> str:
         return self._credential("aws_secret_access_key")
 
-    def s3(self, config: Any = None, *, access_key: str | None = None, secret_key: str | None = None) -> Any:
-        """A boto3 client, path-style unless `config` says otherwise."""
+    def s3(self, config: Any = None, *, access_key: str | None = None, secret_key: str | None = None, tls: bool = False) -> Any:
+        """A boto3 client, path-style unless `config` says otherwise. `tls`: over https."""
         import boto3
         from botocore.config import Config
 
         base = Config(s3={"addressing_style": "path"}, retries={"max_attempts": 3, "mode": "standard"})
         return boto3.client(
             "s3",
-            endpoint_url=self.endpoint,
+            endpoint_url=self.tls_endpoint if tls else self.endpoint,
+            verify=None if self.tls is None else str(self.tls.cert),
             region_name=self.region,
             aws_access_key_id=access_key or self.access_key,
             aws_secret_access_key=secret_key or self.secret_key,

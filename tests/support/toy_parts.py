@@ -10,11 +10,22 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from anvil.base import instruments
 from anvil.base.config import Config
-from anvil.base.errors import BucketAlreadyExists, DatabaseUnavailable, DriveFailed, NoSuchBucket, Unavailable
+from anvil.base.errors import (
+    BucketAlreadyExists,
+    DatabaseUnavailable,
+    DriveFailed,
+    NoSuchBucket,
+    PreconditionFailed,
+    Unavailable,
+    UnknownName,
+)
 from anvil.base.types import Buffer
-from anvil.model.identity import App, Bucket, BucketState, Policy, Tenant
+from anvil.meta.rights import Changed
+from anvil.model.identity import Actor, App, Bucket, BucketRights, BucketState, Grant, Policy, Tenant
 from anvil.net.stream import Handler, Headers, RequestHead
 from anvil.node.background import BackgroundParts
 from anvil.node.child import Child
@@ -74,6 +85,57 @@ class ToyCatalog:
     async def delete_bucket(self, bucket: Bucket) -> None:
         if self.names.pop(bucket.name, None) is None:
             raise NoSuchBucket
+
+
+class ToyRights:
+    """Rights in memory, of access keys; the catalog's buckets are public or not. `recorded`: refusals."""
+
+    def __init__(self, catalog: ToyCatalog) -> None:
+        self.catalog = catalog
+        self.held: set[tuple[str, Policy]] = set()
+        self.recorded: list[tuple[str, str, str, str]] = []
+
+    async def resolve(self, tenant_id: int, apps: Sequence[str]) -> Sequence[str]:
+        for named in apps:
+            if not named.startswith("AK"):
+                raise UnknownName(f"There is no app {named!r} in this tenant.")
+        return tuple(apps)
+
+    async def grant(self, by: Actor, app: str, right: Policy) -> Changed:
+        changed = (app, right) not in self.held
+        self.held.add((app, right))
+        return Changed(changed, (f"app:{app}",))
+
+    async def revoke(self, by: Actor, app: str, right: Policy) -> Changed:
+        changed = (app, right) in self.held
+        self.held.discard((app, right))
+        return Changed(changed, (f"app:{app}",))
+
+    async def set_public(self, by: Actor, bucket: str, allow: bool) -> Changed:
+        found = self.catalog.names.get(bucket)
+        if found is None:
+            raise NoSuchBucket(BucketName=bucket)
+        self.catalog.names[bucket] = msgspec.structs.replace(found, public_read=allow)
+        return Changed(found.public_read != allow, (f"bucket:{bucket}",))
+
+    async def bucket_rights(self, tenant_id: int, bucket: str) -> BucketRights:
+        found = self.catalog.names.get(bucket)
+        if found is None:
+            raise NoSuchBucket(BucketName=bucket)
+        grants = tuple(Grant(app, right) for app, right in sorted(self.held, key=repr))
+        return BucketRights(found.public_read, grants, f"{found.public_read} {hash(grants)}")
+
+    async def put_bucket_rights(self, by: Actor, bucket: str, wanted: BucketRights) -> Changed:
+        if (await self.bucket_rights(by.tenant_id, bucket)).etag != wanted.etag:
+            raise PreconditionFailed
+        touched = {app for app, _ in self.held} | {grant.app for grant in wanted.grants}
+        self.held = {(grant.app, grant.right) for grant in wanted.grants}
+        await self.set_public(by, bucket, wanted.public_read)
+        etag = (await self.bucket_rights(by.tenant_id, bucket)).etag
+        return Changed(True, (f"bucket:{bucket}", *(f"app:{key}" for key in touched)), etag)
+
+    async def refused(self, by: Actor, action: str, resource: str, result: str) -> None:
+        self.recorded.append((by.access_key, action, resource, result))
 
 
 class ToyStream:
@@ -204,7 +266,7 @@ async def build_background(process: Child) -> BackgroundParts:
         DriveProbe(Path(path), label, marked(Path(path)))
         for path, label in zip(process.config.storage.drives, process.config.storage.labels, strict=True)
     ]
-    return BackgroundParts(catalog, [Check("global_database", database, forgiving=True)], drives, 1, 1)
+    return BackgroundParts(catalog, ToyRights(catalog), [Check("global_database", database, forgiving=True)], drives, 1, 1)
 
 
 def marked(path: Path) -> Callable[[], None]:

@@ -60,6 +60,7 @@ ONLY_HERE = {
     "prometheus_client": "node",
     "click": "cli",
     "rich": "cli",
+    "jwt": "auth",
 }
 READS_ENVIRONMENT = {"anvil/base/config.py"}
 
@@ -109,6 +110,33 @@ def test_packages_import_only_what_the_table_allows() -> None:
             only = ONLY_MODULES.get((package, target))
             if target not in MAY_IMPORT[package] or (only is not None and module not in only):
                 wrong.append(f"{relative(path)}:{line} imports {module}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_operations_know_no_protocol() -> None:
+    """What both APIs obey is in terms of values: no API, no wire, no request of either."""
+    wrong = [
+        f"{relative(path)}:{line} imports {module}"
+        for path in sorted((PACKAGE / "api" / "operations").glob("*.py"))
+        for line, module in imports(path)
+        if module.startswith("anvil.")
+        and not module.startswith(
+            ("anvil.api.operations", "anvil.base.", "anvil.model.", "anvil.engine.ports", "anvil.engine.types")
+        )
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_apis_do_not_know_each_other_s_requests() -> None:
+    """gRPC tells S3's error codes, so it may see that table; nothing else goes across."""
+    wrong = [
+        f"{relative(path)}:{line} imports {module}"
+        for api, other in (("s3", "grpc"), ("grpc", "s3"))
+        for path in sorted((PACKAGE / "api" / api).rglob("*.py"))
+        if "_pb2" not in path.name
+        for line, module in imports(path)
+        if module.startswith(f"anvil.api.{other}") and module != "anvil.api.s3.errors"
+    ]
     assert not wrong, "\n".join(wrong)
 
 

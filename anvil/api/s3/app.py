@@ -15,22 +15,23 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+from anvil.api.finished import CLIENT_GONE, Observer
+from anvil.api.operations.caller import Services
 from anvil.api.s3 import features
-from anvil.api.s3.call import Call, Finished, Services
+from anvil.api.s3.call import Call
 from anvil.api.s3.errors import classify, error_headers, error_xml
-from anvil.api.s3.ports import Authenticator
+from anvil.api.s3.ports import Authenticator, OpenBody
 from anvil.api.s3.request import Address, parse_address, parse_request
 from anvil.api.s3.routes import refuse, resolve
 from anvil.api.s3.xml import CONTENT_TYPE, Xml
 from anvil.auth.hosts import Hosts
 from anvil.base.errors import AnvilError
+from anvil.base.limits import DRAIN_BODY_BYTES_MAX, LINGER_S, READ_BYTES
 from anvil.net.stream import Headers, RequestHead, Stream
 
 log = logging.getLogger(__name__)
 
 AdminHandler = Callable[[Stream], Awaitable[None]]
-Observer = Callable[[Finished], None]
-CLIENT_GONE = 499  # as nginx counts it; never sent
 
 
 class Refused(Protocol):
@@ -54,6 +55,7 @@ class S3Api:
     def __init__(
         self,
         services: Services,
+        open_body: OpenBody,
         authenticator: Authenticator,
         *,
         base_domains: Sequence[str] = (),
@@ -63,6 +65,7 @@ class S3Api:
         request_ids: Callable[[], str] = new_request_id,
     ) -> None:
         self._services = services
+        self._open_body = open_body
         self._authenticator = authenticator
         self._virtual_bucket = Hosts(base_domains).virtual_bucket if base_domains else None
         self._admin = dict(admin_paths or {})
@@ -72,7 +75,7 @@ class S3Api:
 
     async def __call__(self, stream: Stream) -> None:
         """Answer one request. Raises nothing but CancelledError."""
-        call = Call(self._services, stream, self._request_ids(), self._host_id)
+        call = Call(self._services, self._open_body, stream, self._request_ids(), self._host_id)
         try:
             await self._serve(call)
         except asyncio.CancelledError:
@@ -147,6 +150,8 @@ class S3Api:
             # An answer that was begun promises bytes that will not come.
             call.stream.abort()
             return
+        if face.status < 500 and call.stream.head.header(b"x-forwarded-for") is not None:
+            await _take_body(call.stream)
         document = error_xml(error, face, resource=call.resource, request_id=call.request_id, host_id=self._host_id)
         headers = [CONTENT_TYPE, *error_headers(error, face)]
         if call.stream.head.method == "HEAD":
@@ -165,6 +170,22 @@ class S3Api:
                 observer(finished)
             except Exception:
                 log.exception("request %s: an observer failed", call.request_id)
+
+
+async def _take_body(stream: Stream) -> None:
+    """Take what is left of a refused request's body before the answer is given, if it is not much and comes soon. A proxy that gets an
+    answer first stops reading from its client, and those written in Go (Caddy) cut the connection of one that is still sending: it
+    would see a broken connection instead of the reason."""
+    length = stream.head.content_length
+    if not (stream.head.chunked if length is None else length <= DRAIN_BODY_BYTES_MAX):
+        return
+    view = memoryview(bytearray(READ_BYTES))
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while stream.received_bytes <= DRAIN_BODY_BYTES_MAX and await stream.readinto(view):
+                pass
+    except (AnvilError, TimeoutError) as error:
+        log.debug("the body of a refused request did not come: %s", error)
 
 
 def _has_credentials(head: RequestHead) -> bool:

@@ -6,53 +6,21 @@ Owns: the headers that are on every answer and the facts the access log and the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import perf_counter
 from typing import Final
 
-import msgspec
-
-from anvil.api.s3.ports import Authorizer, Engine, OpenBody
+from anvil.api.finished import Finished
+from anvil.api.operations.caller import Services
+from anvil.api.s3.ports import OpenBody
 from anvil.api.s3.request import S3Request
 from anvil.api.s3.xml import CONTENT_TYPE
 from anvil.auth.types import Authenticated
-from anvil.engine.ports import Catalog
-from anvil.model.identity import ANONYMOUS, Principal, Tenant
+from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import Headers, Stream
 
 
-class Services(msgspec.Struct, frozen=True):
-    """What handlers work with. `endpoints`: region name -> URL clients reach it under, for redirects."""
-
-    engine: Engine
-    catalog: Catalog
-    authorizer: Authorizer
-    open_body: OpenBody
-    region: str
-    endpoints: Mapping[str, str] = {}
-
-
-class Finished(msgspec.Struct, frozen=True):
-    """One answered request, for metrics and access log. Times in seconds; `ttfb_s` is None when no byte was sent.
-
-    `status` 499: the client went away before an answer was begun."""
-
-    operation: str
-    method: str
-    path: str
-    peer: str
-    request_id: str
-    access_key: str
-    status: int
-    error_code: str
-    seconds: float
-    ttfb_s: float | None
-    received_bytes: int
-    sent_bytes: int
-
-
 class Call:
-    """Owned by the task that serves the request. `request` and `auth` are set before a handler sees it."""
+    """Owned by the task that serves the request; the operations' `Caller`. `request` and `auth` are set before a handler sees it."""
 
     __slots__ = (
         "_base",
@@ -60,6 +28,7 @@ class Call:
         "error_code",
         "first_byte_at",
         "host_id",
+        "open_body",
         "operation",
         "request",
         "request_id",
@@ -71,8 +40,9 @@ class Call:
     )
     request: S3Request
 
-    def __init__(self, services: Services, stream: Stream, request_id: str, host_id: str) -> None:
+    def __init__(self, services: Services, open_body: OpenBody, stream: Stream, request_id: str, host_id: str) -> None:
         self.services: Final = services
+        self.open_body: Final = open_body
         self.stream: Final = stream
         self.request_id: Final = request_id
         self.host_id: Final = host_id
@@ -88,6 +58,10 @@ class Call:
     @property
     def principal(self) -> Principal:
         return self.auth.principal
+
+    @property
+    def peer(self) -> str:
+        return self.stream.head.peer
 
     async def respond(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
         """A whole answer."""
@@ -109,6 +83,7 @@ class Call:
     def finished(self) -> Finished:
         head, stream, app = self.stream.head, self.stream, self.principal.app
         return Finished(
+            api="s3",
             operation=self.operation,
             method=head.method,
             path=self.resource,
@@ -121,9 +96,5 @@ class Call:
             ttfb_s=None if self.first_byte_at is None else self.first_byte_at - self.started_at,
             received_bytes=stream.received_bytes,
             sent_bytes=stream.sent_bytes,
+            server_fault=self.status >= 500,
         )
-
-
-def owner_id(tenant: Tenant) -> str:
-    """The canonical user id of a tenant, shaped as an AWS account id, which is also what `x-amz-expected-bucket-owner` names."""
-    return f"{tenant.tenant_id:012d}"

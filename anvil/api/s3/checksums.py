@@ -1,9 +1,7 @@
 """Digests that clients state and ask for: Content-MD5, x-amz-content-sha256, x-amz-checksum-*, as headers or trailers.
 
-Owns: reading and checking what was stated, and how a stored checksum is shown. Invariant: `verify` runs over digests of the
-bytes that are about to become visible; whatever the client stated is compared there, trailers included, or the write fails.
-Sources: S3 User Guide "Checking object integrity"; API Reference, PutObject and CompleteMultipartUpload. Not here: computing
-digests.
+Owns: reading what was stated, and how a stored checksum is shown. Source: API Reference, PutObject and CompleteMultipartUpload.
+Not here: comparing it with what came (`operations/integrity.py`), computing digests.
 """
 
 from __future__ import annotations
@@ -13,30 +11,19 @@ import hashlib
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from hmac import compare_digest
+from functools import partial
 
-import msgspec
-
+from anvil.api.operations import integrity as rules
+from anvil.api.operations.integrity import API_NAME, DIGEST_BYTES, Integrity
 from anvil.auth.types import Authenticated, Payload
-from anvil.base.errors import BadDigest, ContentSHA256Mismatch, InvalidArgument, InvalidDigest, InvalidRequest
+from anvil.base.errors import InvalidArgument, InvalidRequest
 from anvil.engine.ports import Body
-from anvil.engine.types import PutSpec
-from anvil.model.records import NO_CONDITION, Algorithm, Attributes, Checksum, ChecksumType, Condition
+from anvil.model.records import Algorithm, Checksum, ChecksumType
 
-# API name, digest length in bytes
-_ALGORITHMS: dict[Algorithm, tuple[str, int]] = {
-    Algorithm.CRC32: ("CRC32", 4),
-    Algorithm.CRC32C: ("CRC32C", 4),
-    Algorithm.CRC64NVME: ("CRC64NVME", 8),
-    Algorithm.SHA1: ("SHA1", 20),
-    Algorithm.SHA256: ("SHA256", 32),
-}
-API_NAME: dict[Algorithm, str] = {algorithm: name for algorithm, (name, _) in _ALGORITHMS.items()}
 BY_API_NAME: dict[str, Algorithm] = {name: algorithm for algorithm, name in API_NAME.items()}
 XML_NAME: dict[Algorithm, str] = {algorithm: "Checksum" + name for algorithm, name in API_NAME.items()}
-HEADER: dict[Algorithm, bytes] = {algorithm: b"x-amz-checksum-" + algorithm.encode() for algorithm in _ALGORITHMS}
+HEADER: dict[Algorithm, bytes] = {algorithm: b"x-amz-checksum-" + algorithm.encode() for algorithm in API_NAME}
 _BY_HEADER: dict[bytes, Algorithm] = {header: algorithm for algorithm, header in HEADER.items()}
-_CRCS = (Algorithm.CRC32, Algorithm.CRC32C, Algorithm.CRC64NVME)
 
 
 # -- showing -------------------------------------------------------------------------------------------------------------
@@ -66,7 +53,7 @@ def decode(algorithm: Algorithm, text: str, name: str) -> bytes:
         value = b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         value = b""
-    if len(value) != _ALGORITHMS[algorithm][1]:
+    if len(value) != DIGEST_BYTES[algorithm]:
         raise InvalidRequest(f"Value for {name} header is invalid.")
     return value
 
@@ -79,67 +66,34 @@ def algorithm_named(name: str, header: str) -> Algorithm:
     return found
 
 
-class Integrity(msgspec.Struct):
-    """What a request states about its payload. At most one of `value` and `trailer` is set, and then `algorithm` is."""
+class Stated(Integrity):
+    """What headers state. `trailer`: where the checksum of `algorithm` comes; then `value` is not set."""
 
-    md5: bytes | None = None
-    sha256: bytes | None = None
-    algorithm: Algorithm | None = None
-    value: bytes | None = None
     trailer: str | None = None
 
     @property
     def trailer_names(self) -> tuple[str, ...]:
         return (self.trailer,) if self.trailer else ()
 
-    def compute(self, algorithm: Algorithm | None) -> None:
-        """Have that checksum computed and stored although the client stated none."""
-        if self.algorithm is None:
-            self.algorithm = algorithm
-
-    def spec(self, body: Body, attributes: Attributes, condition: Condition = NO_CONDITION) -> PutSpec:
-        wanted = [Algorithm.SHA256] if self.sha256 is not None else []
-        if self.algorithm is not None:
-            wanted.append(self.algorithm)
-        return PutSpec(
-            attributes=attributes,
-            verify=lambda digests: self.check(digests, body.trailers),
-            digests=frozenset(wanted),
-            condition=condition,
-        )
-
-    def check(self, digests: Mapping[Algorithm, bytes], trailers: Mapping[str, str]) -> Checksum | None:
-        """Compare everything stated with what came. Raises ContentSHA256Mismatch, BadDigest, InvalidRequest."""
-        if self.sha256 is not None and not compare_digest(self.sha256, digests[Algorithm.SHA256]):
-            raise ContentSHA256Mismatch(
-                ClientComputedContentSHA256=self.sha256.hex(), S3ComputedContentSHA256=digests[Algorithm.SHA256].hex()
-            )
-        if self.md5 is not None and not compare_digest(self.md5, digests[Algorithm.MD5]):
-            raise BadDigest(
-                "The Content-MD5 you specified did not match what we received.",
-                ExpectedDigest=self.md5.hex(),
-                CalculatedDigest=b64encode(digests[Algorithm.MD5]).decode("ascii"),
-            )
-        if self.algorithm is None:
-            return None
-        stated, computed = self.value, digests[self.algorithm]
-        if self.trailer is not None:
-            text = trailers.get(self.trailer)
-            if text is None:
-                raise InvalidRequest(f"The trailer {self.trailer} was announced by x-amz-trailer and did not come.")
-            stated = decode(self.algorithm, text, self.trailer)
-        if stated is not None and not compare_digest(stated, computed):
-            name = API_NAME[self.algorithm]
-            raise BadDigest(f"The {name} you specified did not match the calculated checksum.")
-        return Checksum(self.algorithm, computed)
+    def expect_trailer(self, body: Body) -> None:
+        """Have the trailer of this body compared, where one was announced."""
+        if self.trailer is not None and self.algorithm is not None:
+            self.late = partial(_trailing, self.algorithm, self.trailer, body)
 
 
-def integrity(headers: Mapping[bytes, bytes], auth: Authenticated, *, of_object: bool = False) -> Integrity:
+def _trailing(algorithm: Algorithm, name: str, body: Body) -> bytes:
+    text = body.trailers.get(name)
+    if text is None:
+        raise InvalidRequest(f"The trailer {name} was announced by x-amz-trailer and did not come.")
+    return decode(algorithm, text, name)
+
+
+def integrity(headers: Mapping[bytes, bytes], auth: Authenticated, *, of_object: bool = False) -> Stated:
     """Read what a request states. Raises InvalidDigest, InvalidRequest. (A checksum that Anvil does not know is refused by
     `features`, since its header is not one of ours.)
 
     `of_object`: the checksum headers speak of an object that exists, as in CompleteMultipartUpload, and not of the payload."""
-    stated = Integrity(sha256=auth.payload_sha256)
+    stated = Stated(sha256=auth.payload_sha256)
     md5 = headers.get(b"content-md5")
     if md5 is not None:
         stated.md5 = content_md5(md5)
@@ -173,7 +127,7 @@ def _stated_header(headers: Mapping[bytes, bytes]) -> tuple[Algorithm, bytes] | 
     return found
 
 
-def _check_named(name: str, stated: Integrity) -> None:
+def _check_named(name: str, stated: Stated) -> None:
     if name.upper() == "MD5" and stated.md5 is not None and stated.algorithm is None:
         return
     if algorithm_named(name, "x-amz-sdk-checksum-algorithm") is stated.algorithm:
@@ -191,33 +145,18 @@ def content_md5(value: bytes) -> bytes:
         digest = b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         digest = b""
-    if len(digest) != 16:
-        raise InvalidDigest("The Content-MD5 you specified is not valid.")
-    return digest
+    return rules.md5_digest(digest)
 
 
 # -- multipart -----------------------------------------------------------------------------------------------------------
 
 
 def upload_checksum(headers: Mapping[bytes, bytes]) -> tuple[Algorithm | None, ChecksumType | None]:
-    """Algorithm and type of a new upload, with S3's defaults (User Guide, "Checking object integrity", table of types).
-
-    Raises InvalidRequest for a combination that S3 does not have."""
+    """Algorithm and type of a new upload. Raises InvalidRequest for a combination that S3 does not have."""
     name = headers.get(b"x-amz-checksum-algorithm")
     kind = headers.get(b"x-amz-checksum-type")
-    if name is None:
-        if kind is not None:
-            raise InvalidRequest("The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
-        return None, None
-    algorithm = algorithm_named(name.decode("latin-1"), "x-amz-checksum-algorithm")
-    if kind is None:
-        return algorithm, ChecksumType.FULL_OBJECT if algorithm is Algorithm.CRC64NVME else ChecksumType.COMPOSITE
-    type_ = checksum_type(kind)
-    if (type_ is ChecksumType.COMPOSITE and algorithm is Algorithm.CRC64NVME) or (
-        type_ is ChecksumType.FULL_OBJECT and algorithm not in _CRCS
-    ):
-        raise InvalidRequest(f"The {type_} checksum type cannot be used with the {algorithm} checksum algorithm.")
-    return algorithm, type_
+    algorithm = None if name is None else algorithm_named(name.decode("latin-1"), "x-amz-checksum-algorithm")
+    return rules.upload_checksum(algorithm, None if kind is None else checksum_type(kind))
 
 
 def checksum_type(value: bytes) -> ChecksumType:
@@ -232,18 +171,16 @@ def expected_of_upload(headers: Mapping[bytes, bytes], type_: ChecksumType | Non
 
     `type_`: the upload's. Raises InvalidRequest."""
     kind = headers.get(b"x-amz-checksum-type")
-    if kind is not None and type_ is not None and checksum_type(kind) is not type_:
-        raise InvalidRequest(f"The upload was created using the {type_} checksum mode.")
+    if kind is not None and type_ is not None:
+        rules.check_type(checksum_type(kind), type_)
     for algorithm, header in HEADER.items():
         if header not in headers:
             continue
         text, dash, parts = headers[header].decode("latin-1").partition("-")
         value = decode(algorithm, text, header.decode("ascii"))
-        if not dash:
-            return Checksum(algorithm, value, type_ or ChecksumType.FULL_OBJECT)
-        if not parts.isascii() or not parts.isdigit() or len(parts) > 5:
+        if dash and (not parts.isascii() or not parts.isdigit() or len(parts) > 5):
             raise InvalidRequest(f"Value for {header.decode('ascii')} header is invalid.")
-        return Checksum(algorithm, value, ChecksumType.COMPOSITE, int(parts))
+        return rules.expected_of_upload(algorithm, value, int(parts) if dash else 0, type_)
     return None
 
 

@@ -6,12 +6,12 @@ elements S3 does not know either are ignored, as S3 does. Not here: parsing (`xm
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import NamedTuple
 
+from anvil.api.operations import uploads
 from anvil.api.s3.checksums import XML_NAME, decode
 from anvil.api.s3.xml import Element, parse
-from anvil.base.errors import InvalidArgument, InvalidPartOrder, MalformedXML, NotSupported
+from anvil.base.errors import MalformedXML, NotSupported
 from anvil.base.limits import DELETE_KEYS_MAX, PART_NUMBER_MAX
 from anvil.engine.types import CompletePart
 
@@ -70,9 +70,7 @@ def complete_parts(document: bytes) -> list[CompletePart]:
     if not 1 <= len(elements) <= PART_NUMBER_MAX:
         raise MalformedXML()
     parts = [_part(element) for element in elements]
-    for before, after in pairwise(parts):
-        if before.number >= after.number:
-            raise InvalidPartOrder()
+    uploads.check_list(parts)
     return parts
 
 
@@ -80,10 +78,6 @@ def _part(element: Element) -> CompletePart:
     number, etag = element.value("PartNumber"), element.value("ETag")
     if not number or not etag or not number.isascii() or not number.isdigit() or len(number) > 9:
         raise MalformedXML()
-    if not 1 <= int(number) <= PART_NUMBER_MAX:
-        raise InvalidArgument(
-            f"PartNumber must be an integer between 1 and {PART_NUMBER_MAX}.", ArgumentName="partNumber", ArgumentValue=number
-        )
     checksum = None
     for algorithm, name in XML_NAME.items():
         text = element.value(name)
@@ -91,4 +85,4 @@ def _part(element: Element) -> CompletePart:
             if checksum is not None:
                 raise MalformedXML("A part has more than one checksum.")
             checksum = decode(algorithm, text, name)
-    return CompletePart(int(number), etag.strip('"'), checksum)
+    return uploads.listed_part(int(number), etag, checksum)

@@ -42,14 +42,17 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.BucketAlreadyOwnedByYou: S3Error("BucketAlreadyOwnedByYou", 409, ("BucketName",)),
     e.BucketNotEmpty: S3Error("BucketNotEmpty", 409, ("BucketName",)),
     e.PreconditionFailed: S3Error("PreconditionFailed", 412, ("Condition",)),
+    e.NotModified: S3Error("NotModified", 304, ("ETag",)),  # gRPC's: S3 answers it without a document
     e.ConditionalRequestConflict: S3Error("ConditionalRequestConflict", 409),
     e.OperationAborted: S3Error("OperationAborted", 409),
     e.NameTaken: S3Error("EntityAlreadyExists", 409),
+    e.LimitExceeded: S3Error("LimitExceeded", 409),
     # Denied
     e.Denied: S3Error("AccessDenied", 403),
-    e.AccessDenied: S3Error("AccessDenied", 403, ("HeadersNotSigned",)),
+    e.AccessDenied: S3Error("AccessDenied", 403, ("HeadersNotSigned", "RequiredAction", "RequiredResource")),
     e.InvalidAccessKey: S3Error("InvalidAccessKeyId", 403, ("AWSAccessKeyId",)),
     e.InvalidToken: S3Error("InvalidToken", 400),
+    e.ExpiredToken: S3Error("ExpiredToken", 400),
     e.SignatureMismatch: S3Error(
         "SignatureDoesNotMatch", 403, ("AWSAccessKeyId", "StringToSign", "SignatureProvided", "CanonicalRequest")
     ),
@@ -66,6 +69,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.KeyTooLong: S3Error("KeyTooLongError", 400, ("Size", "MaxSizeAllowed")),
     e.MetadataTooLarge: S3Error("MetadataTooLarge", 400, ("Size", "MaxSizeAllowed")),
     e.EntityTooLarge: S3Error("EntityTooLarge", 400, _SIZE),
+    e.MessageTooLarge: S3Error("EntityTooLarge", 400, ("Size", "MaxSizeAllowed")),
     e.EntityTooSmall: S3Error("EntityTooSmall", 400, _SIZE),
     e.InvalidPart: S3Error("InvalidPart", 400, ("UploadId", "PartNumber", "ETag")),
     e.InvalidPartOrder: S3Error("InvalidPartOrder", 400, ("UploadId",)),

@@ -2,7 +2,8 @@
 
 Owns: both directions. Invariant: a value that came in ASCII goes out byte for byte; nothing a client sends can add a header
 or end one. Other text is read as UTF-8 where it is that, else as Latin-1; user metadata goes out as an RFC 2047 word, as S3
-does (User Guide, "User-defined object metadata"), system headers as UTF-8. Not here: conditions, ranges, checksums.
+does (User Guide, "User-defined object metadata"), system headers as UTF-8. Not here: which values are
+valid (`operations/attributes.py`), conditions, ranges, checksums.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from functools import lru_cache
 from time import gmtime, strftime
 from typing import Any
 
+from anvil.api.operations import attributes as rules
 from anvil.api.s3.request import S3Request
-from anvil.base.errors import InvalidArgument, InvalidRequest, MetadataTooLarge
-from anvil.base.limits import USER_METADATA_BYTES_MAX
+from anvil.base.errors import InvalidArgument, InvalidRequest
 from anvil.engine.types import ObjectInfo
 from anvil.model.records import Attributes
 
@@ -58,38 +59,23 @@ def attributes(request: S3Request) -> Attributes:
     ):
         if headers.get(name):
             found[field] = _read(headers[name])
-    if b"content-encoding" in headers and (encoding := content_encoding(headers[b"content-encoding"])):
+    if b"content-encoding" in headers and (encoding := rules.content_encoding(_read(headers[b"content-encoding"]))):
         found["content_encoding"] = encoding
     if b"x-amz-website-redirect-location" in headers:
-        found["website_redirect"] = _redirect(_read(headers[b"x-amz-website-redirect-location"]))
+        found["website_redirect"] = rules.website_redirect(_read(headers[b"x-amz-website-redirect-location"]))
     if not request.user_metadata:
         return Attributes(**found)
     return Attributes(**found, user=_user_metadata(request))
 
 
-def content_encoding(value: bytes) -> str | None:
-    """Without `aws-chunked`, which describes the transfer and not the object; None when nothing else is left."""
-    rest = [token for token in (part.strip() for part in _read(value).split(",")) if token and token.lower() != "aws-chunked"]
-    return ",".join(rest) or None
-
-
-def _redirect(location: str) -> str:
-    if not location.startswith(("/", "http://", "https://")) or len(location) > 2048:
-        raise InvalidRequest("The website redirect location must have a prefix of 'http://' or 'https://' or '/'.")
-    return location
-
-
 def _user_metadata(request: S3Request) -> dict[str, str]:
     user = {}
-    size = 0
     for name in request.user_metadata:
         key, value = name[len(_PREFIX) :].decode("latin-1"), _read(request.headers[name])
         if not key:
             raise InvalidArgument("A user metadata header has no name.", ArgumentName=_PREFIX)
         user[key] = value
-        size += len(key.encode("utf-8")) + len(value.encode("utf-8"))
-    if size > USER_METADATA_BYTES_MAX:
-        raise MetadataTooLarge(Size=size, MaxSizeAllowed=USER_METADATA_BYTES_MAX)
+    rules.check_user(user)
     return user
 
 
@@ -145,7 +131,7 @@ def override(headers: HeaderList, query: Mapping[str, str], *, anonymous: bool) 
             continue
         if anonymous:
             raise InvalidRequest("Request specific response headers cannot be used for anonymous GET requests.")
-        if any(ord(character) < 0x20 or ord(character) == 0x7F for character in text):
+        if rules.has_controls(text):
             raise InvalidArgument("A response header contains control characters.", ArgumentName=parameter)
         wanted[header] = text.encode("utf-8")
     if not wanted:

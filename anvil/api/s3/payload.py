@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from anvil.api.operations.objects import check_size
 from anvil.api.s3.call import Call
-from anvil.api.s3.checksums import Integrity, digest_small, integrity
+from anvil.api.s3.checksums import Stated, digest_small, integrity
 from anvil.auth.types import Authenticated, Payload
 from anvil.base.errors import EntityTooLarge, IncompleteBody, InvalidArgument, InvalidRequest, MissingContentLength
-from anvil.base.limits import PUT_BYTES_MAX
 from anvil.engine.ports import Body
 from anvil.model.records import Algorithm
 from anvil.net.stream import RequestHead
@@ -53,17 +53,17 @@ def _number(value: bytes) -> int:
     )
 
 
-def open_upload(call: Call) -> tuple[Body, Integrity]:
+def open_upload(call: Call) -> tuple[Body, Stated]:
     """The payload of PutObject or UploadPart and what is stated about it. Raises EntityTooLarge before anything is read."""
     headers = call.request.headers
-    length = payload_length(call.stream.head, headers, call.auth)
-    if length > PUT_BYTES_MAX:
-        raise EntityTooLarge(ProposedSize=length, MaxSizeAllowed=PUT_BYTES_MAX)
+    length = check_size(payload_length(call.stream.head, headers, call.auth))
     stated = integrity(headers, call.auth)
-    return call.services.open_body(call.stream, call.auth, length, stated.trailer_names), stated
+    body = call.open_body(call.stream, call.auth, length, stated.trailer_names)
+    stated.expect_trailer(body)
+    return body, stated
 
 
-async def read_document(call: Call, limit: int, *, of_object: bool = False) -> tuple[bytes, Integrity]:
+async def read_document(call: Call, limit: int, *, of_object: bool = False) -> tuple[bytes, Stated]:
     """A small body, whole and verified, and what was stated about it; empty when the request has none. `of_object`: see
     `integrity`.
 
@@ -74,20 +74,15 @@ async def read_document(call: Call, limit: int, *, of_object: bool = False) -> t
         return b"", stated
     if head.chunked and call.auth.payload not in _CHUNKED and b"x-amz-decoded-content-length" not in call.request.headers:
         document = await call.stream.read_all(limit)
-        trailers: dict[str, str] = {}
     else:
         length = payload_length(head, call.request.headers, call.auth)
         if length > limit:
             raise EntityTooLarge(ProposedSize=length, MaxSizeAllowed=limit)
-        body = call.services.open_body(call.stream, call.auth, length, stated.trailer_names)
+        body = call.open_body(call.stream, call.auth, length, stated.trailer_names)
+        stated.expect_trailer(body)
         document = await _read(body, length)
-        trailers = body.trailers
-    wanted = {Algorithm.MD5} if stated.md5 is not None else set()
-    if stated.sha256 is not None:
-        wanted.add(Algorithm.SHA256)
-    if stated.algorithm is not None:
-        wanted.add(stated.algorithm)
-    stated.check({algorithm: digest_small(algorithm, document) for algorithm in wanted}, trailers)
+    wanted = stated.digests if stated.md5 is None else stated.digests | {Algorithm.MD5}
+    stated.check({algorithm: digest_small(algorithm, document) for algorithm in wanted})
     return document, stated
 
 

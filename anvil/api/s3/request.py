@@ -2,7 +2,8 @@
 
 Owns: addressing (path-style and virtual-host-style), percent-decoding, duplicate rules. Invariants: a key is whatever follows
 the first slash behind the bucket, decoded once and never normalized, so `.` and `..` are plain text and cannot leave the
-bucket; text is valid UTF-8 without U+0000. Not here: which operation it is (`routes.py`), who asks (`auth`).
+bucket; text is valid UTF-8 without U+0000. Not here: which operation it is (`routes.py`), who asks (`auth`), which
+names are valid (`operations/names.py`).
 
 A presigned URL may carry `x-amz-*` headers as query parameters (SDKs hoist them, and they are signed there). They count as
 headers, so that a feature asked for in the query is as little ignored as one asked for in a header.
@@ -15,8 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from anvil.base.errors import InvalidArgument, InvalidBucketName, InvalidRequest, InvalidURI, KeyTooLong
-from anvil.base.limits import KEY_BYTES_MAX
+from anvil.api.operations.attributes import is_field_name
+from anvil.api.operations.names import check_bucket_name, check_key
+from anvil.base.errors import InvalidArgument, InvalidBucketName, InvalidRequest, InvalidURI
 from anvil.net.stream import RequestHead
 
 VirtualBucket = Callable[[bytes], str | None]
@@ -24,8 +26,6 @@ VirtualBucket = Callable[[bytes], str | None]
 SERVICE, BUCKET, OBJECT = "service", "bucket", "object"
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-_BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # a field name (RFC 9110, 5.6.2), lower case
 _META = b"x-amz-meta-"
 
 # Repeating these is the same as one comma-separated value (RFC 9110, 5.3); everything Anvil acts on must come once.
@@ -95,6 +95,20 @@ class S3Request:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
+    @property
+    def owner(self) -> str | None:
+        """Who the client expects to own the bucket."""
+        return self.text(b"x-amz-expected-bucket-owner")
+
+    @property
+    def source_owner(self) -> str | None:
+        """The same of the bucket that is copied from."""
+        return self.text(b"x-amz-source-expected-bucket-owner")
+
+    @property
+    def version(self) -> str | None:
+        return self.query.get("versionId")
+
 
 def decode(raw: bytes) -> str:
     """Percent-decode once. Raises InvalidURI for bad escapes, text that is not UTF-8, and U+0000."""
@@ -129,18 +143,10 @@ def parse_address(head: RequestHead, virtual_bucket: VirtualBucket | None) -> Ad
                 raise InvalidBucketName(BucketName="")
             return Address("", "", False)
         bucket = decode(raw_bucket)
-    if not _BUCKET_NAME.fullmatch(bucket):
-        raise InvalidBucketName(BucketName=bucket)
+    check_bucket_name(bucket)
     if not raw_key:
         return Address(bucket, "", virtual is not None)
     return Address(bucket, check_key(decode(raw_key)), virtual is not None)
-
-
-def check_key(key: str) -> str:
-    """The key itself. Raises KeyTooLong beyond 1,024 bytes of UTF-8."""
-    if len(key) * 4 > KEY_BYTES_MAX and (size := len(key.encode("utf-8"))) > KEY_BYTES_MAX:
-        raise KeyTooLong(Size=size, MaxSizeAllowed=KEY_BYTES_MAX)
-    return key
 
 
 def parse_request(head: RequestHead, address: Address, *, signed: bool) -> S3Request:
@@ -186,7 +192,7 @@ def _hoist(query: dict[str, str], headers: dict[bytes, bytes], special: list[byt
         if lower in _NOT_HOISTED:
             continue
         name, value = lower.encode("utf-8"), text.encode("utf-8")
-        if not _TOKEN.fullmatch(name) or any(byte < 0x20 or byte == 0x7F for byte in value):
+        if not is_field_name(lower) or any(byte < 0x20 or byte == 0x7F for byte in value):
             raise InvalidArgument("A query parameter that stands for a header could not be one.", ArgumentName=parameter)
         if name in headers:
             if headers[name] != value:
@@ -195,28 +201,3 @@ def _hoist(query: dict[str, str], headers: dict[bytes, bytes], special: list[byt
         headers[name] = value
         if name not in PLAIN_AMZ:
             (user if name.startswith(_META) else special).append(name)
-
-
-# -- names of buckets ----------------------------------------------------------------------------------------------------
-
-RESERVED_NAMES = frozenset(("ready", "metrics"))  # paths of the node itself
-_IP_ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
-_BAD_PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
-_BAD_SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
-
-
-def check_new_bucket_name(name: str) -> str:
-    """A name a bucket may be created under (S3 User Guide, "General purpose bucket naming rules", and Anvil's reserved names).
-
-    Raises InvalidBucketName, saying why."""
-    if name in RESERVED_NAMES:
-        raise InvalidBucketName(f"The name {name} is reserved for the node's own paths.", BucketName=name)
-    if (
-        not _BUCKET_NAME.fullmatch(name)
-        or ".." in name
-        or _IP_ADDRESS.fullmatch(name)
-        or name.startswith(_BAD_PREFIXES)
-        or name.endswith(_BAD_SUFFIXES)
-    ):
-        raise InvalidBucketName(BucketName=name)
-    return name

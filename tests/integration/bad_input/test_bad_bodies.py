@@ -8,10 +8,10 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from conftest import World
 
 from anvil.auth.sigv4 import derive_key
 from anvil.wire.awschunked_reference import Signer, encode
+from tests.integration.bad_input.conftest import World
 from tests.support.node import wait_until
 from tests.support.rawclient import Answer, Client, Wire, exchange, raw_head, sha256
 

@@ -9,8 +9,8 @@ import zlib
 from urllib.parse import quote
 
 import pytest
-from conftest import World
 
+from tests.integration.bad_input.conftest import World
 from tests.support.rawclient import Answer, exchange, raw_head
 
 XML, ARGUMENT, URI = (400, "MalformedXML"), (400, "InvalidArgument"), (400, "InvalidURI")

@@ -7,8 +7,8 @@ import socket
 
 import psutil
 import pytest
-from conftest import World
 
+from tests.integration.bad_input.conftest import World
 from tests.support.impatient_worker import BODY_S, HEADER_S
 from tests.support.node import wait_until
 from tests.support.rawclient import Wire, exchange, raw_head

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import psutil
-from conftest import World
 
 from anvil.base.limits import BUFFER_POOL_BYTES_MAX, STRIPE_BYTES
+from tests.integration.bad_input.conftest import World
 from tests.support.node import wait_until
 from tests.support.rawclient import Wire
 

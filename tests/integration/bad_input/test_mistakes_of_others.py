@@ -9,9 +9,9 @@ import time
 from urllib.parse import quote
 
 import pytest
-from conftest import PUBLIC_HOST, World
 
 from anvil.auth.presign import sign
+from tests.integration.bad_input.conftest import PUBLIC_HOST, World
 from tests.support.node import AnvilNode, wait_until
 from tests.support.rawclient import Client, exchange, raw_head
 

@@ -8,9 +8,9 @@ import time
 from typing import NamedTuple
 
 import pytest
-from conftest import World
 
 from anvil.api.s3.routes import ROUTES
+from tests.integration.bad_input.conftest import World
 from tests.support.node import wait_until
 from tests.support.rawclient import Answer, Client
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import uvloop
 
 from anvil.net.port import NetLimits
-from anvil.net.server import Server, serve
+from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import RequestHead, Stream
 
 DEADLINE_S = 10.0
@@ -137,7 +138,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(handler: Callable[[Stream], Awaitable[None]], **limits: float) -> AsyncIterator[Rig]:
+async def rig(
+    handler: Callable[[Stream], Awaitable[None]], *, tls: ssl.SSLContext | None = None, **limits: float
+) -> AsyncIterator[Rig]:
     """A running server with short sweeps. `limits` as in NetLimits."""
     errors: list[Exception] = []
 
@@ -145,7 +148,8 @@ async def rig(handler: Callable[[Stream], Awaitable[None]], **limits: float) -> 
         errors.append(error)
 
     settings: dict[str, Any] = {"sweep_s": 0.02, **limits}
-    server = await serve(handler, [("127.0.0.1", 0)], limits=NetLimits(**settings), on_error=on_error)  # type: ignore[arg-type]
+    listener = Listener("127.0.0.1", 0, None if tls is None else lambda: tls)
+    server = await serve(handler, [listener], limits=NetLimits(**settings), on_error=on_error)  # type: ignore[arg-type]
     running = Rig(server, errors)
     try:
         yield running

@@ -179,6 +179,21 @@ async def test_an_early_answer_to_a_larger_body_is_still_seen() -> None:
 
 
 @on_loop
+async def test_an_early_answer_outlives_a_client_that_sends_before_it_listens() -> None:
+    """More than is dropped for it: the client is held up instead of cut, since a reset would overtake the answer."""
+
+    def talk(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), 0.5) as client:
+            with pytest.raises(TimeoutError):
+                client.sendall(get(b"/", b"Content-Length: %d" % (100 * MIB), method=b"PUT") + bytes(100 * MIB))
+            return client.recv(READ_BYTES)
+
+    async with rig(deny, drain_body_bytes=MIB) as net:
+        assert (await asyncio.to_thread(talk, net.port)).startswith(b"HTTP/1.1 403 ")
+        assert net.stats.bytes_in <= MIB + 2 * READ_BYTES
+
+
+@on_loop
 async def test_an_early_answer_to_a_chunked_body_closes() -> None:
     async with rig(deny) as net:
         client = await net.client()
@@ -393,8 +408,8 @@ async def test_grpc_over_http_1_1_is_told_what_to_configure() -> None:
         assert (answer.status, answer.headers["grpc-status"], answer.headers["content-length"]) == (200, "12", "0")
         assert answer.headers["content-type"] == "application/grpc"
         assert "grpc_pass" in answer.headers["grpc-message"]
-        await client.send(get())
-        assert (await client.answer()).body == b"GET / "
+        await client.send(get(b"/k?uploads", b"Content-Type: application/grpc", b"Content-Length: 0", method=b"POST"))
+        assert (await client.answer()).body == b"POST /k ", "S3's own, for an object of that type"
 
 
 @on_loop

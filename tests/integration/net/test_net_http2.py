@@ -26,7 +26,7 @@ from anvil.base.limits import (
 )
 from anvil.net.stream import Stream
 from anvil.wire.http2 import CANCEL, INTERNAL_ERROR, REFUSED_STREAM
-from tests.support.h2client import H2Client
+from tests.support.h2client import Exchange, H2Client
 
 BLOCK = random.Random(2).randbytes(3 * MIB + 77)
 
@@ -277,6 +277,49 @@ async def test_a_grpc_call_is_told_that_there_is_no_such_service() -> None:
     async with rig(service) as net, h2(net) as client:
         answer = await client.ask("POST", "/s/m", [("content-type", "application/grpc"), ("te", "trailers")], b"")
         assert (answer.status, answer.headers["grpc-status"]) == (200, "12")
+
+
+@on_loop
+async def test_a_body_of_unknown_length_that_comes_with_its_head_is_one() -> None:
+    """All in one segment, as proxies send small uploads: the end of the stream is there before the request is looked at."""
+    heads = []
+
+    async def handler(stream: Stream) -> None:
+        heads.append(stream.head)
+        await stream.respond(200, [], await stream.read_all(MIB))
+
+    async with rig(handler) as net, h2(net) as client:
+        for body in (b"abc", b""):
+            stream = client.h2.get_next_available_stream_id()
+            fields = [(":method", "PUT"), (":scheme", "http"), (":path", "/"), (":authority", "h")]
+            client.h2.send_headers(stream, fields, end_stream=not body)
+            if body:
+                client.h2.send_data(stream, body, end_stream=True)
+            client.exchanges[stream] = Exchange()
+            client.raw(client.h2.data_to_send())
+            assert (await client.answer(stream)).body == body
+    assert [(head.content_length, head.chunked) for head in heads] == [(None, True), (None, False)]
+
+
+@on_loop
+@pytest.mark.parametrize(
+    ("method", "target", "kind"),
+    [
+        ("POST", "/b/k?uploads", "application/grpc"),
+        ("GET", "/b/k", "application/grpc"),
+        ("POST", "/b/k", "application/grpc-web"),
+        ("POST", "/b/k", "application/grpcs"),
+    ],
+)
+async def test_what_only_looks_like_grpc_is_served(method: str, target: str, kind: str) -> None:
+    """Objects of gRPC's content type: such an upload used to be answered 200, and was stored nowhere."""
+    path, _, query = target.partition("?")
+    async with rig(service) as net, h2(net) as client:
+        answer = await client.ask(method, target, [("content-type", kind)], b"abc", authority="h")
+        assert "grpc-status" not in answer.headers
+        assert answer.body == f"{method} {path} {query} h abc".encode()
+        put = await client.ask("PUT", "/b/k", [("content-type", kind)], b"abc")
+        assert put.headers["etag"] == hashlib.sha256(b"abc").hexdigest()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], int]] = {

@@ -205,6 +205,23 @@ async def test_a_half_closed_client_still_gets_its_answers(request_bytes: bytes)
         assert await client.closed() == b""
 
 
+@on_loop
+async def test_the_end_of_a_body_and_of_the_clients_direction_may_come_at_once() -> None:
+    body = bytes(range(256)) * 4096
+
+    async def handler(stream: Stream) -> None:
+        view, received = memoryview(bytearray(len(body) + 1)), 0
+        while count := await stream.readinto(view):
+            received += count
+        await stream.respond(200, [], b"%d" % received)
+
+    async with rig(handler) as net:
+        client = await net.client()
+        client.writer.write(put(body))
+        client.writer.write_eof()
+        assert (await client.answer()).body == b"%d" % len(body)
+
+
 @pytest.mark.parametrize("rude", [False, True])
 @pytest.mark.parametrize("reading", [False, True])
 @on_loop

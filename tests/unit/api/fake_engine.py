@@ -71,6 +71,7 @@ class FakeEngine:
         self.piece = 5
         self.copies: list[str] = []
         self.gate: asyncio.Event | None = None
+        self.at_the_gate = False
         self._ids = itertools.count(1)
 
     # -- objects
@@ -162,6 +163,7 @@ class FakeEngine:
 
     async def copy_object(self, source: Bucket, info: ObjectInfo, target: Bucket, key: str, spec: PutSpec) -> PutResult:
         if self.gate is not None:
+            self.at_the_gate = True
             await self.gate.wait()
         if self.error is not None:
             raise self.error

@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import msgspec
 
+from anvil.api.finished import Finished
+from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
-from anvil.api.s3.call import Finished, Services
 from anvil.auth.types import Authenticated, Payload
 from anvil.base.errors import (
     AccessDenied,
@@ -231,11 +232,17 @@ class World:
             engine=self.engine,
             catalog=self.catalog,
             authorizer=FakeAuthorizer(),
-            open_body=lambda stream, auth, length, names: FakeBody(stream, length, self.trailers),  # type: ignore[arg-type]
+            rights=None,  # type: ignore[arg-type]  # S3 has no operation that changes any
             region=REGION,
             endpoints={"eu-west-1": "https://eu.example.com"},
         )
-        self.api = S3Api(services, self.authenticator, observers=(self.finished.append,), **options)  # type: ignore[arg-type]
+        self.api = S3Api(
+            services,
+            lambda stream, auth, length, names: FakeBody(stream, length, self.trailers),  # type: ignore[arg-type]
+            self.authenticator,
+            observers=(self.finished.append,),
+            **options,  # type: ignore[arg-type]
+        )
         self.bucket = self.catalog.add("bucket")
 
     def act_as(self, app: App | None, **auth: object) -> None:

@@ -174,7 +174,7 @@ def long_answer(outcome: object) -> tuple[FakeStream, Call]:
     async def scenario() -> tuple[FakeStream, Call]:
         world = World()
         stream = FakeStream(head_of("PUT", "/bucket/key"))
-        call = Call(world.api._services, stream, "ID", "HOST")
+        call = Call(world.api._services, world.api._open_body, stream, "ID", "HOST")
 
         async def work() -> object:
             while stream.sent.count(b"\n") < 4:

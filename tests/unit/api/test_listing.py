@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil.api.s3.handlers.paging import decode_token, encode_token
+from anvil.api.operations.listing import decode_token, encode_token
 from anvil.base.errors import InvalidArgument
 from anvil.model.records import Algorithm, Checksum
 from tests.unit.api.fakes import ACME, OTHER, World, app_of

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anvil.api.s3.request import check_new_bucket_name, parse_address, parse_query, parse_request
+from anvil.api.operations.names import check_new_bucket_name
+from anvil.api.s3.request import parse_address, parse_query, parse_request
 from anvil.auth.hosts import Hosts
 from anvil.base.errors import (
     AnvilError,

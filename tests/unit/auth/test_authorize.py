@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anvil.auth.authorize import Authorizer, resource_of
 from anvil.base import limits
@@ -167,3 +169,63 @@ def test_resources() -> None:
 def test_nothing_prints_a_secret() -> None:
     principal = app(("*", "*"))
     assert "secret" not in repr(principal)
+
+
+@pytest.mark.parametrize(
+    ("policy", "action", "pattern", "covered"),
+    [
+        (("*", "*"), "*", "*", True),
+        (("*", "*"), "object:read", "photos/*", True),
+        (("object:read", "*"), "*", "*", False),  # not every action
+        (("object:read", "*"), "object:read", "*", True),
+        (("object:read", "photos/*"), "object:read", "*", False),
+        (("object:read", "photos/*"), "object:read", "photos/*", True),
+        (("object:read", "photos/*"), "object:read", "photos/2024/*", True),
+        (("object:read", "photos/*"), "object:read", "photos/a", True),
+        (("object:read", "photos/*"), "object:read", "photos*", False),  # photos-private/x begins so too
+        (("object:read", "photos/*"), "object:read", "photos", False),
+        (("object:read", "photos*"), "object:read", "photos/*", True),
+        (("object:read", "photos/a"), "object:read", "photos/a", True),
+        (("object:read", "photos/a"), "object:read", "photos/a*", False),
+        (("object:read", "photos/a"), "object:read", "photos/*", False),
+        (("object:read", "photos/2*"), "object:read", "photos/*", False),
+        (("object:read", "photos/*"), "object:write", "photos/*", False),
+        (("*", "photos/*"), "policy:grant", "photos/x*", True),
+        (("*", "photos/*"), "*", "photos/x*", True),
+    ],
+)
+def test_covers(policy: tuple[str, str], action: str, pattern: str, covered: bool) -> None:
+    authorizer, principal = Authorizer(), app(policy)
+    assert authorizer.covers(principal, action, pattern) is covered
+    if covered:
+        authorizer.require_covered(principal, action, pattern)
+    else:
+        with pytest.raises(AccessDenied) as caught:
+            authorizer.require_covered(principal, action, pattern)
+        assert caught.value.fields == {"RequiredAction": action, "RequiredResource": pattern}
+
+
+def test_many_rights_for_single_actions_are_not_the_right_to_all() -> None:
+    """An action of a later release would be among them."""
+    principal = app(*((str(action), "*") for action in Action if action is not Action.ANY))
+    assert not Authorizer().covers(principal, "*", "b/*")
+
+
+def test_the_anonymous_and_the_new_cover_nothing() -> None:
+    assert not Authorizer().covers(ANONYMOUS, "object:read", "photos/*")
+    assert not Authorizer().covers(app(), "object:read", "*")
+
+
+@given(
+    held=st.lists(st.text("ab/*", min_size=1, max_size=5), max_size=4),
+    pattern=st.text("ab/*", min_size=1, max_size=5),
+    tail=st.text("ab/*", max_size=4),
+)
+def test_what_is_covered_is_allowed_to_the_last_resource(held: list[str], pattern: str, tail: str) -> None:
+    """Nothing can be reached through a right that was given, that its giver could not reach."""
+    authorizer = Authorizer()
+    giver, taker = app(*(("object:read", resource) for resource in held)), app(("object:read", pattern))
+    resource = pattern[:-1] + tail if pattern.endswith("*") else pattern
+    assert authorizer.allowed(taker, Action.OBJECT_READ, resource)
+    if authorizer.covers(giver, "object:read", pattern):
+        assert authorizer.allowed(giver, Action.OBJECT_READ, resource)

@@ -176,3 +176,39 @@ def test_children_inherit_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_version_is_that_of_the_package() -> None:
     project = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert f'version = "{VERSION}"' in project
+
+
+def test_tls_settings_make_sense_together() -> None:
+    pair = {"ANVIL_TLS_CERT": "tls/cert.pem", "ANVIL_TLS_KEY": "/k.pem"}
+    alone = load(pair).api  # neither file exists: what needs them is refused when a node starts
+    assert (alone.tls_cert, alone.tls_key) == (str(Path("tls/cert.pem").absolute()), "/k.pem")
+    assert (alone.tls_listen, alone.public_urls) == (None, ("https://127.0.0.1:50051",))
+    assert load({**pair, "ANVIL_PUBLIC_API_ADDR": "store.local:9000"}).api.public_urls == ("https://store.local:9000",)
+    both = load({**pair, "ANVIL_TLS_LISTEN_ADDR": ":50443"}).api
+    assert (both.tls_listen, both.public_urls) == (Address("0.0.0.0", 50443), ("http://127.0.0.1:50051",))
+    assert load({**pair, "ANVIL_API_LISTEN_ADDR": ":0", "ANVIL_TLS_LISTEN_ADDR": ":0"}).api.tls_listen == Address("0.0.0.0", 0)
+    assert load({}).api.public_urls == ("http://127.0.0.1:50051",)
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"ANVIL_TLS_CERT": "/c"}, "ANVIL_TLS_KEY is not set, and ANVIL_TLS_CERT is: set both"),
+        ({"ANVIL_TLS_KEY": "/k"}, "ANVIL_TLS_CERT is not set, and ANVIL_TLS_KEY is: set both"),
+        ({"ANVIL_TLS_LISTEN_ADDR": ":1"}, "ANVIL_TLS_LISTEN_ADDR needs a certificate"),
+        (
+            {"ANVIL_TLS_CERT": "/c", "ANVIL_TLS_KEY": "/k", "ANVIL_TLS_LISTEN_ADDR": "x"},
+            "ANVIL_TLS_LISTEN_ADDR='x' is not host:port",
+        ),
+        (
+            {"ANVIL_TLS_CERT": "/c", "ANVIL_TLS_KEY": "/k", "ANVIL_TLS_LISTEN_ADDR": "127.0.0.1:50051"},
+            "ANVIL_TLS_LISTEN_ADDR and ANVIL_API_LISTEN_ADDR are both 127.0.0.1:50051",
+        ),
+        ({"ANVIL_TLS_CERT": "/c", "ANVIL_TLS_KEY": "-----BEGIN KEY-----\nx"}, "ANVIL_TLS_KEY must be the path"),
+    ],
+)
+def test_tls_settings_that_do_not_fit_are_refused(environ: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidSetting) as refused:
+        load(environ)
+    assert refused.value.message.startswith(message)
+    assert "\n" not in refused.value.message

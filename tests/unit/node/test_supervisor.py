@@ -54,7 +54,7 @@ def test_a_second_start_finds_everything_again(node: AnvilNode) -> None:
 
 
 def test_the_secret_is_not_printed_where_nobody_sits(node: AnvilNode) -> None:
-    wait_until("the welcome is printed", lambda: "serves S3 at" in node.log_text())
+    wait_until("the welcome is printed", lambda: "serves S3 and gRPC at" in node.log_text())
     assert node.endpoint in node.log_text()
     assert "s" * 40 not in node.log_text()
 

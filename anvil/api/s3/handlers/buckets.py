@@ -6,49 +6,34 @@ default; the calls that would change them are 501.
 
 from __future__ import annotations
 
-from anvil.api.s3.access import bucket_for, find, object_bucket
-from anvil.api.s3.call import Call, owner_id
+from anvil.api.operations import access, buckets
+from anvil.api.operations.names import check_new_bucket_name, owner_id
+from anvil.api.s3.call import Call
 from anvil.api.s3.documents import location_constraint
 from anvil.api.s3.payload import read_document
-from anvil.api.s3.request import check_new_bucket_name
 from anvil.api.s3.xml import Xml
-from anvil.base.errors import (
-    AccessDenied,
-    BucketAlreadyExists,
-    BucketAlreadyOwnedByYou,
-    BucketNotEmpty,
-    IllegalLocationConstraint,
-)
 from anvil.base.limits import XML_BODY_BYTES_MAX
-from anvil.model.identity import Action, Tenant
+from anvil.model.identity import Bucket, Tenant
 
 DEFAULT_REGION = "us-east-1"  # the region whose LocationConstraint is empty
 _XSI = "http://www.w3.org/2001/XMLSchema-instance"
 
 
 async def create_bucket(call: Call) -> None:
-    """In the node's region. A repeated creation is BucketAlreadyOwnedByYou everywhere (S3's us-east-1 would answer 200)."""
-    name, app, services = call.request.bucket, call.principal.app, call.services
-    if app is None:
-        raise AccessDenied()
-    services.authorizer.require(call.principal, Action.BUCKET_CREATE, name)
+    name = call.request.bucket
+    tenant = buckets.creator(call, name)
     document, _ = await read_document(call, XML_BODY_BYTES_MAX)
-    check_new_bucket_name(name)
-    wanted = location_constraint(document)
-    if wanted not in ("", services.region):
-        raise IllegalLocationConstraint(
-            f"The {wanted} location constraint is incompatible for the region specific endpoint this request was sent to."
-        )
-    try:
-        await services.catalog.create_bucket(app.tenant.tenant_id, name, services.region)
-    except (BucketAlreadyExists, BucketAlreadyOwnedByYou) as error:
-        error.fields.setdefault("BucketName", name)
-        raise
+    check_new_bucket_name(name)  # a bad name is told before a bad document
+    await buckets.create(call, tenant, name, location_constraint(document))
     await call.respond(200, [(b"location", b"/" + name.encode("ascii"))])
 
 
+async def _described(call: Call) -> Bucket:
+    return await access.described(call, call.request.bucket, call.request.owner)
+
+
 async def head_bucket(call: Call) -> None:
-    bucket = await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    bucket = await _described(call)
     await call.respond(
         200,
         [
@@ -61,7 +46,7 @@ async def head_bucket(call: Call) -> None:
 
 
 async def get_bucket_location(call: Call) -> None:
-    bucket = await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    bucket = await _described(call)
     xml = Xml()
     if bucket.region == DEFAULT_REGION:
         xml.raw('<LocationConstraint xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>')
@@ -73,18 +58,13 @@ async def get_bucket_location(call: Call) -> None:
 
 
 async def delete_bucket(call: Call) -> None:
-    bucket = await bucket_for(call, Action.BUCKET_DELETE)
-    try:
-        await call.services.catalog.delete_bucket(bucket)
-    except BucketNotEmpty as error:
-        error.fields.setdefault("BucketName", bucket.name)
-        raise
+    await buckets.delete(call, call.request.bucket, call.request.owner)
     await call.respond(204)
 
 
 async def get_bucket_versioning(call: Call) -> None:
     """A bucket that was never versioned has an empty configuration."""
-    await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    await _described(call)
     xml = Xml()
     xml.open("VersioningConfiguration", namespace=True)
     xml.close("VersioningConfiguration")
@@ -92,20 +72,26 @@ async def get_bucket_versioning(call: Call) -> None:
 
 
 async def get_bucket_acl(call: Call) -> None:
-    bucket = await bucket_for(call, Action.BUCKET_READ, Action.OBJECT_LIST)
+    bucket = await _described(call)
     await call.respond_xml(200, _acl(bucket.tenant))
 
 
+async def _with_object(call: Call) -> Bucket:
+    """The bucket of the request, whose object is there and may be read."""
+    request = call.request
+    bucket = await access.readable(call, request.bucket, request.key, request.owner)
+    await access.find(call, bucket, request.key, content=False, version=request.version)
+    return bucket
+
+
 async def get_object_acl(call: Call) -> None:
-    bucket = await object_bucket(call, Action.OBJECT_READ)
-    await find(call, bucket, call.request.key, content=False, version=call.request.query.get("versionId"))
+    bucket = await _with_object(call)
     await call.respond_xml(200, _acl(bucket.tenant))
 
 
 async def get_object_tagging(call: Call) -> None:
     """No object has tags. The AWS CLI asks before it copies a large object."""
-    bucket = await object_bucket(call, Action.OBJECT_READ)
-    await find(call, bucket, call.request.key, content=False, version=call.request.query.get("versionId"))
+    await _with_object(call)
     xml = Xml()
     xml.open("Tagging", namespace=True)
     xml.open("TagSet")

@@ -1,37 +1,34 @@
-"""CopyObject, and what UploadPartCopy shares with it: naming, authorizing and judging the source.
+"""CopyObject, and what UploadPartCopy shows and is told in the same way: the source, the result.
 
-Invariant: the source is authorized exactly as a GET of it by the same principal would be, before its conditions are judged.
-The object named by the source may be in any bucket the principal can read, of its own tenant or public.
+Not here: which sources may be copied, and what becomes of them (`operations/objects.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from anvil.api.operations import access, objects
+from anvil.api.operations.names import check_key
+from anvil.api.operations.objects import Source
 from anvil.api.s3 import checksums, conditions, metadata
-from anvil.api.s3.access import check_condition, find, object_bucket, source_bucket
 from anvil.api.s3.call import Call
-from anvil.api.s3.handlers.objects import refuse_version
 from anvil.api.s3.longanswer import answer_when_done
-from anvil.api.s3.request import check_key, decode
+from anvil.api.s3.request import decode
 from anvil.api.s3.xml import Xml
-from anvil.base.errors import InvalidArgument, InvalidRequest, InvalidURI, NotSupported
-from anvil.base.limits import PUT_BYTES_MAX
-from anvil.engine.types import ObjectInfo, PutResult, PutSpec, Verify
-from anvil.model.identity import Action, Bucket
-from anvil.model.records import Algorithm, Attributes, Checksum
+from anvil.base.errors import InvalidArgument, InvalidURI, NotSupported
+from anvil.engine.types import PutResult
+from anvil.model.records import Algorithm
 
 
-async def open_source(call: Call) -> tuple[Bucket, ObjectInfo]:
+async def open_source(call: Call) -> Source:
     """The object named by `x-amz-copy-source`, seen, authorized, and its conditions judged.
 
     Raises InvalidArgument, NoSuchBucket, NoSuchKey, NoSuchVersion, AccessDenied, PreconditionFailed."""
     headers = call.request.headers
     name, key, version = parse_source(headers[b"x-amz-copy-source"])
-    bucket = await source_bucket(call, name, key)
-    info = await find(call, bucket, key, content=True, version=version)
-    conditions.check_copy_source(headers, info)
-    return bucket, info
+    source = await objects.open_source(call, name, key, version, call.request.source_owner)
+    conditions.check_copy_source(headers, source.info)
+    return source
 
 
 def parse_source(value: bytes) -> tuple[str, str, str | None]:
@@ -62,41 +59,32 @@ def _bad_source(value: bytes) -> InvalidArgument:
     )
 
 
-def computed(algorithm: Algorithm | None) -> tuple[Verify, frozenset[Algorithm]]:
-    """`verify` and `digests` of a PutSpec for bytes that come from the store itself: nothing is stated, a checksum may be
-    wanted."""
-    if algorithm is None:
-        return (lambda _digests: None), frozenset()
-    return (lambda digests: Checksum(algorithm, digests[algorithm])), frozenset((algorithm,))
-
-
 async def copy_object(call: Call) -> None:
     request = call.request
     headers = request.headers
-    refuse_version(call)
-    target = await object_bucket(call, Action.OBJECT_WRITE)
-    source, info = await open_source(call)
-    if info.size > PUT_BYTES_MAX:
-        raise InvalidRequest(
-            f"The specified copy source is larger than the maximum allowable size for a copy source: {PUT_BYTES_MAX}"
-        )
-    replace = _replaces(headers)
-    itself = source.bucket_id == target.bucket_id and info.key == request.key
-    algorithm = _algorithm(headers, info)
-    changed = replace or b"x-amz-website-redirect-location" in headers or b"x-amz-checksum-algorithm" in headers
-    if itself and not (changed or b"x-amz-server-side-encryption" in headers or b"x-amz-storage-class" in headers):
-        raise InvalidRequest(
-            "This copy request is illegal because it is trying to copy an object to itself without changing the object's "
-            "metadata, storage class, website redirect location or encryption attributes."
-        )
-    verify, digests = computed(algorithm)
+    access.refuse_version(request.key, request.version)
+    target = await access.writable(call, request.bucket, request.key, request.owner)
+    source = await open_source(call)
+    objects.check_copied(source)
+    replace, algorithm = _replaces(headers), _algorithm(headers)
+    # New encryption or another storage class is nothing new here, but S3 takes an object onto itself for it.
+    changed = b"x-amz-server-side-encryption" in headers or b"x-amz-storage-class" in headers
     condition = conditions.write_condition(headers)
-    check_condition(call, target, request.key, condition)
-    spec = PutSpec(attributes=_attributes(call, info, replace), verify=verify, digests=digests, condition=condition)
+    stated = metadata.attributes(request)
     answer: metadata.HeaderList = [metadata.SEALED]
-    if info.is_null and b"?versionId=" in headers[b"x-amz-copy-source"]:
+    if source.info.is_null and b"?versionId=" in headers[b"x-amz-copy-source"]:
         answer.append((b"x-amz-copy-source-version-id", b"null"))
-    copying = call.services.engine.copy_object(source, info, target, request.key, spec)
+    copying = objects.copy(
+        call,
+        source,
+        target,
+        request.key,
+        stated,
+        replace=replace,
+        algorithm=algorithm,
+        changed=changed,
+        condition=condition,
+    )
     await answer_when_done(call, copying, lambda xml, result: write_copied(xml, "CopyObjectResult", result), answer)
 
 
@@ -123,27 +111,7 @@ def _replaces(headers: Mapping[bytes, bytes]) -> bool:
     return directive == b"REPLACE"
 
 
-def _attributes(call: Call, info: ObjectInfo, replace: bool) -> Attributes:
-    """The source's, or the request's. A website redirect is never copied (API Reference, CopyObject)."""
-    stated = metadata.attributes(call.request)
-    if replace:
-        return stated
-    kept = info.attributes
-    return Attributes(
-        content_type=kept.content_type,
-        cache_control=kept.cache_control,
-        content_disposition=kept.content_disposition,
-        content_encoding=kept.content_encoding,
-        content_language=kept.content_language,
-        expires=kept.expires,
-        website_redirect=stated.website_redirect,
-        user=kept.user,
-    )
-
-
-def _algorithm(headers: Mapping[bytes, bytes], info: ObjectInfo) -> Algorithm | None:
-    """The checksum of the copy: the one asked for, else the source's algorithm."""
+def _algorithm(headers: Mapping[bytes, bytes]) -> Algorithm | None:
+    """The checksum asked for."""
     name = headers.get(b"x-amz-checksum-algorithm")
-    if name is not None:
-        return checksums.algorithm_named(name.decode("latin-1"), "x-amz-checksum-algorithm")
-    return info.checksum.algorithm if info.checksum is not None else None
+    return None if name is None else checksums.algorithm_named(name.decode("latin-1"), "x-amz-checksum-algorithm")

@@ -6,17 +6,17 @@ import asyncio
 import logging
 from collections.abc import Iterator
 
+from anvil.api.operations import access, objects
+from anvil.api.operations.names import check_key
 from anvil.api.s3 import checksums, conditions
-from anvil.api.s3.access import bucket_for, check_condition
 from anvil.api.s3.call import Call
 from anvil.api.s3.documents import Deletion, deletions
 from anvil.api.s3.errors import INTERNAL_MESSAGE, classify
 from anvil.api.s3.payload import read_document
-from anvil.api.s3.request import check_key
 from anvil.api.s3.xml import Xml
-from anvil.base.errors import AnvilError, MissingRequestBody, NoSuchVersion, NotSupported
+from anvil.base.errors import AnvilError, MissingRequestBody, NotSupported
 from anvil.base.limits import DELETES_IN_FLIGHT_MAX, XML_BODY_BYTES_MAX
-from anvil.model.identity import Action, Bucket
+from anvil.model.identity import Bucket
 from anvil.model.records import NO_CONDITION, Condition
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 async def delete_objects(call: Call) -> None:
     """Answers 200 with one line per key, in the order of the request; quiet mode leaves out what went well."""
-    bucket = await bucket_for(call)
+    bucket = await access.visible(call, call.request.bucket, owner=call.request.owner)
     document, stated = await read_document(call, XML_BODY_BYTES_MAX)
     if not document:
         raise MissingRequestBody()
@@ -63,17 +63,15 @@ async def _work(call: Call, bucket: Bucket, queue: Iterator[tuple[int, Deletion]
 
 
 async def _delete(call: Call, bucket: Bucket, line: Deletion) -> None:
-    call.services.authorizer.require_object(call.principal, Action.OBJECT_DELETE, bucket, line.key)
+    access.require_deletable(call, bucket, line.key)
     check_key(line.key)
-    if line.version not in (None, "null"):
-        raise NoSuchVersion()
+    access.refuse_version(line.key, line.version)
     if line.unsupported is not None:
         raise NotSupported(f"The condition {line.unsupported} is not implemented.")
     condition = NO_CONDITION
     if line.etag is not None:
         condition = Condition(if_match=conditions.etags(line.etag.encode("utf-8")))
-        check_condition(call, bucket, line.key, condition)
-    await call.services.engine.delete_object(bucket, line.key, condition)
+    await objects.delete(call, bucket, line.key, condition)
 
 
 def _write_error(xml: Xml, line: Deletion, failure: BaseException) -> None:

@@ -1,31 +1,31 @@
 """ListObjects, ListObjectsV2 and ListObjectVersions: one page of keys in byte order.
 
-Invariant: a page is exactly what the engine's page says; truncation and the next marker come from it and are never guessed.
 Sources: API Reference of the three operations. No bucket is versioned, so every key has the one version `null`.
+Not here: what a page is (`operations/listing.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from anvil.api.s3 import checksums
-from anvil.api.s3.access import bucket_for
-from anvil.api.s3.call import Call, owner_id
-from anvil.api.s3.handlers.paging import decode_token, encode_token, encoder_of, flag_of, limit_of
+from anvil.api.operations import access, listing
+from anvil.api.operations.integrity import API_NAME
+from anvil.api.operations.listing import decode_token, encode_token
+from anvil.api.operations.names import owner_id
+from anvil.api.s3.call import Call
+from anvil.api.s3.handlers.paging import encoder_of, flag_of, limit_of
 from anvil.api.s3.metadata import iso_date
-from anvil.api.s3.request import check_key
 from anvil.api.s3.xml import Xml, escape
-from anvil.base.errors import InvalidArgument, KeyTooLong
-from anvil.model.identity import Action, Bucket
-from anvil.model.records import ListEntry, ListPage, ListQuery
+from anvil.base.errors import InvalidArgument
+from anvil.model.identity import Bucket
+from anvil.model.records import ListEntry, ListPage
 
 Encoder = Callable[[str], str]
-_EMPTY = ListPage((), ())
 
 
 async def list_objects_v1(call: Call) -> None:
     query = call.request.query
-    bucket = await bucket_for(call, Action.OBJECT_LIST)
+    bucket = await access.listable(call, call.request.bucket, call.request.owner)
     encode, limit, marker = encoder_of(query), limit_of(query, "max-keys"), query.get("marker", "")
     page = await _page(call, bucket, marker, limit)
     xml = Xml()
@@ -44,7 +44,7 @@ async def list_objects_v2(call: Call) -> None:
     query = call.request.query
     if query["list-type"] != "2":
         raise InvalidArgument("list-type must be 2.", ArgumentName="list-type", ArgumentValue=query["list-type"])
-    bucket = await bucket_for(call, Action.OBJECT_LIST)
+    bucket = await access.listable(call, call.request.bucket, call.request.owner)
     encode, limit = encoder_of(query), limit_of(query, "max-keys")
     owner = flag_of(query, "fetch-owner")
     token, start_after = query.get("continuation-token"), query.get("start-after", "")
@@ -67,7 +67,7 @@ async def list_objects_v2(call: Call) -> None:
 
 async def list_object_versions(call: Call) -> None:
     query = call.request.query
-    bucket = await bucket_for(call, Action.OBJECT_LIST)
+    bucket = await access.listable(call, call.request.bucket, call.request.owner)
     encode, limit = encoder_of(query), limit_of(query, "max-keys")
     marker, version = query.get("key-marker", ""), query.get("version-id-marker", "")
     if version and not marker:
@@ -92,17 +92,8 @@ async def list_object_versions(call: Call) -> None:
 
 async def _page(call: Call, bucket: Bucket, after: str, limit: int) -> ListPage:
     query = call.request.query
-    prefix = query.get("prefix", "")
-    for name, text in (("prefix", prefix), ("delimiter", query.get("delimiter", ""))):
-        try:
-            check_key(text)
-        except KeyTooLong:
-            raise InvalidArgument(f"The {name} is longer than a key can be.", ArgumentName=name) from None
-    if limit == 0:
-        return _EMPTY
-    return await call.services.engine.list_objects(
-        ListQuery(bucket_id=bucket.bucket_id, prefix=prefix, delimiter=query.get("delimiter", ""), after=after, limit=limit)
-    )
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    return await listing.page(call, bucket, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
 
 
 def _head(xml: Xml, call: Call, bucket: Bucket, encode: Encoder) -> None:
@@ -143,7 +134,7 @@ def _write_entry(xml: Xml, entry: ListEntry, encode: Encoder, owner: str, elemen
     version = "<VersionId>null</VersionId><IsLatest>true</IsLatest>" if element == "Version" else ""
     checksum = ""
     if entry.checksum is not None:
-        name = checksums.API_NAME[entry.checksum.algorithm]
+        name = API_NAME[entry.checksum.algorithm]
         checksum = f"<ChecksumAlgorithm>{name}</ChecksumAlgorithm><ChecksumType>{entry.checksum.type}</ChecksumType>"
     xml.raw(
         f"<{element}><Key>{escape(encode(entry.key))}</Key>{version}<LastModified>{iso_date(entry.modified_us)}</LastModified>"

@@ -6,18 +6,19 @@ error; damage found later cuts the connection, never pads or shortens quietly.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from contextlib import aclosing
 
+from anvil.api.operations import access, objects
+from anvil.api.operations.ranges import Selection, by_part, whole
 from anvil.api.s3 import checksums, conditions, metadata, ranges
-from anvil.api.s3.access import check_condition, find, object_bucket
 from anvil.api.s3.call import Call
 from anvil.api.s3.handlers.paging import limit_of
 from anvil.api.s3.payload import open_upload
 from anvil.api.s3.xml import Xml
-from anvil.base.errors import DataLost, InvalidArgument, InvalidRequest, NoSuchVersion
+from anvil.base.errors import InvalidArgument, InvalidRequest
 from anvil.base.limits import LIST_KEYS_MAX
 from anvil.engine.types import ObjectInfo, PutResult
-from anvil.model.identity import Action, Bucket
+from anvil.model.identity import Bucket
 from anvil.model.records import PartRecord
 
 _ATTRIBUTES = frozenset(("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize"))
@@ -27,13 +28,13 @@ async def put_object(call: Call) -> None:
     request = call.request
     if "partNumber" in request.query:
         raise InvalidArgument("A part needs an uploadId.", ArgumentName="uploadId")
-    refuse_version(call)
-    bucket = await object_bucket(call, Action.OBJECT_WRITE)
+    access.refuse_version(request.key, request.version)
+    bucket = await access.writable(call, request.bucket, request.key, request.owner)
     attributes = metadata.attributes(request)
     condition = conditions.write_condition(request.headers)
-    check_condition(call, bucket, request.key, condition)
+    access.check_condition(call, bucket, request.key, condition)  # before the payload is judged by its head
     body, stated = open_upload(call)
-    result = await call.services.engine.put_object(bucket, request.key, body, stated.spec(body, attributes, condition))
+    result = await objects.put(call, bucket, request.key, body, stated, attributes, condition)
     await call.respond(200, written_headers(result))
 
 
@@ -43,13 +44,6 @@ def written_headers(result: PutResult, *, with_type: bool = True) -> metadata.He
         metadata.SEALED,
         *checksums.headers_of(result.checksum, with_type=with_type),
     ]
-
-
-def refuse_version(call: Call) -> None:
-    """A write or delete of one version: only the current null version exists. Raises NoSuchVersion."""
-    version = call.request.query.get("versionId")
-    if version not in (None, "null"):
-        raise NoSuchVersion(Key=call.request.key, VersionId=version)
 
 
 async def head_object(call: Call) -> None:
@@ -63,26 +57,26 @@ async def get_object(call: Call) -> None:
 async def _read(call: Call, *, head: bool) -> None:
     request = call.request
     query, headers = request.query, request.headers
-    bucket = await object_bucket(call, Action.OBJECT_READ)
-    version = query.get("versionId")
+    bucket = await access.readable(call, request.bucket, request.key, request.owner)
+    version = request.version
     part = ranges.part_number(query["partNumber"]) if "partNumber" in query else None
     if part is not None and b"range" in headers:
         raise InvalidRequest("Cannot specify both Range header and partNumber query parameter")
-    info = await find(call, bucket, request.key, content=not head or part is not None, version=version)
+    info = await access.find(call, bucket, request.key, content=not head or part is not None, version=version)
     if conditions.not_modified(headers, info):
         await call.respond(304, metadata.not_modified_headers(info))
         return
     if part is not None:
-        chosen = ranges.by_part(part, info)
+        chosen = by_part(part, info)
     elif b"range" in headers and conditions.range_applies(headers, info):
         chosen = ranges.by_range(headers[b"range"], info)
     else:
-        chosen = ranges.whole(info)
+        chosen = whole(info)
     answer = metadata.object_headers(info)
     if version is not None:
         answer.append((b"x-amz-version-id", b"null"))
     if chosen.partial:
-        answer.append((b"content-range", chosen.content_range(info.size)))
+        answer.append((b"content-range", ranges.content_range(chosen, info.size)))
     if part is not None and info.part_count:
         answer.append((b"x-amz-mp-parts-count", b"%d" % info.part_count))
     if chosen.checksum is not None and checksums.check_mode(headers):
@@ -99,51 +93,37 @@ async def _read(call: Call, *, head: bool) -> None:
         await _send(call, bucket, info, chosen, answer)
 
 
-async def _send(call: Call, bucket: Bucket, info: ObjectInfo, chosen: ranges.Selection, headers: metadata.HeaderList) -> None:
-    stream = call.stream
-    views = call.services.engine.read(bucket, info, chosen.start, chosen.length)
-    try:
-        sent = 0
+async def _send(call: Call, bucket: Bucket, info: ObjectInfo, chosen: Selection, headers: metadata.HeaderList) -> None:
+    stream, begun = call.stream, False
+    async with aclosing(objects.read(call, bucket, info, chosen)) as views:
         async for view in views:
-            if sent == 0:
+            if not begun:
                 call.start(206 if chosen.partial else 200, headers, chosen.length)
-            sent += len(view)
+                begun = True
             await stream.write(view)
-        if sent != chosen.length:
-            raise DataLost()
-        await stream.finish()
-    finally:
-        await _close(views)
-
-
-async def _close(views: AsyncIterator[memoryview]) -> None:
-    close = getattr(views, "aclose", None)
-    if close is not None:
-        await close()
+    await stream.finish()
 
 
 async def delete_object(call: Call) -> None:
     request = call.request
-    refuse_version(call)
-    bucket = await object_bucket(call, Action.OBJECT_DELETE)
-    condition = conditions.write_condition(request.headers, delete=True)
-    check_condition(call, bucket, request.key, condition)
-    await call.services.engine.delete_object(bucket, request.key, condition)
+    access.refuse_version(request.key, request.version)
+    bucket = await access.deletable(call, request.bucket, request.key, request.owner)
+    await objects.delete(call, bucket, request.key, conditions.write_condition(request.headers, delete=True))
     await call.respond(204)
 
 
 async def get_object_attributes(call: Call) -> None:
     """API Reference, GetObjectAttributes. Parts are listed one by one only where they have checksums, as S3 does."""
     request = call.request
-    bucket = await object_bucket(call, Action.OBJECT_READ)
+    bucket = await access.readable(call, request.bucket, request.key, request.owner)
     wanted = {name.strip() for name in (request.text(b"x-amz-object-attributes") or "").split(",") if name.strip()}
     if not wanted or not wanted <= _ATTRIBUTES:
         raise InvalidArgument("Invalid attribute name specified.", ArgumentName="x-amz-object-attributes")
     paging = {name: request.text(name.encode()) or "" for name in ("x-amz-max-parts", "x-amz-part-number-marker")}
     limit = limit_of(paging, "x-amz-max-parts", LIST_KEYS_MAX)
     after = limit_of(paging, "x-amz-part-number-marker", 2**31 - 1) if paging["x-amz-part-number-marker"] else 0
-    version = request.query.get("versionId")
-    info = await find(call, bucket, request.key, content=True, version=version)
+    version = request.version
+    info = await access.find(call, bucket, request.key, content=True, version=version)
     if conditions.not_modified(request.headers, info):
         await call.respond(304, metadata.not_modified_headers(info))
         return

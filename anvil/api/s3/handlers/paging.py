@@ -1,21 +1,15 @@
-"""Parameters that all listings share: limits, `encoding-type`, continuation tokens.
+"""Parameters that all listings share: limits, `encoding-type`, flags.
 
-Owns: their validation. Invariant: a token is opaque to clients and is checked before it is believed, so a mangled one is an
-error and not a listing that starts somewhere else.
+Owns: their validation. Not here: continuation tokens (`operations/listing.py`).
 """
 
 from __future__ import annotations
 
-import binascii
-import zlib
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
 from anvil.base.errors import InvalidArgument
 from anvil.base.limits import LIST_KEYS_MAX
-
-_VERSION = b"\x01"
 
 
 def limit_of(query: Mapping[str, str], name: str, most: int = LIST_KEYS_MAX) -> int:
@@ -43,22 +37,3 @@ def flag_of(query: Mapping[str, str], name: str) -> bool:
     if text not in ("", "true", "false"):
         raise InvalidArgument(ArgumentName=name, ArgumentValue=text)
     return text == "true"
-
-
-def encode_token(after: str) -> str:
-    """The token that continues strictly after that key or prefix."""
-    raw = after.encode("utf-8")
-    return urlsafe_b64encode(_VERSION + zlib.crc32(raw).to_bytes(4, "big") + raw).decode("ascii").rstrip("=")
-
-
-def decode_token(token: str) -> str:
-    """Raises InvalidArgument unless `encode_token` made it."""
-    try:
-        packed = urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
-        after = packed[5:].decode("utf-8")
-        # No key holds U+0000, so no token does: the checksum finds accidents, not forgers.
-        if encode_token(after) == token and "\0" not in after:
-            return after
-    except (binascii.Error, UnicodeError, ValueError):
-        pass
-    raise InvalidArgument("The continuation token provided is incorrect", ArgumentName="continuation-token")

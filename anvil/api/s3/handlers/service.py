@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from anvil.api.s3.call import Call, owner_id
-from anvil.api.s3.handlers.paging import decode_token, encode_token, limit_of
+from anvil.api.operations import buckets
+from anvil.api.operations.listing import decode_token, encode_token
+from anvil.api.operations.names import owner_id
+from anvil.api.s3.call import Call
+from anvil.api.s3.handlers.paging import limit_of
 from anvil.api.s3.metadata import iso_date
 from anvil.api.s3.xml import Xml
-from anvil.base.errors import AccessDenied, InvalidArgument
+from anvil.base.errors import InvalidArgument
 from anvil.base.limits import LIST_BUCKETS_MAX
-from anvil.model.identity import Action
 
 
 async def list_buckets(call: Call) -> None:
     """The tenant's buckets for which `bucket:list` is granted, by name. Without `max-buckets` all of them, as in S3."""
-    app = call.principal.app
-    if app is None:
-        raise AccessDenied()
+    tenant = buckets.own_tenant(call)
     query = call.request.query
     limit = limit_of(query, "max-buckets", LIST_BUCKETS_MAX)
     if limit == 0:
         raise InvalidArgument(ArgumentName="max-buckets", ArgumentValue="0")
     prefix, region = query.get("prefix", ""), query.get("bucket-region", "")
     after = decode_token(query["continuation-token"]) if "continuation-token" in query else ""
-    allowed = call.services.authorizer.allowed
-    visible = [
-        bucket
-        for bucket in await call.services.catalog.buckets(app.tenant.tenant_id)
-        if bucket.name > after
-        and bucket.name.startswith(prefix)
-        and region in ("", bucket.region)
-        and allowed(call.principal, Action.BUCKET_LIST, bucket.name)
-    ]
-    visible.sort(key=lambda bucket: bucket.name)
-    page = visible[:limit]
+    page, more = await buckets.page(call, tenant, prefix=prefix, after=after, limit=limit, region=region)
     xml = Xml()
     xml.open("ListAllMyBucketsResult", namespace=True)
     xml.open("Owner")
-    xml.text("ID", owner_id(app.tenant))
-    xml.text("DisplayName", app.tenant.name)
+    xml.text("ID", owner_id(tenant))
+    xml.text("DisplayName", tenant.name)
     xml.close("Owner")
     xml.open("Buckets")
     for bucket in page:
@@ -47,7 +37,7 @@ async def list_buckets(call: Call) -> None:
         xml.text("BucketRegion", bucket.region)
         xml.close("Bucket")
     xml.close("Buckets")
-    if len(visible) > limit:
+    if more:
         xml.text("ContinuationToken", encode_token(page[-1].name))
     if prefix:
         xml.text("Prefix", prefix)

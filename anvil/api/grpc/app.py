@@ -1,0 +1,148 @@
+"""The gRPC API: which services there are, who calls them, how their errors look, what is told to metrics and access log.
+
+Invariants: but for the calls that need no credentials, a token that is not valid ends the call before its message is read; every call
+of the services has a request id in its trailers and in its error details. Not here: what operations do (`operations`), messages
+(`services`), how calls are served (`host`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Final, Protocol
+
+import msgspec
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from anvil.api.finished import Finished, Observer
+from anvil.api.grpc.context import Context
+from anvil.api.grpc.errors import code_of, status_of
+from anvil.api.grpc.host import GrpcHost, Status
+from anvil.api.grpc.proto.auth_pb2_grpc import add_AuthServiceServicer_to_server
+from anvil.api.grpc.proto.bucket_pb2_grpc import add_BucketServiceServicer_to_server
+from anvil.api.grpc.proto.object_pb2_grpc import add_ObjectServiceServicer_to_server
+from anvil.api.grpc.services.auth import AuthService
+from anvil.api.grpc.services.bucket import BucketService
+from anvil.api.grpc.services.health import HealthService
+from anvil.api.grpc.services.object import ObjectService
+from anvil.api.grpc.services.reflection import add_reflection
+from anvil.api.operations.caller import Services
+from anvil.api.s3.errors import classify
+from anvil.auth.tokens import Tokens
+from anvil.base.errors import AnvilError, InvalidToken
+from anvil.model.identity import ANONYMOUS, Principal
+from anvil.net.stream import TrailingStream
+
+log = logging.getLogger(__name__)
+
+_SIGN_IN: Final = "/anvil.v1.AuthService/GetAccessToken"
+_OWN: Final = "/anvil."
+# What the server did wrong, or could not do: UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
+_SERVER_FAULTS: Final = frozenset((2, 13, 14, 15))
+
+
+class Readiness(Protocol):
+    def __call__(self) -> bool: ...
+
+
+class GrpcCaller(msgspec.Struct, frozen=True):
+    """Who makes a call (`operations.caller.Caller`)."""
+
+    services: Services
+    principal: Principal
+    request_id: str
+    peer: str
+
+
+class GrpcApi:
+    """Serves gRPC on streams (`net.stream.TrailingHandler`). `ready`: this worker's answer on /ready, now. `observers` are called once for
+    each call, after it."""
+
+    def __init__(
+        self,
+        services: Services,
+        tokens: Tokens,
+        *,
+        ready: Readiness,
+        request_ids: Callable[[], str],
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._services: Final = services
+        self._tokens: Final = tokens
+        self._request_ids: Final = request_ids
+        self._observers: Final = tuple(observers)
+        self.in_flight = 0
+        host = self._host = GrpcHost(admit=self._admit, describe=self._describe, observe=self._observe)
+        add_AuthServiceServicer_to_server(AuthService(tokens), host)
+        add_BucketServiceServicer_to_server(BucketService(), host)
+        add_ObjectServiceServicer_to_server(ObjectService(), host)
+        own = host.services
+        add_HealthServicer_to_server(HealthService(ready, own), host)
+        add_reflection(host, (*own, "grpc.health.v1.Health"))
+        self._operations: Final = {name: _operation(name) for name in host.methods}
+
+    async def __call__(self, stream: TrailingStream) -> None:
+        """Answer one call. Raises nothing but CancelledError."""
+        self.in_flight += 1
+        try:
+            await self._host(stream)
+        finally:
+            self.in_flight -= 1
+
+    async def _admit(self, context: Context) -> None:
+        head = context.stream.head
+        request_id = self._request_ids()
+        context.caller = GrpcCaller(self._services, ANONYMOUS, request_id, head.peer)
+        if not context.method.startswith(_OWN):
+            return  # health and reflection, for everybody
+        context.set_trailing_metadata((("x-amz-request-id", request_id),))
+        if context.method == _SIGN_IN:
+            return  # also with an old token
+        given = head.all(b"authorization")
+        if len(given) > 1:
+            raise InvalidToken
+        if given:
+            principal = await self._tokens.authenticate(given[0].decode("latin-1"))
+            context.caller = GrpcCaller(self._services, principal, request_id, head.peer)
+
+    def _describe(self, error: Exception, context: Context) -> Status:
+        request_id = context.caller.request_id if context.caller is not None else self._request_ids()
+        if not isinstance(error, AnvilError):
+            log.error("request %s (%s) failed", request_id, context.method, exc_info=error)
+        elif code_of(error).value[0] in _SERVER_FAULTS and classify(error).status == 500:
+            log.error("request %s (%s): %s", request_id, context.method, error.message)
+        status = status_of(error, request_id)
+        return Status(status.code.value[0], status.message, status.details_bin)
+
+    def _observe(self, context: Context, error: Exception | None) -> None:
+        stream, caller, code = context.stream, context.caller, context.code()
+        app = caller.principal.app if caller is not None else None
+        first = context.first_byte_at
+        finished = Finished(
+            api="grpc",
+            operation=self._operations.get(context.method, "other"),
+            method="POST",
+            path=context.method,
+            peer=stream.head.peer,
+            request_id=caller.request_id if caller is not None else "",
+            access_key=app.access_key if app is not None else "",
+            status=code,
+            error_code=classify(error).code if error is not None else "",
+            seconds=perf_counter() - context.started_at,
+            ttfb_s=None if first is None else first - context.started_at,
+            received_bytes=stream.received_bytes,
+            sent_bytes=stream.sent_bytes,
+            server_fault=code in _SERVER_FAULTS,
+        )
+        for observer in self._observers:
+            try:
+                observer(finished)
+            except Exception:
+                log.exception("request %s: an observer failed", finished.request_id)
+
+
+def _operation(method: str) -> str:
+    """What metrics call it: `GetObject`, and `Health.Check` where the service is not Anvil's."""
+    _, service, name = method.split("/")
+    return name if method.startswith(_OWN) else f"{service.rpartition('.')[2]}.{name}"

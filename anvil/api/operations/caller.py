@@ -1,0 +1,39 @@
+"""Who calls an operation, and what it works with.
+
+Owns: the contract that S3's `Call` and gRPC's caller both satisfy. Not here: what is asked, how it is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from anvil.api.operations.ports import Authorizer, Engine
+from anvil.engine.ports import Catalog, Rights
+from anvil.model.identity import Principal
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What operations work with. `endpoints`: region name -> URL clients reach it under, for redirects."""
+
+    engine: Engine
+    catalog: Catalog
+    authorizer: Authorizer
+    rights: Rights
+    region: str
+    endpoints: Mapping[str, str] = {}
+
+
+class Caller(Protocol):
+    """One request, authenticated. `peer`: the address it came from, for the audit."""
+
+    @property
+    def services(self) -> Services: ...
+    @property
+    def principal(self) -> Principal: ...
+    @property
+    def request_id(self) -> str: ...
+    @property
+    def peer(self) -> str: ...
