@@ -226,6 +226,8 @@ def from_status(error: grpc.aio.AioRpcError, ask: Ask, host: str, client_id: str
     status = error.code()
     info, request_id = _details(error)
     said = error.details() or ""
+    metadata = dict(info.metadata) if info is not None else {}
+    action, resource = metadata.get("RequiredAction", ask.action), metadata.get("RequiredResource", ask.resource)
     code = info.reason if info is not None else ""
     cls = CLASSES.get(code) or STATUSES.get(status, ClientError)
     if info is None and status is grpc.StatusCode.UNAVAILABLE:
@@ -237,15 +239,14 @@ def from_status(error: grpc.aio.AioRpcError, ask: Ask, host: str, client_id: str
             f"{host} answers, but has no such gRPC service: {said or 'is it an Anvil server, and gRPC passed on by its proxy?'}"
         )
     elif cls is PermissionMissing:
-        said = f"not allowed: {ask.action} on {ask.resource} (app {client_id})"
+        said = f"not allowed: {action} on {resource} (app {client_id})"
     elif cls is TokenRejected:
         said = f"the access token is not accepted by {host}: {said}"
     elif cls is BadCredentials:
         said = f"{host} does not accept the credentials of app {client_id}: {said}"
-    metadata = dict(info.metadata) if info is not None else {}
     failure = cls(said or status.name, code=code, status=status.name, metadata=metadata, request_id=request_id)
     if isinstance(failure, PermissionMissing):
-        failure.action, failure.resource = ask.action, ask.resource
+        failure.action, failure.resource = action, resource
     return failure
 
 

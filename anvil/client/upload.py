@@ -15,6 +15,7 @@ import msgspec
 from anvil._ec.digest import crc_combine
 from anvil.api.grpc.proto import object_pb2
 from anvil.base import limits
+from anvil.base.types import Buffer
 from anvil.client.calls import Calls
 from anvil.client.errors import ClientError, Invalid
 from anvil.client.multipart import Multipart, put_one
@@ -126,22 +127,25 @@ class Uploader:
                 return part_bytes_of(size, self._options.part_bytes)
             return stream_part_bytes(number, self._options.part_bytes)
 
-        first = await source.block(part_bytes(1))
-        if len(first) < part_bytes(1):
+        first = await source.block(self._options.multipart_bytes)
+        if len(first) < self._options.multipart_bytes:
             return await self.put(MemorySource(first))
         budget = Budget(self._options.stream_bytes)
 
         async def jobs() -> AsyncIterator[Job]:
-            await budget.take(len(first))
-            yield Job(1, MemorySource(first), 0, len(first), len(first))
-            for number in range(2, limits.PART_NUMBER_MAX + 2):
-                await budget.take(part_bytes(number))
-                data = await source.block(part_bytes(number))
+            rest = memoryview(first)
+            for number in range(1, limits.PART_NUMBER_MAX + 2):
+                length = part_bytes(number)
+                await budget.take(length)
+                data: Buffer = rest[:length]
+                if len(data) < length:
+                    data = b"".join((data, await source.block(length - len(data))))
+                rest = rest[length:]
                 if not data:
                     return
                 if number > limits.PART_NUMBER_MAX:
                     raise Invalid("the stream is longer than an object may be (5 TiB)")
-                yield Job(number, MemorySource(data), 0, len(data), part_bytes(number))
+                yield Job(number, MemorySource(data), 0, len(data), length)
 
         return await self._in_parts(jobs(), budget)
 
