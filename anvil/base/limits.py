@@ -22,6 +22,9 @@ PART_NUMBER_MAX: Final = 10_000
 LIST_KEYS_MAX: Final = 1000
 DELETE_KEYS_MAX: Final = 1000
 USER_METADATA_BYTES_MAX: Final = 2 * KIB
+USER_METADATA_NAMES_MAX: Final = (
+    80  # an answer over S3 has a header for each: HTTP clients take about 100 in all, Python's among them
+)
 SYSTEM_METADATA_BYTES_MAX: Final = (
     8 * KIB
 )  # S3's bound on the head of a PUT: what a message says must fit into the head of an answer
@@ -102,6 +105,13 @@ H2_BATCH_BYTES: Final = 1 * MIB  # of frames, for one system call
 H2_FREE_ACTIONS_MAX: Final = 1000.0  # resets, pings, settings, priorities and empty frames of one connection in a burst ...
 H2_FREE_ACTIONS_PER_S: Final = 33.0  # ... and for long
 GRPC_MESSAGE_BYTES_MAX: Final = 4 * MIB  # of a request, as grpcio's own default; also after decompression
+GRPC_SMALL_MESSAGE_BYTES: Final = 8 * KIB  # taken without asking for room; who has no token may send no larger ones
+GRPC_PARSED_FACTOR: Final = 32  # bytes of memory for each byte of a message that is nothing but empty submessages
+GRPC_MESSAGES_BYTES_MAX: Final = 256 * MIB  # memory of one worker for larger messages, parsed; beyond it SlowDown
+GRPC_STRANGERS_WAITING_MAX: Final = (
+    128  # calls without a token, of one worker, whose message is being waited for; beyond it SlowDown
+)
+GRPC_SHOWN_METHOD_CHARS_MAX: Final = 256  # of a path, in the message that there is no such method
 GRPC_DEADLINE_S_MAX: Final = 30 * 24 * 3600.0  # what a client may ask for; a longer one counts as this
 GRPC_WATCHES_MAX: Final = 64  # Health.Watch calls of one worker: anybody may begin one, and each lasts until its client ends it
 GRPC_WATCH_EVERY_S: Final = 0.5  # how soon they see a change
@@ -265,6 +275,12 @@ METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (
     "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
 )
+assert GRPC_PARSED_FACTOR * GRPC_MESSAGE_BYTES_MAX <= GRPC_MESSAGES_BYTES_MAX, "one of the largest must fit"
+assert GRPC_PARSED_FACTOR * GRPC_SMALL_MESSAGE_BYTES * REQUESTS_IN_FLIGHT_MAX <= GRPC_MESSAGES_BYTES_MAX, (
+    "nor do the small need more"
+)
+assert 2 * GRPC_STRANGERS_WAITING_MAX < REQUESTS_IN_FLIGHT_MAX, "who has no token must not keep out who has one"
+assert USER_METADATA_NAMES_MAX + 20 <= HEADER_FIELDS_MAX, "what a message says must fit into the head of a PUT, too"
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
 assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
 assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
