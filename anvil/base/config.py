@@ -51,7 +51,8 @@ __all__ = [
 ]
 
 CONFIG_FILE = "ANVIL_CONFIG_FILE"
-BUILD_NAMES = frozenset({"ANVIL_STRICT", "ANVIL_SANITIZE"})  # read by setup.py, harmless here
+# Read by setup.py, and by the commands that speak to a server from afar; no settings of a node, and harmless here.
+OTHER_NAMES = frozenset({"ANVIL_STRICT", "ANVIL_SANITIZE", "ANVIL_PROFILE"})
 
 
 def load(
@@ -119,7 +120,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[tuple[str, str], Any]:
     files = {f"{env}_FILE": item for env, item in known.items() if item.secret}
     values: dict[tuple[str, str], Any] = {}
     for name, value in environ.items():
-        if not name.startswith("ANVIL_") or name == CONFIG_FILE or name in BUILD_NAMES:
+        if not name.startswith("ANVIL_") or name == CONFIG_FILE or name in OTHER_NAMES:
             continue
         if name in files:
             item = files[name]

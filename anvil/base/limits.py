@@ -22,6 +22,9 @@ PART_NUMBER_MAX: Final = 10_000
 LIST_KEYS_MAX: Final = 1000
 DELETE_KEYS_MAX: Final = 1000
 USER_METADATA_BYTES_MAX: Final = 2 * KIB
+USER_METADATA_NAMES_MAX: Final = (
+    80  # an answer over S3 has a header for each: HTTP clients take about 100 in all, Python's among them
+)
 SYSTEM_METADATA_BYTES_MAX: Final = (
     8 * KIB
 )  # S3's bound on the head of a PUT: what a message says must fit into the head of an answer
@@ -103,6 +106,13 @@ H2_BATCH_BYTES: Final = 1 * MIB  # of frames, for one system call
 H2_FREE_ACTIONS_MAX: Final = 1000.0  # resets, pings, settings, priorities and empty frames of one connection in a burst ...
 H2_FREE_ACTIONS_PER_S: Final = 33.0  # ... and for long
 GRPC_MESSAGE_BYTES_MAX: Final = 4 * MIB  # of a request, as grpcio's own default; also after decompression
+GRPC_SMALL_MESSAGE_BYTES: Final = 8 * KIB  # taken without asking for room; who has no token may send no larger ones
+GRPC_PARSED_FACTOR: Final = 32  # bytes of memory for each byte of a message that is nothing but empty submessages
+GRPC_MESSAGES_BYTES_MAX: Final = 256 * MIB  # memory of one worker for larger messages, parsed; beyond it SlowDown
+GRPC_STRANGERS_WAITING_MAX: Final = (
+    128  # calls without a token, of one worker, whose message is being waited for; beyond it SlowDown
+)
+GRPC_SHOWN_METHOD_CHARS_MAX: Final = 256  # of a path, in the message that there is no such method
 GRPC_DEADLINE_S_MAX: Final = 30 * 24 * 3600.0  # what a client may ask for; a longer one counts as this
 GRPC_WATCHES_MAX: Final = 64  # Health.Watch calls of one worker: anybody may begin one, and each lasts until its client ends it
 GRPC_WATCH_EVERY_S: Final = 0.5  # how soon they see a change
@@ -188,6 +198,30 @@ DROPPED_BUCKETS_KEEP_S: Final = (
     30 * 24 * 3600.0
 )  # a creator that stood still for longer may leave a fence behind that nobody needs
 
+# -- client library and CLI --------------------------------------------------------------------------------------------
+CLIENT_CHUNK_BYTES: Final = 1 * MIB  # of one message: the server takes 4 MiB, and larger ones only cost memory
+CLIENT_MESSAGE_BYTES_MAX: Final = 16 * MIB  # answers: a page of 1,000 keys is 2 MiB at most, a policy of many grants may be more
+CLIENT_CALL_S: Final = 60.0  # deadline of a unary call; the server itself gives up on a database after DATABASE_WAIT_S
+CLIENT_LONG_CALL_S: Final = 3600.0  # of a copy or a completion: up to 5 GiB are rewritten before the answer
+CLIENT_STALL_S: Final = 120.0  # without a byte either way, or an answer after the last: longer than any patience of the server
+CLIENT_CONNECT_S: Final = 10.0  # one attempt to connect: an address that swallows packets must not hold a command for long
+CLIENT_ATTEMPTS: Final = 4  # of a call that may be repeated, the first included
+CLIENT_BACKOFF_S: Final = 0.2  # before the second attempt, doubled for each further one; a random share of it is slept
+CLIENT_BACKOFF_S_MAX: Final = 5.0
+CLIENT_KEEPALIVE_S: Final = 30.0  # pings while a call is open: proxies forget silent connections after 60 s
+CLIENT_KEEPALIVE_ANSWER_S: Final = 20.0
+CLIENT_TOKEN_MARGIN_S: Final = 60.0  # a token is renewed so long before it expires: clocks differ, and calls take time to arrive
+CLIENT_PART_BYTES: Final = 16 * MIB  # of a multipart upload, while 10,000 of them suffice
+CLIENT_MULTIPART_BYTES: Final = 32 * MIB  # what is at least this large goes up in parts
+CLIENT_RANGE_BYTES: Final = 16 * MIB  # of one of several downloads of an object side by side
+CLIENT_RANGED_BYTES: Final = 32 * MIB  # what is at least this large comes down so
+CLIENT_PARALLEL: Final = 4  # parts or ranges of one object, or objects of one command, under way at a time
+CLIENT_STREAM_BYTES_MAX: Final = 128 * MIB  # parts of a stream held in memory until they are acknowledged, above one
+CLIENT_STREAM_PARTS: Final = 1000  # of a stream of unknown length: after so many parts their size is doubled ...
+CLIENT_STREAM_PART_BYTES_MAX: Final = 2 * GIB  # ... up to this: with it 10,000 parts hold the largest object
+CLIENT_BLOCKS_AHEAD: Final = 4  # read from standard input before somebody takes them
+CLIENT_PROFILE_FILE_BYTES_MAX: Final = 1 * MIB  # a profile is 200 bytes: what is longer is another file
+
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
 COLLECT_BATCH: Final = 500
@@ -242,6 +276,12 @@ METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (
     "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
 )
+assert GRPC_PARSED_FACTOR * GRPC_MESSAGE_BYTES_MAX <= GRPC_MESSAGES_BYTES_MAX, "one of the largest must fit"
+assert GRPC_PARSED_FACTOR * GRPC_SMALL_MESSAGE_BYTES * REQUESTS_IN_FLIGHT_MAX <= GRPC_MESSAGES_BYTES_MAX, (
+    "nor do the small need more"
+)
+assert 2 * GRPC_STRANGERS_WAITING_MAX < REQUESTS_IN_FLIGHT_MAX, "who has no token must not keep out who has one"
+assert USER_METADATA_NAMES_MAX + 20 <= HEADER_FIELDS_MAX, "what a message says must fit into the head of a PUT, too"
 assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
 assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
 assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
@@ -269,3 +309,12 @@ assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S
 assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
 assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60
+assert PART_BYTES_MIN <= CLIENT_PART_BYTES <= CLIENT_MULTIPART_BYTES and CLIENT_STREAM_PART_BYTES_MAX <= PUT_BYTES_MAX
+assert (
+    sum(
+        CLIENT_STREAM_PARTS * min(CLIENT_PART_BYTES << step, CLIENT_STREAM_PART_BYTES_MAX)
+        for step in range(PART_NUMBER_MAX // CLIENT_STREAM_PARTS)
+    )
+    >= OBJECT_BYTES_MAX
+)
+assert CLIENT_STALL_S > BUFFER_WAIT_S + DATABASE_WAIT_S + STRAGGLER_S

@@ -19,6 +19,11 @@ COMMANDS = {
     "config": ("anvil.cli.config", "Print the reference of all settings, or the values in effect."),
     "doctor": ("anvil.cli.doctor", "Explain what this machine offers and what is wrong with it."),
     "admin": ("anvil.cli.admin", "Tenants, apps, policies, buckets and usage."),
+    "configure": ("anvil.cli.configure", "Ask for a server and a key pair, and save them as a profile."),
+    "static-config": ("anvil.cli.static_config", "The same without questions, for scripts."),
+    "auth": ("anvil.cli.auth", "Access tokens, and rights of other apps."),
+    "bucket": ("anvil.cli.bucket", "Buckets of a server."),
+    "object": ("anvil.cli.object", "Objects of a server: put, get, ls, rm, head, cp."),
     "version": ("anvil.cli.version", "Print the version."),
 }
 

@@ -261,6 +261,7 @@ class Http2Stream:
 
     def abort(self) -> None:
         """See `Stream.abort`: only the stream, others of the connection go on."""
+        self.finished = True  # the handler owes nothing any more
         self._connection.reset(self, INTERNAL_ERROR)
 
     # -- called by the connection

@@ -207,6 +207,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
             services,
             Tokens(config.security.jwt_secret, time.time, link.catalog),
             ready=lambda: link.readiness().status == "ready",
+            draining=lambda: link.readiness().status == "draining",
             request_ids=request_id,
             observers=(request_finished,),
         )

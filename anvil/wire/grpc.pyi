@@ -21,6 +21,10 @@ class ChunkDecoder:
         """Whether that message is compressed."""
 
     @property
+    def collecting(self) -> int:
+        """Bytes of such a message that is on its way, when it will be whole; 0 if there is none."""
+
+    @property
     def at_boundary(self) -> bool:
         """Nothing of a message is pending: the stream may end here."""
 

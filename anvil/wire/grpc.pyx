@@ -85,6 +85,10 @@ cdef class ChunkDecoder:
         self.want = PREFIX_BYTES
 
     @property
+    def collecting(self):
+        return self.length if self.state == OTHER else 0
+
+    @property
     def at_boundary(self):
         return self.state == PREFIX and self.have == 0 and self.message is None
 

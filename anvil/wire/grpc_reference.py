@@ -37,6 +37,10 @@ class ChunkDecoder:
         self.compressed = False
 
     @property
+    def collecting(self) -> int:
+        return 0 if self._other is None else self._length
+
+    @property
     def at_boundary(self) -> bool:
         return not self._head and self._other is None and not self.chunk_left and self.message is None
 

@@ -31,7 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "net": BASE | {"model", "wire", "auth", "engine"},
     "api": BASE | {"model", "wire", "auth", "engine", "net", "_ec"},
     "node": BASE | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli"},
-    "cli": BASE | {"model", "node", "_ec"},
+    # The client is a program of its own that shares the repository: it knows the contract (.proto files) and no server code.
+    "client": BASE | {"_ec", "api"},
+    "cli": BASE | {"model", "node", "_ec", "client"},
 }
 # Packages that another may import only for these modules.
 ONLY_MODULES: dict[tuple[str, str], set[str]] = {
@@ -42,12 +44,19 @@ ONLY_MODULES: dict[tuple[str, str], set[str]] = {
     ("shards", "engine"): {"anvil.engine.ports"},
     ("meta", "engine"): {"anvil.engine.ports"},
     ("node", "cli"): {"anvil.cli.admin_ops"},
+    ("client", "_ec"): {"anvil._ec.digest"},  # checksums at this end, and combining them
+    ("client", "api"): {
+        "anvil.api.grpc.proto",
+        "anvil.api.grpc.proto.auth_pb2",
+        "anvil.api.grpc.proto.bucket_pb2",
+        "anvil.api.grpc.proto.object_pb2",
+    },
     ("cli", "_ec"): {"anvil._ec.codec", "anvil._ec.digest"},  # doctor names the kernels
 }
 ONLY_HERE = {
     "asyncpg": "meta",
     "lmdb": "shards",
-    "grpc": "api or peers",
+    "grpc": "api or peers or client",  # the services, the calls between nodes, and the users' side of the services
     "prometheus_client": "node",
     "click": "cli",
     "rich": "cli",

@@ -56,8 +56,8 @@ class GrpcCaller(msgspec.Struct, frozen=True):
 
 
 class GrpcApi:
-    """Serves gRPC on streams (`net.stream.TrailingHandler`). `ready`: this worker's answer on /ready, now. `observers` are called once for
-    each call, after it."""
+    """Serves gRPC on streams (`net.stream.TrailingHandler`). `ready`, `draining`: this worker's answer on /ready, now. `observers` are
+    called once for each call, after it."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class GrpcApi:
         tokens: Tokens,
         *,
         ready: Readiness,
+        draining: Readiness,
         request_ids: Callable[[], str],
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -78,7 +79,7 @@ class GrpcApi:
         add_BucketServiceServicer_to_server(BucketService(), host)
         add_ObjectServiceServicer_to_server(ObjectService(), host)
         own = host.services
-        add_HealthServicer_to_server(HealthService(ready, own), host)
+        add_HealthServicer_to_server(HealthService(ready, draining, own), host)
         add_reflection(host, (*own, "grpc.health.v1.Health"))
         self._operations: Final = {name: _operation(name) for name in host.methods}
 
@@ -94,6 +95,7 @@ class GrpcApi:
         head = context.stream.head
         request_id = self._request_ids()
         context.caller = GrpcCaller(self._services, ANONYMOUS, request_id, head.peer)
+        context.known = False
         if not context.method.startswith(_OWN):
             return  # health and reflection, for everybody
         context.set_trailing_metadata((("x-amz-request-id", request_id),))
@@ -105,6 +107,7 @@ class GrpcApi:
         if given:
             principal = await self._tokens.authenticate(given[0].decode("latin-1"))
             context.caller = GrpcCaller(self._services, principal, request_id, head.peer)
+            context.known = True
 
     def _describe(self, error: Exception, context: Context) -> Status:
         request_id = context.caller.request_id if context.caller is not None else self._request_ids()

@@ -7,6 +7,7 @@ nothing but one trailer at most, and the call's end. Not here: finding the paylo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from anvil.net.stream import TrailingStream
 from anvil.wire.grpc import ChunkDecoder
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NOTHING: Final = memoryview(b"")
 _HEAD_BYTES: Final = 16  # holds the head of a chunk: where chunks are large, no more than that is read beside them
 
 
@@ -70,7 +72,7 @@ class ChunkBody:
         self._start = 0
         self._end = 0
         self._large = False  # the last chunk was received where it belongs
-        self._extra = memoryview(b"")  # payload of a chunk that protobuf had to read
+        self._extra = _NOTHING  # payload of a chunk that protobuf had to read
         self._produced = 0
         self._ended = False
 
@@ -88,6 +90,8 @@ class ChunkBody:
                 filled += self._take_extra(view[filled:])
             elif self._start < self._end:
                 filled += self._decode(view[filled:])
+                if self._decoder.message is not None:
+                    await self._take_message()
             elif self._decoder.chunk_left >= GRPC_DIRECT_BYTES_MIN and filled < len(view):
                 filled += await self._receive(view[filled:])
             else:
@@ -112,24 +116,28 @@ class ChunkBody:
         used, produced = self._decoder.decode(self._scratch[self._start : self._end], view)
         self._start += used
         self._count(produced)
-        compressed = self._decoder.compressed
-        message = self._decoder.take_message()
-        if message is not None:
-            self._read(self._reader.inflate(message) if compressed else message)
-        elif used == 0:
+        if used == 0 and self._decoder.message is None:
             raise _too_long()  # a chunk goes on, and there is no room for more
+        self._reader.hold(2 * self._decoder.collecting)  # the message, and its payload beside it
         return produced
 
-    def _read(self, message: bytes) -> None:
+    async def _take_message(self) -> None:
         """A message that is no plain chunk."""
+        compressed, message = self._decoder.compressed, self._decoder.take_message()
+        assert message is not None
+        await asyncio.sleep(0)  # thousands of them may have come at once: others get their turn
+        if compressed:
+            message = await self._reader.inflate(message)
         parsed = self._parse(message)
         part = parsed.WhichOneof("part")
         if self.trailer is not None or part not in ("chunk", "trailer"):
             raise InvalidRequest("After its header an upload has chunks, and at its end perhaps a trailer.")
         if part == "trailer":
             self.trailer = message
-        else:
+        elif parsed.chunk:
             self._extra = memoryview(parsed.chunk)
+            return
+        self._reader.free()
 
     def _take_extra(self, view: memoryview) -> int:
         count = min(len(view), len(self._extra))
@@ -137,6 +145,9 @@ class ChunkBody:
             raise _too_long()
         view[:count] = self._extra[:count]
         self._extra = self._extra[count:]
+        if not self._extra:
+            self._extra = _NOTHING  # an empty view of it would keep it
+            self._reader.free()
         self._count(count)
         return count
 

@@ -25,7 +25,8 @@ class Aborted(Exception):
 
 
 class Context:
-    """Of one call. `caller`: what the host's `admit` found out about who calls. Methods that a servicer may use are named as in grpcio."""
+    """Of one call. `caller`: what the host's `admit` found out about who calls; `known`: whether that is anybody. Methods that a servicer
+    may use are named as in grpcio."""
 
     __slots__ = (
         "_callbacks",
@@ -40,6 +41,7 @@ class Context:
         "caller",
         "deadline_s",
         "first_byte_at",
+        "known",
         "method",
         "started_at",
         "stream",
@@ -50,6 +52,7 @@ class Context:
         self.stream: Final = stream
         self.method: Final = method
         self.caller: Any = None
+        self.known = True
         self.started_at: Final = perf_counter()
         self.first_byte_at: float | None = None
         self.deadline_s: float | None = None  # on the loop's clock

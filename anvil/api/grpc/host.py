@@ -17,8 +17,9 @@ from google.protobuf.message import DecodeError
 
 from anvil.api.grpc.chunks import Incoming
 from anvil.api.grpc.context import OK, Aborted, Context
-from anvil.api.grpc.messages import MessageReader
+from anvil.api.grpc.messages import MessageReader, Room
 from anvil.base.errors import AnvilError, InvalidRequest
+from anvil.base.limits import GRPC_SHOWN_METHOD_CHARS_MAX
 from anvil.net.stream import TrailingStream
 from anvil.wire.grpc_head import is_protobuf, parse_timeout
 
@@ -40,7 +41,7 @@ class Status(NamedTuple):
 
 
 Admit = Callable[[Context], Awaitable[None]]
-"""Called before a method is: sets `context.caller`, or raises."""
+"""Called before a method is: sets `context.caller` and `context.known`, or raises."""
 Describe = Callable[[Exception, Context], Status]
 """The status for what escaped a method. Also logs what is no error of the client's."""
 Observe = Callable[[Context, Exception | None], None]
@@ -78,6 +79,7 @@ class GrpcHost:
         self._admit: Final = admit
         self._describe: Final = describe
         self._observe: Final = observe
+        self._room: Final = Room()
         self._methods: Final[dict[bytes, _Method]] = {}
 
     # -- what generated code calls
@@ -126,7 +128,7 @@ class GrpcHost:
         try:
             timeout_s, gzip = _read_head(head.headers)
             if method is None:
-                raise _Refused(f"There is no method {context.method}.")
+                raise _Refused(f"There is no method {context.method[:GRPC_SHOWN_METHOD_CHARS_MAX]}.")
             if timeout_s is None:
                 await self._run(context, method, gzip)
             else:
@@ -146,6 +148,9 @@ class GrpcHost:
         except Exception as error:
             if timer is not None and timer.expired():
                 context.set_status(DEADLINE_EXCEEDED, "The deadline of the call has passed.")
+                if stream.writing:  # the client does not read, or not so fast: a status behind that would wait as long
+                    stream.abort()
+                    return
             else:
                 failure = error
                 context.set_status(*self._describe(error, context))
@@ -157,8 +162,14 @@ class GrpcHost:
 
     async def _run(self, context: Context, method: _Method, gzip: bool) -> None:
         await self._admit(context)
+        reader = MessageReader(context.stream, self._room, gzip=gzip, known=context.known)
+        try:
+            await self._call(context, method, reader)
+        finally:
+            reader.free()
+
+    async def _call(self, context: Context, method: _Method, reader: MessageReader) -> None:
         handler = method.handler
-        reader = MessageReader(context.stream, gzip=gzip)
         request: Any
         if not handler.request_streaming:
             request = method.parse(await reader.only())

@@ -19,7 +19,7 @@ from anvil.api.operations.integrity import DIGEST_BYTES, Integrity, check_type, 
 from anvil.api.operations.names import NULL_VERSION, check_bucket_name, check_key
 from anvil.api.operations.objects import check_size
 from anvil.base.errors import InvalidArgument, InvalidRequest, KeyTooLong, MetadataTooLarge, MissingContentLength
-from anvil.base.limits import SYSTEM_METADATA_BYTES_MAX
+from anvil.base.limits import SYSTEM_METADATA_BYTES_MAX, USER_METADATA_NAMES_MAX
 from anvil.engine.types import ObjectInfo
 from anvil.model.identity import Bucket
 from anvil.model.records import (
@@ -157,6 +157,10 @@ def attributes(message: object_pb2.Attributes) -> Attributes:
         rules.website_redirect(found["website_redirect"])
     if not message.user_metadata:
         return Attributes(**found)
+    if len(message.user_metadata) > USER_METADATA_NAMES_MAX:
+        raise MetadataTooLarge(
+            f"An object has at most {USER_METADATA_NAMES_MAX} names of user metadata: each is a header over S3."
+        )
     user = dict(message.user_metadata)
     rules.check_user(user)
     for name, value in user.items():

@@ -110,10 +110,15 @@ def _order(grant: Grant) -> tuple[str, str, str]:
     return grant.app, grant.right.action, grant.right.resource
 
 
+def check_count(grants: int) -> None:
+    """How many grants a policy may be put with. Raises LimitExceeded."""
+    if grants > BUCKET_POLICY_GRANTS_MAX:
+        raise LimitExceeded(f"A bucket's policy is put with at most {BUCKET_POLICY_GRANTS_MAX} grants: {_SINGLY}")
+
+
 def _check_grants(bucket: str, grants: Sequence[Grant]) -> None:
     """How many and how large, and that each is a right inside the bucket. Raises LimitExceeded, InvalidArgument."""
-    if len(grants) > BUCKET_POLICY_GRANTS_MAX:
-        raise LimitExceeded(f"A bucket's policy is put with at most {BUCKET_POLICY_GRANTS_MAX} grants: {_SINGLY}")
+    check_count(len(grants))
     if sum(len("".join(_order(grant)).encode()) for grant in grants) > BUCKET_POLICY_BYTES_MAX:
         raise LimitExceeded(f"A bucket's policy is put with at most {BUCKET_POLICY_BYTES_MAX} bytes: {_SINGLY}")
     for grant in grants:

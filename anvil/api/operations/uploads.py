@@ -128,10 +128,15 @@ def listed_part(number: int, etag: str, checksum: bytes | None) -> CompletePart:
     return CompletePart(number, etag.strip('"'), checksum)
 
 
+def check_count(parts: int) -> None:
+    """How many parts a completion may list. Raises InvalidRequest."""
+    if not 1 <= parts <= PART_NUMBER_MAX:
+        raise InvalidRequest(f"You must specify from 1 to {PART_NUMBER_MAX} parts")
+
+
 def check_list(parts: Sequence[CompletePart]) -> None:
     """Raises InvalidRequest for none or too many, InvalidPartOrder."""
-    if not 1 <= len(parts) <= PART_NUMBER_MAX:
-        raise InvalidRequest(f"You must specify from 1 to {PART_NUMBER_MAX} parts")
+    check_count(len(parts))
     for before, after in pairwise(parts):
         if before.number >= after.number:
             raise InvalidPartOrder()

@@ -74,6 +74,7 @@ class Rig:
         self.service = service
         self.uploads = uploads
         self.ready = True
+        self.draining = False
         self.clients: list[H2Client] = []
 
     @property
@@ -105,7 +106,7 @@ async def rig(**limits: float) -> AsyncIterator[Rig]:
     server = await serve(nobody, [("127.0.0.1", 0)], grpc=host, limits=NetLimits(**settings))
     running = Rig(server, service, uploads)
     names = (SERVICE, "anvil.v1.ObjectService")
-    health_pb2_grpc.add_HealthServicer_to_server(HealthService(lambda: running.ready, names), host)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthService(lambda: running.ready, lambda: running.draining, names), host)
     add_reflection(host, ("anvil.v1.ObjectService", "grpc.health.v1.Health"))
     try:
         yield running

@@ -94,6 +94,15 @@ def test_payload_comes_out_in_order_and_other_messages_by_themselves(make: Calla
 
 
 @pytest.mark.parametrize("make", DECODERS)
+def test_what_is_being_collected_is_known_from_its_beginning(make: Callable[[int], Any]) -> None:
+    decoder, view = make(1000), bytearray(10)
+    for data, collecting in ((b"\1\0\0\1", 0), (b"\0", 256), (bytes(255), 256), (b"\0", 0), (message(b"\x12\x05abcde"), 0)):
+        decoder.take_message()
+        decoder.decode(data, view)
+        assert decoder.collecting == collecting
+
+
+@pytest.mark.parametrize("make", DECODERS)
 def test_a_chunk_that_is_not_alone_in_its_message_is_left_to_protobuf(make: Callable[[int], Any]) -> None:
     for payload in (
         b"\x12\x01a\x12\x01b",  # twice: the last counts

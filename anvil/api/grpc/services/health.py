@@ -22,10 +22,12 @@ _UNKNOWN: Final[int] = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService:
-    """The servicer. `ready`: this worker's answer on /ready, now. `services`: the names that can be asked for, beside ""."""
+    """The servicer. `ready`: this worker's answer on /ready, now; `draining`: whether it takes its leave. `services`: the names that can
+    be asked for, beside ""."""
 
-    def __init__(self, ready: Callable[[], bool], services: Sequence[str]) -> None:
+    def __init__(self, ready: Callable[[], bool], draining: Callable[[], bool], services: Sequence[str]) -> None:
         self._ready = ready
+        self._draining = draining
         self._names = ("", *services)
         self._watches = 0
 
@@ -50,7 +52,8 @@ class HealthService:
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """The state now and whenever it changes; RESOURCE_EXHAUSTED beyond GRPC_WATCHES_MAX."""
+        """The state now and whenever it changes; RESOURCE_EXHAUSTED beyond GRPC_WATCHES_MAX. UNAVAILABLE ends it when the server takes its
+        leave, which waits for calls to end."""
         if self._watches >= GRPC_WATCHES_MAX:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many clients watch this server: use Check.")
         self._watches += 1
@@ -61,6 +64,8 @@ class HealthService:
                 if status != told:
                     told = status
                     yield health_pb2.HealthCheckResponse(status=status)
+                if self._draining():
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is stopping.")
                 await asyncio.sleep(GRPC_WATCH_EVERY_S)
         finally:
             self._watches -= 1

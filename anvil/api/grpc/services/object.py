@@ -192,6 +192,7 @@ class ObjectService(object_pb2_grpc.ObjectServiceServicer):
         caller: Caller = context.caller
         name, key = values.bucket_name(request.bucket), values.object_key(request.key)
         upload = await uploads.open_upload(caller, name, key, request.upload_id, completed=True)
+        uploads.check_count(len(request.parts))  # before two million empty ones are looked at
         parts = [uploads.listed_part(part.number, part.etag, part.checksum or None) for part in request.parts]
         uploads.check_list(parts)
         result = await uploads.complete(

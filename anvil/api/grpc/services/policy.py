@@ -20,9 +20,10 @@ async def get_bucket_policy(caller: Caller, request: pb.GetBucketPolicyRequest) 
 
 
 async def put_bucket_policy(caller: Caller, request: pb.PutBucketPolicyRequest) -> pb.PutBucketPolicyResponse:
-    """Raises InvalidArgument where no policy is given (an empty one would take all rights away), and as the operation."""
+    """Raises InvalidArgument where no policy is given (an empty one would take all rights away), LimitExceeded, and as the operation."""
     if not request.HasField("policy"):
         raise InvalidArgument("The policy is missing: an empty one takes all rights in the bucket away.", ArgumentName="policy")
+    rights.check_count(len(request.policy.grants))  # before a million empty ones are looked at, for anybody
     grants = [Grant(grant.app, Policy(grant.action, grant.resource)) for grant in request.policy.grants]
     etag = await rights.put_bucket_policy(caller, request.bucket, request.policy.public_read, grants, request.if_match)
     return pb.PutBucketPolicyResponse(etag=etag)

@@ -492,6 +492,14 @@ def test_a_policy_is_bounded(grants: list[tuple[str, str, str]]) -> None:
     assert world.rights.changes == []
 
 
+def test_grants_are_counted_before_they_are_looked_at() -> None:
+    """A message of 4 MiB holds two million empty ones, and making something of them takes seconds: for nobody, also not the anonymous."""
+    world = World(ALL)
+    world.caller.principal = ANONYMOUS
+    with pytest.raises(LimitExceeded):
+        world.put(*[("", "", "")] * (BUCKET_POLICY_GRANTS_MAX + 1))
+
+
 def test_all_errors_are_ours() -> None:
     """What the host gets from these methods it can turn into a status."""
     world = World()

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from anvil.api.grpc.proto import object_pb2 as pb
 from anvil.base import errors as e
-from anvil.base.limits import PUT_BYTES_MAX, SYSTEM_METADATA_BYTES_MAX
+from anvil.base.limits import PUT_BYTES_MAX, SYSTEM_METADATA_BYTES_MAX, USER_METADATA_NAMES_MAX
 from anvil.model.records import Algorithm, Attributes, Checksum, ChecksumType, PartRecord
 from tests.unit.api.fake_engine import NOW_US
 from tests.unit.api.fakes import ACME, OTHER, app_of
@@ -89,6 +89,15 @@ def test_attributes_that_no_header_holds(field: dict[str, Any]) -> None:
     with pytest.raises(e.InvalidArgument):
         desk.put(DATA, attributes=pb.Attributes(**field))
     assert not desk.engine.objects
+
+
+def test_as_many_names_of_user_metadata_as_there_can_be_headers() -> None:
+    desk = Desk()
+    names = {f"n{n}": "" for n in range(USER_METADATA_NAMES_MAX)}
+    desk.put(DATA, attributes=pb.Attributes(user_metadata=names))
+    assert desk.engine.objects[desk.bucket.bucket_id, "key"].info.attributes.user == names
+    with pytest.raises(e.MetadataTooLarge):
+        desk.put(DATA, attributes=pb.Attributes(user_metadata=names | {"more": ""}))
 
 
 def test_attributes_that_are_too_much() -> None:

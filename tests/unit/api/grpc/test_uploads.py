@@ -145,6 +145,7 @@ def test_pages_of_parts(desk: Desk) -> None:
     [
         ([], {}, e.InvalidRequest),
         ([(0, "a")], {}, e.InvalidArgument),
+        ([(0, "a")] * 10_001, {}, e.InvalidRequest),  # counted before they are looked at: two million fit into a message
         ([(10_001, "a")], {}, e.InvalidArgument),
         ([(2, "a"), (1, "a")], {}, e.InvalidPartOrder),
         ([(1, "a"), (1, "a")], {}, e.InvalidPartOrder),
