@@ -18,7 +18,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from anvil.base.limits import TLS_JOIN_BYTES, TLS_REPLY_BYTES_MAX, TLS_SLICE_BYTES
+from anvil.base.limits import TLS_FIRST_READ_BYTES, TLS_JOIN_BYTES, TLS_REPLY_BYTES_MAX, TLS_SLICE_BYTES
 from anvil.base.types import Buffer
 from anvil.net.connection import Connection
 from anvil.net.fixed import HTTP_TO_TLS
@@ -82,6 +82,9 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         else:
             self._read()
         self._flowing = self._paused or 2 * (self._content - before) >= nbytes
+        if not self._flowing and nbytes == TLS_FIRST_READ_BYTES and self._inner is not None and not self._closing:
+            self._transport.pause_reading()  # the loop would read on, up to 32 times in one turn
+            self._port.loop.call_soon(self._next_turn)
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -233,6 +236,10 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         self._dropped += nbytes
         if self._dropped > self._port.limits.drain_body_bytes:
             self._refuse()
+
+    def _next_turn(self) -> None:
+        if not self._paused and not self._eof and not self.is_closing():
+            self._transport.resume_reading()
 
     def _read_on(self) -> None:
         self._read_due = False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -85,16 +85,14 @@ async def test_a_storm_of_handshakes_lets_others_in_between(tmp_path: Path) -> N
     async with rig(ok, tls=context) as running:
         crowd = [await running.client() for _ in range(150)]
         await until(lambda: running.server.connections_open == len(crowd))
-        longest_s = 0.0
         for one in crowd:
-            one.writer.get_extra_info("socket")._sock.send(beginning)
-        began = last = time.perf_counter()
+            os.write(one.writer.get_extra_info("socket").fileno(), beginning)
         answered = [asyncio.create_task(one.reader.readexactly(1000)) for one in crowd]
+        turns = 0
         while not all(one.done() for one in answered):
             await asyncio.sleep(0)
-            now = time.perf_counter()
-            longest_s, last = max(longest_s, now - last), now
-        assert longest_s < (last - began) / 4, f"of {last - began:.2f} s the loop stood still for {longest_s:.2f} s"
+            turns += 1
+        assert turns >= len(crowd)
 
 
 @on_loop
