@@ -31,6 +31,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.macro.s3", "list"),
     ("bench.macro.s3", "memory"),
     ("bench.macro.s3", "http2"),
+    ("bench.macro.s3", "tls"),
     ("bench.macro.grpc_calls",),
 )
 

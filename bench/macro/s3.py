@@ -2,7 +2,7 @@
 
 Each figure is printed as one JSON line: `name`, `value`, `unit`, and where there is a gate `ratio` (or the value itself) and `target`.
 Every ratio is taken within this one run, its two sides in turn, medians of ROUNDS.
-Run: python -m bench.macro.s3 [small|large|list|memory|http2].
+Run: python -m bench.macro.s3 [small|large|list|memory|http2|tls].
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from anvil.node.datadir import running_node
 from bench.figures import figure
 from bench.macro import load
 from bench.macro.h2load import h2load, is_there
+from tests.support.certificates import Pair, make_pair
 from tests.support.node import AnvilNode
 
 ROUNDS = 3
@@ -39,13 +40,13 @@ SMALL = 4096
 
 
 @contextmanager
-def node(*, workers: int = 2, drives: str | None = None) -> Iterator[AnvilNode]:
+def node(*, workers: int = 2, drives: str | None = None, tls: Pair | None = None) -> Iterator[AnvilNode]:
     folder = Path(tempfile.mkdtemp(prefix="anvil-bench-"))
     env = {"ANVIL_WORKERS": str(workers)}
     if drives is not None:
         env["ANVIL_DRIVES"] = drives
     try:
-        with AnvilNode(folder / "data", env=env) as running:
+        with AnvilNode(folder / "data", env=env, tls=tls) as running:
             running.s3().create_bucket(Bucket="bench")
             yield running
     finally:
@@ -283,25 +284,33 @@ def memory() -> None:
         figure("worker with 64 uploads of 64 MiB, resident", peak[0], "MiB", target=400, at_most=True)
 
 
-def http2() -> None:
-    """10 MiB and 4 KiB over HTTP/2 cleartext beside HTTP/1.1, with h2load as the client of both."""
-    if not is_there():
-        return
-    with node() as running, tempfile.NamedTemporaryFile() as big:
+@contextmanager
+def h2load_node(tls: Pair | None = None) -> Iterator[tuple[AnvilNode, Callable[[str, str, str], str], str]]:
+    """A node with objects of 10 MiB (`ten`) and 4 KiB (`small`), what presigns a method on a key at an endpoint, and a file of 10 MiB."""
+    with node(tls=tls) as running, tempfile.NamedTemporaryFile() as big:
         big.write(os.urandom(10 * MIB))
         big.flush()
         running.s3().upload_file(big.name, "bench", "ten")
         running.s3().put_object(Bucket="bench", Key="small", Body=os.urandom(SMALL))
 
-        def url(method: str, key: str) -> str:
-            target = f"{running.endpoint}/bench/{key}"
+        def url(endpoint: str, method: str, key: str) -> str:
+            target = f"{endpoint}/bench/{key}"
             return presign(method, target, running.access_key, running.secret_key, running.region, 3600, time.time())
 
+        yield running, url, big.name
+
+
+def http2() -> None:
+    """10 MiB and 4 KiB over HTTP/2 cleartext beside HTTP/1.1, with h2load as the client of both."""
+    if not is_there():
+        return
+    with h2load_node() as (running, url, big):
+        here = running.endpoint
         loads = {
-            "GET 10 MiB, 1 connection": ["-n", "60", "-c", "1", url("GET", "ten")],
-            "GET 10 MiB, 4 at a time": ["-n", "120", "-c", "4", url("GET", "ten")],
-            "PUT 10 MiB, 4 at a time": ["-n", "40", "-c", "4", "-d", big.name, "-H", ":method: PUT", url("PUT", "put")],
-            "GET 4 KiB, 64 at a time": ["-n", "8000", "-c", "64", url("GET", "small")],
+            "GET 10 MiB, 1 connection": ["-n", "60", "-c", "1", url(here, "GET", "ten")],
+            "GET 10 MiB, 4 at a time": ["-n", "120", "-c", "4", url(here, "GET", "ten")],
+            "PUT 10 MiB, 4 at a time": ["-n", "40", "-c", "4", "-d", big, "-H", ":method: PUT", url(here, "PUT", "put")],
+            "GET 4 KiB, 64 at a time": ["-n", "8000", "-c", "64", url(here, "GET", "small")],
         }
         for name, options in loads.items():
             target = 0.85 if "10 MiB" in name else None
@@ -312,12 +321,34 @@ def http2() -> None:
             figure(f"{name}, HTTP/2 beside HTTP/1.1", ratio, "ratio", target=target)
 
 
+def tls() -> None:
+    """TLS beside plaintext, over HTTP/1.1 and HTTP/2: what encryption costs, and what handshakes do (where each request has a connection
+    of its own)."""
+    if not is_there():
+        return
+    with tempfile.TemporaryDirectory() as folder, h2load_node(make_pair(Path(folder))) as (running, url, big):
+        loads: dict[str, Callable[[str], list[str]]] = {
+            "GET 10 MiB, 4 at a time": lambda at: ["-n", "80", "-c", "4", url(at, "GET", "ten")],
+            "PUT 10 MiB, 4 at a time": lambda at: ["-n", "40", "-c", "4", "-d", big, "-H", ":method: PUT", url(at, "PUT", "put")],
+            "GET 4 KiB, 64 at a time": lambda at: ["-n", "8000", "-c", "64", url(at, "GET", "small")],
+            "GET 4 KiB, 200 new connections": lambda at: ["-n", "200", "-c", "200", url(at, "GET", "small")],
+        }
+        secure = f"https://127.0.0.1:{running.tls_port}"
+        for name, options in loads.items():
+            for title, flags in (("HTTP/1.1", ["--h1"]), ("HTTP/2", [])):
+                turns = [(h2load(*flags, *options(running.endpoint)), h2load(*flags, *options(secure))) for _ in range(ROUNDS)]
+                figure(f"{name}, {title} over TLS", statistics.median(sealed for _, sealed in turns), "requests/s")
+                ratio = statistics.median(sealed / plain for plain, sealed in turns)
+                figure(f"{name}, {title} over TLS beside plaintext", ratio, "ratio")
+
+
 PARTS: dict[str, Callable[[], None]] = {
     "small": small_objects,
     "large": large_objects,
     "list": listing,
     "memory": memory,
     "http2": http2,
+    "tls": tls,
 }
 
 if __name__ == "__main__":
