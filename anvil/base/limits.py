@@ -103,7 +103,9 @@ H2_READ_WINDOW_BYTES: Final = 1 * MIB  # and once somebody does
 H2_WIDE_STREAMS_MAX: Final = 64  # of one worker; the others go on with the small window
 H2_CONNECTION_WINDOW_BYTES: Final = 16 * MIB  # never the limit: a stream that is not read must not hold up the others
 H2_BATCH_BYTES: Final = 1 * MIB  # of frames, for one system call
-H2_FREE_ACTIONS_MAX: Final = 1000.0  # resets, pings, settings, priorities and empty frames of one connection in a burst ...
+H2_FREE_ACTIONS_MAX: Final = (
+    1000.0  # resets, pings, settings, priorities, empty frames, dropped fields of a connection in a burst ...
+)
 H2_FREE_ACTIONS_PER_S: Final = 33.0  # ... and for long
 GRPC_MESSAGE_BYTES_MAX: Final = 4 * MIB  # of a request, as grpcio's own default; also after decompression
 GRPC_SMALL_MESSAGE_BYTES: Final = 8 * KIB  # taken without asking for room; who has no token may send no larger ones

@@ -130,6 +130,8 @@ def head_end(data: bytes, scanned: int = 0) -> int:
 
 def parse_head(data: bytes) -> Head:
     """Parse exactly one head, blank line included. Raises Refusal."""
+    if data.startswith(b"PRI "):
+        raise bad_request("The preface of HTTP/2 is for the beginning of a connection.")
     head = Head()
     parser = httptools.HttpRequestParser(head)
     fault: Exception | None = None
@@ -170,9 +172,9 @@ def head_too_large() -> Refusal:
 def _explain(data: bytes, head: Head, fault: Exception) -> None:
     """Turn an error of the parser into the most fitting refusal. Always raises."""
     match = _VERSION.match(data)
-    if match and (match[1], match[2]) not in ((b"1", b"1"), (b"1", b"0")) and not data.startswith(b"PRI "):
+    if match and (match[1], match[2]) not in ((b"1", b"1"), (b"1", b"0")):
         raise Refusal(505, "HttpVersionNotSupported", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-    if isinstance(fault, httptools.HttpParserInvalidMethodError) and match and not data.startswith(b"PRI "):
+    if isinstance(fault, httptools.HttpParserInvalidMethodError) and match:
         raise Refusal(501, "NotImplemented", "This method is not known here.")
     codings = [value.lower() for name, value in head.headers if name == b"transfer-encoding"]
     lengths = any(name == b"content-length" for name, _ in head.headers)

@@ -58,7 +58,7 @@ cdef class Exchange:
     cdef readonly Py_ssize_t sent  # body bytes of the answer that were collected
     cdef public object owner
     cdef Session session
-    cdef Py_ssize_t header_bytes
+    cdef Py_ssize_t header_bytes, fields  # of the head and of trailers
     cdef bytearray store  # body bytes that nobody has asked for yet
     cdef bint reading, discarding
     cdef Py_buffer view
@@ -155,8 +155,8 @@ cdef class Exchange:
 cdef class Session:
     """One connection's. `streams_shown`: SETTINGS_MAX_CONCURRENT_STREAMS; up to `streams_max` are served all the same, as a peer may
     open them before it has read that; those beyond are refused (REFUSED_STREAM: they may be repeated). `window`: of each stream, to begin
-    with. `header_bytes_max`, `header_fields_max`: of one head. `free_actions`: resets, pings and empty frames that a peer may cause before
-    the session fails; `forgive` gives back, and so does each frame of a body."""
+    with. `header_bytes_max`, `header_fields_max`: of one head. `free_actions`: resets, pings, empty frames and dropped fields that a peer
+    may cause before the session fails; `forgive` gives back, and so does each frame of a body."""
 
     cdef nghttp2_session *session
     cdef dict exchanges
@@ -253,7 +253,7 @@ cdef class Session:
             self.free_actions = -1  # it causes frames and does not take them
         if self.free_actions < 0 or (used < 0 and self.continuations >= self.continuations_max):
             self.terminate(ENHANCE_YOUR_CALM)
-            raise SessionFailed("the peer causes too many resets, pings, continuations or empty frames")
+            raise SessionFailed("the peer causes too many resets, pings, continuations, empty frames or dropped fields")
         if used < 0:
             self.terminate(PROTOCOL_ERROR)
             raise SessionFailed(nghttp2_strerror(<int> used).decode())

@@ -42,15 +42,18 @@ cdef int on_header(
 ) noexcept:
     cdef Session self = <Session> arg
     cdef Exchange exchange = exchange_of(session, frame.hd.stream_id)
-    if exchange is None or frame.headers.cat != NGHTTP2_HCAT_REQUEST:
-        return 0  # refused, or trailers, which mean nothing to S3 (those that count are inside an aws-chunked body)
+    if exchange is None:
+        return 0  # refused
+    exchange.fields += 1
     exchange.header_bytes += namelen + valuelen
-    try:
-        if exchange.header_bytes > self.header_bytes_max or len(exchange.headers) >= self.header_fields_max:
-            if exchange.oversized:
-                return 0
+    if exchange.header_bytes > self.header_bytes_max or exchange.fields > self.header_fields_max:
+        # One byte on the wire can be a field of 4 KiB, which libnghttp2 reads through before it comes here.
+        if frame.headers.cat == NGHTTP2_HCAT_REQUEST:
             exchange.oversized = True
-            return self.free_action()
+        return self.free_action()
+    if frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        return 0  # trailers, which mean nothing to S3 (those that count are inside an aws-chunked body)
+    try:
         exchange.headers.append(
             (PyBytes_FromStringAndSize(<const char *> name, namelen), PyBytes_FromStringAndSize(<const char *> value, valuelen)))
     except BaseException:
@@ -65,9 +68,9 @@ cdef int on_invalid_header(
 ) noexcept:
     """A field that libnghttp2 would leave out without a word: the request would then mean something else."""
     cdef Exchange exchange = exchange_of(session, frame.hd.stream_id)
-    if exchange is not None:
+    if exchange is not None and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
         exchange.malformed = True
-    return 0
+    return (<Session> arg).free_action()
 
 
 cdef int on_frame_recv(nghttp2_session *session, const nghttp2_frame *frame, void *arg) noexcept:

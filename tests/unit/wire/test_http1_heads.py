@@ -194,6 +194,7 @@ MALFORMED: list[tuple[str, bytes, tuple[int, str]]] = [
     ("lower-case version", head(start=b"GET / http/1.1"), BAD),
     ("PRI in 1.1", head(start=b"PRI * HTTP/1.1"), BAD),
     ("PRI in 2.0, not the preface", head(start=b"PRI * HTTP/2.0"), BAD),
+    ("the first half of the preface", b"PRI * HTTP/2.0\r\n\r\n", BAD),
     ("unknown expectation", head(b"Expect: 200-maybe"), (417, "ExpectationFailed")),
     ("too many fields", head(*(b"X-%d: 1" % i for i in range(HEADER_FIELDS_MAX))), LARGE),
     ("too large", head(b"X-A: " + b"a" * HEADER_BYTES_MAX), LARGE),
