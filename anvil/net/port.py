@@ -103,10 +103,24 @@ class Served(Protocol):
     def cut(self) -> None: ...
 
 
-class Shaking(Protocol):
-    """A socket in its TLS handshake."""
+class Turns:
+    """Work that many connections may cause at once, done one piece in each turn of the loop: all others get theirs in between."""
 
-    def shake(self) -> None: ...
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop: Final = loop
+        self._waiting: Final[deque[Callable[[], None]]] = deque()
+
+    def take(self, work: Callable[[], None]) -> None:
+        """Do `work` when it is its turn."""
+        self._waiting.append(work)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        work = self._waiting.popleft()
+        if self._waiting:
+            self._loop.call_soon(self._next)
+        work()
 
 
 class Port:
@@ -140,7 +154,9 @@ class Port:
         self.draining = False
         self.wide_streams = 0  # HTTP/2 streams that may send much ahead of their readers
         self.pressed = False  # as of the last sweep
-        self._shaking: Final[deque[Shaking]] = deque()
+        # A signature takes up to 5 ms (RSA with 4096 bits), and a read full of new keys 6.
+        self.handshakes: Final = Turns(self.loop)
+        self.hollow_reads: Final = Turns(self.loop)
         self._near_send_bytes: Final = near_send_bytes()
         self._ask_pressed: Final = pressed
         self._by_address: Final[Counter[str]] = Counter()
@@ -188,19 +204,6 @@ class Port:
         else:
             self._by_address[address] -= 1
         self.settle()
-
-    def shake(self, connection: Shaking) -> None:
-        """Go on with a handshake, one in each turn of the loop: a signature takes up to 5 ms (RSA with 4096 bits), and whoever sends
-        500 beginnings at once must not hold up all others for seconds."""
-        self._shaking.append(connection)
-        if len(self._shaking) == 1:
-            self.loop.call_soon(self._shake_next)
-
-    def _shake_next(self) -> None:
-        connection = self._shaking.popleft()
-        if self._shaking:
-            self.loop.call_soon(self._shake_next)
-        connection.shake()
 
     def is_in_the_way(self, progress: Progress, moved: int, elapsed_s: float) -> bool:
         """Whether a client is too slow for a time in which others wait for the memory that its transfer holds: a few hundred slow

@@ -49,7 +49,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         self._eof = False  # the client's has
         self._told_eof = False
         self._content = 0  # bytes
-        self._flowing = False  # most of the last read was content
+        self._flowing = False  # most of what was decrypted last was content
         self._dropped = 0  # bytes that came after the end of the client's direction
         self._replied = 0  # bytes that the client made us send without a request of it
 
@@ -75,16 +75,14 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             self._drop(nbytes)
             return
         self._incoming.write(self._port.sealed[:nbytes])
-        before = self._content
         if self._inner is None:
             self._transport.pause_reading()  # until it is its turn
-            self._port.shake(self)
-        else:
-            self._read()
-        self._flowing = self._paused or 2 * (self._content - before) >= nbytes
-        if not self._flowing and nbytes == TLS_FIRST_READ_BYTES and self._inner is not None and not self._closing:
+            self._port.handshakes.take(self.shake)
+            return
+        self._read()
+        if nbytes == TLS_FIRST_READ_BYTES and not (self._flowing or self._paused or self._closing):
             self._transport.pause_reading()  # the loop would read on, up to 32 times in one turn
-            self._port.loop.call_soon(self._next_turn)
+            self._port.hollow_reads.take(self._next_turn)
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -250,6 +248,7 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
         if self._reading:
             return
         self._reading = True
+        waiting, content = self._incoming.pending, self._content
         try:
             more = True
             while more and not (self._paused or self._shut or self._closing) and (self._incoming.pending or self._tls.pending()):
@@ -260,6 +259,8 @@ class TlsConnection(asyncio.BufferedProtocol, asyncio.Transport):
             return
         finally:
             self._reading = False
+        if taken := waiting - self._incoming.pending:
+            self._flowing = 2 * (self._content - content) >= taken
         if self._outgoing.pending:
             self._reply()
         if self._eof and not self._paused:
