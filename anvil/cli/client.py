@@ -19,6 +19,10 @@ from anvil.client import (
     AnvilClient,
     BadCredentials,
     ClientError,
+    Conflict,
+    Invalid,
+    NoSuchBucket,
+    NoSuchKey,
     PermissionMissing,
     TokenRejected,
     TransferOptions,
@@ -84,6 +88,8 @@ def explain(error: ClientError, profile: str, client_id: str) -> str:
             return f"{error.message}: ask somebody who may for these rights"
         grant = shlex.join(("anvil", "auth", "grant", client_id, error.action, error.resource))
         return f"{error.message}: ask somebody who may for `{grant}`"
+    if isinstance(error, (NoSuchBucket, NoSuchKey, Conflict, Invalid)) and error.resource and error.resource not in error.message:
+        return f"{error.message.removesuffix('.')}: {shown(error.resource)}"
     if error.request_id and type(error) is ClientError:
         return f"{error.message} (request {error.request_id})"
     return error.message

@@ -53,7 +53,10 @@ BAD_CREDENTIALS = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch"})
 
 class ClientError(base.AnvilError):
     """Base of all. `code`: S3's error code, or the client's own word where no server said one. `status`: the gRPC status code's name,
-    empty where no call was made. `metadata`: the fields of S3's error document. `request_id`: what the server's log calls the call."""
+    empty where no call was made. `resource`: what the call was about (`bucket/key`), as rights name it. `metadata`: the fields of S3's
+    error document. `request_id`: what the server's log calls the call."""
+
+    resource = ""
 
     def __init__(
         self,
@@ -119,7 +122,6 @@ class PermissionMissing(Denied):
     """The app lacks a right: `action` on `resource`."""
 
     action = ""
-    resource = ""
 
 
 class BadCredentials(Denied):
@@ -245,8 +247,9 @@ def from_status(error: grpc.aio.AioRpcError, ask: Ask, host: str, client_id: str
     elif cls is BadCredentials:
         said = f"{host} does not accept the credentials of app {client_id}: {said}"
     failure = cls(said or status.name, code=code, status=status.name, metadata=metadata, request_id=request_id)
+    failure.resource = resource
     if isinstance(failure, PermissionMissing):
-        failure.action, failure.resource = action, resource
+        failure.action = action
     return failure
 
 

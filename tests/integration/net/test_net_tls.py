@@ -152,6 +152,7 @@ async def test_the_protocol_is_agreed_and_then_seen(pair: Pair, server_context: 
             two.close()
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
 @on_loop
 async def test_old_tls_is_refused(pair: Pair, server_context: ssl.SSLContext) -> None:
     async with rig(handler, tls=server_context) as running:

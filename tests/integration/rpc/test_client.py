@@ -243,7 +243,7 @@ def test_the_commands(node: AnvilNode, tmp_path: Path) -> None:
     listed = json.loads(anvil(home, "object", "ls", "s3://commands/", "--json").stdout)
     assert [(one["key"], one["size"]) for one in listed] == [("big.bin", len(BLOCK)), ("in", 5)]
     missing = anvil(home, "object", "get", "s3://commands/absent", str(tmp_path / "x"))
-    assert missing.returncode == 4 and b"does not exist" in missing.stderr
+    assert missing.returncode == 4 and b"does not exist: commands/absent" in missing.stderr
     assert anvil(home, "bucket", "rm", "commands", "--force").returncode == 0
     assert json.loads((home / "anvil" / "tokens.json").read_text()), "one token served all of these"
 
