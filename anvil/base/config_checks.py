@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from anvil.base.errors import InvalidSetting
 from anvil.base.limits import CODE_K_MAX, CODE_M_MAX, DOWNLOAD_S_MAX, DRIVES_MAX, SECRET_CHARS_MIN
-from anvil.base.settings import ApiConfig, Config, DatabaseConfig, StorageConfig, parse_address, parse_master_key
+from anvil.base.settings import ApiConfig, ClusterConfig, Config, DatabaseConfig, StorageConfig, parse_address, parse_master_key
 
 DEFAULT_SECRETS = ("changeme", "change-me", "change_me", "secret", "password", "anvil", "default", "minioadmin", "example")
 
@@ -28,13 +28,14 @@ def check(config: Config) -> None:
     _check_api(config.api)
     _check_tls(config.api)
     _check_drives(config.storage)
-    _check_scheme(config.storage)
+    _check_scheme(config.storage, clustered=bool(config.cluster.listen_addr))
     if config.storage.gc_grace_s <= DOWNLOAD_S_MAX and not config.node.dev_mode:
         raise InvalidSetting(
             f"ANVIL_GC_GRACE_S={config.storage.gc_grace_s:g} must exceed the longest download, {DOWNLOAD_S_MAX:g} s: "
             f"raise it, or set ANVIL_DEV_MODE=true on a machine for trying things out"
         )
     _check_databases(config.database)
+    _check_cluster(config.cluster, config.database)
     _check_secrets(config)
 
 
@@ -94,7 +95,7 @@ def _check_drives(storage: StorageConfig) -> None:
         seen.append(drive)
 
 
-def _check_scheme(storage: StorageConfig) -> None:
+def _check_scheme(storage: StorageConfig, *, clustered: bool) -> None:
     if not storage.scheme:
         return
     matched = re.fullmatch(r"(\d{1,2})\+(\d{1,2})", storage.scheme)
@@ -103,7 +104,7 @@ def _check_scheme(storage: StorageConfig) -> None:
     k, m = int(matched[1]), int(matched[2])
     if not (1 <= k <= CODE_K_MAX and m <= CODE_M_MAX):
         raise InvalidSetting(f"ANVIL_SCHEME={storage.scheme!r}: data must be 1 to {CODE_K_MAX} and parity 0 to {CODE_M_MAX}")
-    if k + m > len(storage.drives):
+    if k + m > len(storage.drives) and not clustered:
         raise InvalidSetting(
             f"ANVIL_SCHEME={storage.scheme} needs {k + m} drives, and ANVIL_DRIVES has {len(storage.drives)}: "
             "add drives or lower the scheme"
@@ -117,6 +118,30 @@ def _check_databases(database: DatabaseConfig) -> None:
     for name, url in (("ANVIL_GLOBAL_DATABASE_URL", database.global_url), ("ANVIL_REGIONAL_DATABASE_URL", database.regional_url)):
         if url and not re.match(r"postgres(ql)?://\S+$", url):
             raise InvalidSetting(f"{name} must be a URL of the form postgresql://user:password@host[:port]/database")
+
+
+def _check_cluster(cluster: ClusterConfig, database: DatabaseConfig) -> None:
+    listen = cluster.listen
+    if listen is None:
+        for name, value in (("ANVIL_PUBLIC_CLUSTER_ADDR", cluster.public_addr), ("ANVIL_ZONE", cluster.zone)):
+            if value:
+                raise InvalidSetting(f"{name} is for a node with ANVIL_CLUSTER_LISTEN_ADDR: set that too, or take {name} away")
+        return
+    if database.embedded:
+        raise InvalidSetting(
+            "ANVIL_CLUSTER_LISTEN_ADDR needs ANVIL_GLOBAL_DATABASE_URL and ANVIL_REGIONAL_DATABASE_URL, the same on all nodes: "
+            "the PostgreSQL of one node cannot serve the others"
+        )
+    address = parse_address(cluster.address, "ANVIL_PUBLIC_CLUSTER_ADDR" if cluster.public_addr else "ANVIL_CLUSTER_LISTEN_ADDR")
+    if address.host in ("0.0.0.0", "::"):  # noqa: S104 - told apart, not bound
+        raise InvalidSetting(
+            f"ANVIL_CLUSTER_LISTEN_ADDR={cluster.listen_addr} listens everywhere, which is no address to reach it under: "
+            "set ANVIL_PUBLIC_CLUSTER_ADDR to this node's host:port"
+        )
+    if not address.port:
+        raise InvalidSetting("ANVIL_CLUSTER_LISTEN_ADDR needs a port that the other nodes can know, for instance 7443")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{0,63}", cluster.zone):
+        raise InvalidSetting(f"ANVIL_ZONE={cluster.zone!r} must be up to 63 letters, digits, dots, dashes and underscores")
 
 
 def _check_secrets(config: Config) -> None:

@@ -256,6 +256,24 @@ READY_CHECK_TIMEOUT_S: Final = 1.0
 READY_STALE_S: Final = 10.0
 WORKER_RESTART_BACKOFF_S_MAX: Final = 10.0
 
+# -- cluster -----------------------------------------------------------------------------------------------------------
+REPAIR_DELAY_S_DEFAULT: Final = (
+    600.0  # a node down for longer has its shards rebuilt elsewhere: a reboot or an upgrade takes less
+)
+NODE_LEASE_S: Final = 6.0  # a node that has not renewed for so long is down
+NODE_RENEW_S: Final = 2.0
+VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
+PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
+PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
+PEER_CONNECT_S: Final = 2.0
+PEER_MESSAGE_BYTES: Final = 1 * MIB  # of frames of a large shard in one message
+PEER_BATCH_BYTES_MAX: Final = 2 * MIB  # of small shards in one message; GRPC_MESSAGE_BYTES_MAX is the wall
+PEER_BATCH_OPS_MAX: Final = 256
+PEER_QUEUE_OPS_MAX: Final = 4096  # waiting for one drive of a peer; beyond it SlowDown
+PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
+LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
+LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
+
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)
 SECRET_CHARS_MIN: Final = 32
@@ -292,6 +310,8 @@ assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, 
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
+assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
 assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
     "first turn to others, then give up, then call it stalled"
 )

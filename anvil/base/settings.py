@@ -20,7 +20,13 @@ import msgspec
 from msgspec import Meta
 
 from anvil.base.errors import InvalidSetting
-from anvil.base.limits import DOWNLOAD_S_MAX, DRAIN_S, GC_GRACE_S_DEFAULT, SECRET_CHARS_MIN
+from anvil.base.limits import (
+    DOWNLOAD_S_MAX,
+    DRAIN_S,
+    GC_GRACE_S_DEFAULT,
+    REPAIR_DELAY_S_DEFAULT,
+    SECRET_CHARS_MIN,
+)
 
 REDACTED = "[redacted]"
 
@@ -219,6 +225,63 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(name if names.count(name) == 1 else drive for name, drive in zip(names, self.drives, strict=True))
 
 
+class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Several nodes that keep one region together. A node without a cluster listener is alone."""
+
+    listen_addr: Annotated[
+        str,
+        _setting(
+            "ANVIL_CLUSTER_LISTEN_ADDR",
+            "host:port for the other nodes of the region; empty: this node is alone. Needs both database URLs and ANVIL_CLUSTER_SECRET. "
+            "Never expose it to clients.",
+            example="0.0.0.0:7443",
+        ),
+    ] = ""
+    public_addr: Annotated[
+        str,
+        _setting(
+            "ANVIL_PUBLIC_CLUSTER_ADDR",
+            "host:port under which the other nodes reach this one, where that differs from the listen address.",
+            example="10.0.0.11:7443",
+        ),
+    ] = ""
+    zone: Annotated[
+        str,
+        _setting(
+            "ANVIL_ZONE",
+            "Where this node stands (a rack, a room, an availability zone): shards of an object are spread over zones first.",
+            example="rack-7",
+        ),
+    ] = ""
+    init_cluster: Annotated[
+        bool,
+        _setting(
+            "ANVIL_INIT_CLUSTER",
+            "This node may serve before it has met another one. For the first node of a region; harmless later.",
+            example="true",
+        ),
+    ] = False
+    repair_delay_s: Annotated[
+        float,
+        _setting(
+            "ANVIL_REPAIR_DELAY_S",
+            "Seconds that a node may be down before its shards are rebuilt on the others. Back earlier, it gets only what it missed.",
+            example="600",
+            ge=0,
+        ),
+    ] = REPAIR_DELAY_S_DEFAULT
+
+    @property
+    def listen(self) -> Address | None:
+        """Where the other nodes are served; None where this node is alone."""
+        return parse_address(self.listen_addr, "ANVIL_CLUSTER_LISTEN_ADDR") if self.listen_addr else None
+
+    @property
+    def address(self) -> str:
+        """What the other nodes are told."""
+        return self.public_addr or self.listen_addr
+
+
 class DatabaseConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The databases. With neither URL, the node runs its own PostgreSQL out of the data directory."""
 
@@ -325,6 +388,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeConfig = NodeConfig()
     api: ApiConfig = ApiConfig()
     storage: StorageConfig = StorageConfig()
+    cluster: ClusterConfig = ClusterConfig()
     database: DatabaseConfig = DatabaseConfig()
     security: SecurityConfig = SecurityConfig()
     log: LogConfig = LogConfig()

@@ -16,6 +16,7 @@ from anvil.base.config import load
 @click.option("--workers", metavar="N", help="Worker processes (one per CPU).")
 @click.option("--scheme", metavar="K+M", help="Erasure coding, data+parity (by number of drives).")
 @click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+@click.option("--init-cluster", is_flag=True, help="Serve before another node was met: for the first one of a region.")
 @click.option("--dev", is_flag=True, help="Dev mode: short secrets and grace times are allowed.")
 def command(
     config_file: str | None,
@@ -26,6 +27,7 @@ def command(
     workers: str | None,
     scheme: str | None,
     log_level: str | None,
+    init_cluster: bool,
     dev: bool,
 ) -> int:
     """Start a node in the foreground. `anvil config` lists all settings."""
@@ -37,6 +39,7 @@ def command(
         "ANVIL_WORKERS": workers,
         "ANVIL_SCHEME": scheme,
         "ANVIL_LOG_LEVEL": log_level,
+        "ANVIL_INIT_CLUSTER": "true" if init_cluster else None,
         "ANVIL_DEV_MODE": "true" if dev else None,
     }
     config = load(config_file=config_file, flags=flags)

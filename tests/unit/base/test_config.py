@@ -212,3 +212,35 @@ def test_tls_settings_that_do_not_fit_are_refused(environ: dict[str, str], messa
         load(environ)
     assert refused.value.message.startswith(message)
     assert "\n" not in refused.value.message
+
+
+CLUSTERED = {
+    "ANVIL_GLOBAL_DATABASE_URL": "postgresql://u:p@db/global",
+    "ANVIL_REGIONAL_DATABASE_URL": "postgresql://u:p@db/regional",
+    "ANVIL_DEV_MODE": "true",
+    "ANVIL_CLUSTER_LISTEN_ADDR": "10.0.0.1:7443",
+}
+
+
+def test_a_node_of_a_cluster() -> None:
+    config = load({**CLUSTERED, "ANVIL_ZONE": "rack-7", "ANVIL_SCHEME": "4+2"})
+    assert str(config.cluster.listen) == "10.0.0.1:7443"
+    assert config.cluster.address == "10.0.0.1:7443"
+    assert load({**CLUSTERED, "ANVIL_PUBLIC_CLUSTER_ADDR": "node-1:7000"}).cluster.address == "node-1:7000"
+    assert load({}).cluster.listen is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "names"),
+    [
+        ({"ANVIL_GLOBAL_DATABASE_URL": "", "ANVIL_REGIONAL_DATABASE_URL": ""}, "ANVIL_GLOBAL_DATABASE_URL"),
+        ({"ANVIL_CLUSTER_LISTEN_ADDR": "0.0.0.0:7443"}, "ANVIL_PUBLIC_CLUSTER_ADDR"),
+        ({"ANVIL_CLUSTER_LISTEN_ADDR": "10.0.0.1:0"}, "port"),
+        ({"ANVIL_CLUSTER_LISTEN_ADDR": ""} | {"ANVIL_ZONE": "a"}, "ANVIL_ZONE"),
+        ({"ANVIL_ZONE": "a b"}, "ANVIL_ZONE"),
+        ({"ANVIL_CLUSTER_LISTEN_ADDR": "10.0.0.1"}, "ANVIL_CLUSTER_LISTEN_ADDR"),
+    ],
+)
+def test_settings_of_a_cluster_that_cannot_be(changed: dict[str, str], names: str) -> None:
+    with pytest.raises(InvalidSetting, match=names):
+        load(CLUSTERED | changed)

@@ -1,0 +1,75 @@
+"""Who is in the region: nodes with their states, drives, and the layouts that readers must know. Frozen values.
+
+Owns: the names of the states and what follows from a view alone. Invariant: `layouts` holds every layout that is not retired, oldest first;
+writers use the last one. Not here: how a view comes about (`meta/cluster.py`), who changes it (`node/membership.py`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from anvil.model.layout import Layout
+from anvil.model.records import DriveId
+
+NodeId = bytes  # 16 random bytes, kept in the node's data directory
+
+
+class NodeState(StrEnum):
+    """JOINING: registered, holds no partition yet. DOWN: its lease ran out. REMOVED: given up, by an operator or after a drain."""
+
+    JOINING = "joining"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    DOWN = "down"
+    REMOVED = "removed"
+
+
+class NodeRow(msgspec.Struct, frozen=True):
+    """A node as the region knows it. `address`: host:port of its cluster listener, empty for a node that is alone. `lease_left_s`: by the
+    database's clock when the view was taken, negative once it ran out; None where there never was one."""
+
+    node_id: NodeId
+    name: str
+    zone: str
+    address: str
+    state: NodeState
+    lease_left_s: float | None = None
+    since_us: int = 0  # of the state
+
+    @property
+    def leased(self) -> bool:
+        return self.lease_left_s is not None and self.lease_left_s > 0
+
+
+class ClusterDrive(msgspec.Struct, frozen=True):
+    """A drive as the region knows it. `label`: its folder on its node."""
+
+    drive_id: DriveId
+    node_id: NodeId
+    label: str
+    capacity_bytes: int
+    state: str = "active"  # active, draining, failed, gone
+
+
+class ClusterView(msgspec.Struct, frozen=True):
+    """One snapshot of the region. Equal views say the same; `lease_left_s` makes them differ, so compare `shape`."""
+
+    nodes: tuple[NodeRow, ...]
+    drives: tuple[ClusterDrive, ...]
+    layouts: tuple[Layout, ...]
+
+    @property
+    def layout(self) -> Layout:
+        """The one that writers use."""
+        return self.layouts[-1]
+
+    def node(self, node_id: NodeId) -> NodeRow | None:
+        return next((node for node in self.nodes if node.node_id == node_id), None)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What a process has to follow: addresses, states, drives, versions of the layouts."""
+        nodes = tuple((node.node_id, node.zone, node.address, node.state) for node in self.nodes)
+        return nodes, self.drives, tuple(layout.version for layout in self.layouts)
