@@ -88,6 +88,9 @@ class AnvilCluster:
         self._count = nodes
         self.postgres = EmbeddedPostgres(folder / "postgres")
         self.nodes: list[AnvilNode] = []
+        self.left: set[int] = set()  # nodes that were drained or removed: they are not missed
+        self.hung: set[int] = set()
+        self.cuts: set[tuple[int, int]] = set()
         self.started_s = 0.0  # how long the first start took
 
     # -- life --------------------------------------------------------------------------------------------------------------------
@@ -166,13 +169,16 @@ class AnvilCluster:
             self.nodes[number].signal_all(signal.SIGKILL)
         for number in numbers:
             self.nodes[number].kill_all()
+            self.hung.discard(number)
 
     def hang(self, number: int) -> None:
         """The node stands still: its sockets take connections, and nobody answers."""
+        self.hung.add(number)
         self.nodes[number].signal_all(signal.SIGSTOP)
 
     def resume(self, number: int) -> None:
         self.nodes[number].signal_all(signal.SIGCONT)
+        self.hung.discard(number)
 
     def wipe_drive(self, number: int, drive: int = 0) -> None:
         """Everything on the drive is gone, its identity too. The node may be running or not."""
@@ -203,10 +209,12 @@ class AnvilCluster:
         """Nothing gets from one of them to the other any more."""
         assert self._network is not None, "ask for a network"
         self._network.cut(one, other)
+        self.cuts.add((one, other))
 
     def heal(self, one: int, other: int) -> None:
         assert self._network is not None, "ask for a network"
         self._network.heal(one, other)
+        self.cuts.discard((one, other))
 
     def crash_postgres(self) -> None:
         """SIGKILL to the postmaster; it is started again at once."""
@@ -221,7 +229,24 @@ class AnvilCluster:
         time.sleep(away_s)  # the length of the outage is what the caller asked for
         self.postgres.start()
 
+    def mend(self) -> None:
+        """Undo every fault but for lost drives, and wait until all members are active and nothing is owed."""
+        for one, other in sorted(self.cuts):
+            self.heal(one, other)
+        for number in sorted(self.hung):
+            self.resume(number)
+        if self.postgres.pid is None:
+            self.postgres.start()
+        self.start(*(number for number in self.members if not self.nodes[number].runs))
+        self.wait_active(self.members)
+        self.wait_healthy()
+
     # -- what it says --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> list[int]:
+        """The nodes that were started and have not left."""
+        return [number for number, node in enumerate(self.nodes) if node.launched and number not in self.left]
 
     def drives(self, number: int) -> list[Path]:
         return [self.folder / f"n{number}-drive{drive}" for drive in range(self._drives)]
@@ -265,8 +290,8 @@ class AnvilCluster:
         wait_until(f"node {number} is {state} (it is {self.state(number)!r})", lambda: self.state(number) == state, deadline_s)
 
     def wait_active(self, numbers: Iterable[int] | None = None, deadline_s: float = START_S) -> None:
-        """Until these (all) are active, nothing is being moved, and no older layout is left."""
-        wanted = list(range(len(self.nodes)) if numbers is None else numbers)
+        """Until these (all members) are active, nothing is being moved, and no older layout is left."""
+        wanted = self.members if numbers is None else list(numbers)
 
         def settled() -> bool:
             return all(self.state(number) == "active" for number in wanted) and self.layouts() == ["current"]
