@@ -248,6 +248,12 @@ SCRUB_PASS_S: Final = 14 * 24 * 3600.0  # one scrub of everything takes about th
 SCRUB_FASTEST_PARTITION_S: Final = 0.05
 FOLD_USAGE_EVERY_S: Final = 10.0
 TASK_BACKOFF_S_MAX: Final = 60.0
+TASK_LEASE_S: Final = 30.0  # of a claimed task, renewed at a third: whoever dies is replaced after this
+TASK_POLL_S_MIN: Final = 1.0  # between two looks into the queue, at random up to the next: nodes do not come at once ...
+TASK_POLL_S_MAX: Final = 3.0  # ... and a notification hastens them
+TASKS_KEEP_S: Final = 3600.0  # completed ones, for operators to see
+WORK_SLICES: Final = 8  # garbage and debts are worked off in so many pieces, each by one node at a time
+TASKS_AT_ONCE: Final = 4  # of one node: some wait for disks of others
 GC_GRACE_S_DEFAULT: Final = 6 * 3600.0
 DOWNLOAD_S_MAX: Final = 4 * 3600.0  # the longest GET that is still sure to find its shards
 DRAIN_S: Final = 30.0
@@ -270,8 +276,14 @@ PEER_MESSAGE_BYTES: Final = 1 * MIB  # of frames of a large shard in one message
 PEER_BATCH_BYTES_MAX: Final = 2 * MIB  # of small shards in one message; GRPC_MESSAGE_BYTES_MAX is the wall
 PEER_BATCH_OPS_MAX: Final = 256
 PEER_QUEUE_OPS_MAX: Final = 4096  # waiting for one drive of a peer; beyond it SlowDown
+PEER_BUFFERS_BYTES_MAX: Final = (
+    64 * MIB
+)  # of one worker, for what other nodes write and read: their own pool, or two nodes could wait for each other's requests
+PEERS_DRAIN_S: Final = 5.0  # for calls of other nodes, when a worker ends
+PEERS_SETTLE_S: Final = 2.0  # how long a process that starts waits to learn which peers are there
 PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
+LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 
 # -- node --------------------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
     async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, regional):
         await regional.fence(node_id)  # whoever wrote here before is gone: nothing of it waits for its lease
         first = await catalog.admin.bootstrap(config.node.region)
+    await await_layout(regional_url)
     return KeyPair(first.access_key, first.secret)
 
 
@@ -102,7 +103,7 @@ class Worker:
         grpc: GrpcApi,
         metadata: RegionalStore,
         session: WriterSession,
-        placement: Placement,
+        region: Region,
         owned: OwnedTasks,
         buffers: Buffers,
         certificate: Certificate | None,
@@ -112,14 +113,16 @@ class Worker:
         self._api = api
         self._grpc = grpc
         self._metadata = metadata
+        self._process = process
         self._plan = process.plan
         self._session = session
-        self._placement = placement
+        self._region = region
         self._owned = owned
         self._buffers = buffers
         self._certificate = certificate
         self._opened = opened
         self._server: Server | None = None
+        self._cluster: Server | None = None
 
     @property
     def lease(self) -> bool:
@@ -130,9 +133,11 @@ class Worker:
 
     @property
     def unwritable(self) -> dict[str, str]:
-        return unwritable(self._placement)
+        return unwritable(self._region.local.values())
 
     async def listen(self, handler: Handler) -> None:
+        if self._plan.cluster_port:
+            self._cluster = await serve_peers(self._process, self._region)
         self._server = await serve(
             handler,
             listeners(self._plan, self._certificate),
@@ -160,6 +165,8 @@ class Worker:
         if self._server is not None:
             await self._server.close()
         await self._owned.close(DRAIN_S)
+        if self._cluster is not None:  # the others' writes as long as there is anything to write to
+            await self._cluster.drain(PEERS_DRAIN_S)
         await self._opened.aclose()
 
 
@@ -178,18 +185,18 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(native.close)
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
-        placement = await attach_drives(plan, current)
-        opened.push_async_callback(detach_drives, placement)
+        region = await open_region(process, current, opened)
+        link.follow(region.follow)
+        session.layout_version = lambda: region.placement.oldest_in_use
         owned = OwnedTasks(plan.name)
-        session.opened = partial(use_session, placement, owned)
+        session.opened = partial(use_session, tuple(region.local.values()), owned)
         opened.callback(loop.create_task(session.keep()).cancel)
-        scheme = scheme_of(config.storage)
         buffers = Buffers(loop)
         engine = Engine(
             Context(
                 metadata=metadata,
-                placement=lambda: placement,
-                scheme=lambda: scheme,
+                placement=lambda: region.placement,
+                scheme=lambda: region.scheme,
                 native=native,
                 lanes=lanes,
                 buffers=buffers,
@@ -223,7 +230,31 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         certificate = await _certificate(process)
         if certificate is not None:
             opened.callback(loop.create_task(certificate.keep()).cancel)
-        return Worker(process, api, grpc, metadata, session, placement, owned, buffers, certificate, opened.pop_all())
+        return Worker(process, api, grpc, metadata, session, region, owned, buffers, certificate, opened.pop_all())
+
+
+async def open_region(
+    process: Child, session: SessionId, opened: AsyncExitStack, hold: Callable[[], bool] = lambda: False
+) -> Region:
+    """This process's drives, and those of the other nodes. Closed with `opened`. Raises DatabaseUnavailable, DriveFailed."""
+    plan, config = process.plan, process.config
+    view, local = await attach_drives(plan, session, hold)
+    opened.push_async_callback(detach_drives, tuple(local.values()))
+    peers = None
+    if plan.cluster_port:
+        peers = Peers(plan.node_id, config.security.cluster_secret, observe=internode)
+        opened.push_async_callback(peers.close)
+    region = Region(config.storage, view, local, peers)
+    if peers is not None:
+        await peers.settled(PEERS_SETTLE_S)
+    return region
+
+
+async def serve_peers(process: Child, region: Region) -> Server:
+    """The cluster listener: this worker's drives, for the other nodes, and nothing else."""
+    plan, buffers = process.plan, Buffers(asyncio.get_running_loop(), PEER_BUFFERS_BYTES_MAX)
+    host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: region.local, buffers)
+    return await serve(nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, reuse_port=True)
 
 
 async def _certificate(process: Child) -> Certificate | None:
@@ -248,9 +279,8 @@ def listeners(plan: Plan, certificate: Certificate | None) -> list[Listener]:
 
 
 async def build_background(process: Child) -> BackgroundParts:
-    """Catalog, checks, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
+    """Catalog, checks, membership, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
     loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
-    scheme = scheme_of(config.storage)
     async with AsyncExitStack() as opened:
         catalog, metadata = await opened.enter_async_context(
             open_catalog(config, plan.global_url, plan.regional_url, "anvil background")
@@ -258,32 +288,37 @@ async def build_background(process: Child) -> BackgroundParts:
         native = NativeExecutor(loop, 1)
         opened.push_async_callback(native.close)
         hold = Hold(metadata, config.storage.gc_grace_s)
-        placement = await attach_drives(plan, NO_SESSION, hold)
-        opened.push_async_callback(detach_drives, placement)
-        probes = [drive_probe(drive) for drive in local_drives(placement)]
-        checks = [
-            Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
-            Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
-        ]
+        region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
+        queue = TaskQueue(catalog.query)
+        leader = Leader(metadata, queue, config.node.region, LayoutKeeper(config.storage, config.cluster.repair_delay_s))
+        membership = Membership(lambda: ClusterTables(plan.regional_url), plan.node_id, region, leader.lead)
+        repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         upkeep = Upkeep(
             catalog,
             metadata,
-            placement,
+            region,
             hold,
-            Collector(metadata, placement, config.storage.gc_grace_s, hold),
-            Repairer(metadata, placement, native, buffers, codec_for),
-            Survey(metadata, placement, buffers, EngineEvents(), hold),
+            Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
+            repairer,
+            Rebalancer(metadata, region.placement, repairer, buffers),
+            Survey(metadata, region.placement, buffers, EngineEvents(), hold),
             config.node.data_path / "surveyed",
         )
+        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, upkeep.work, asyncio.Event(), task_ended)
+        checks = [
+            Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
+            Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
+            *cluster_checks(config, membership, region),
+        ]
         return BackgroundParts(
             catalog,
             catalog.rights,
             checks,
-            probes,
-            scheme.k,
-            scheme.quorum,
-            upkeep.tasks,
+            [drive_probe(drive) for drive in region.local.values()],
+            partial(standing, region),
+            membership,
+            {**upkeep.tasks, "membership": membership.run, "tasks": worker.run},
             upkeep.handlers,
             opened.pop_all().aclose,
         )
