@@ -273,6 +273,7 @@ PEER_QUEUE_OPS_MAX: Final = 4096  # waiting for one drive of a peer; beyond it S
 PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
+LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

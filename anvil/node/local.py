@@ -50,7 +50,8 @@ async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> L
     """
     storage = config.storage
     async with ClusterTables(regional_url) as tables:
-        await tables.register_node(node_id, socket.gethostname())
+        cluster = config.cluster
+        await tables.register_node(node_id, socket.gethostname(), cluster.zone, cluster.public_addr or cluster.listen_addr)
         known = {row.path: row for row in await tables.drives(node_id)}
         executor = NativeExecutor(asyncio.get_running_loop(), 1)
         present = dict(await asyncio.gather(*(_who(path, label, executor) for path, label in _named(storage))))
