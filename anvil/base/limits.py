@@ -285,6 +285,7 @@ PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
+LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

@@ -113,9 +113,14 @@ class Metadata(Protocol):
     async def list_uploads(self, query: UploadsQuery) -> UploadsPage: ...
 
     # -- writer session
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId: ...
-    async def renew_session(self, session: SessionId) -> bool:
-        """False when it is gone: the caller must open another and drop all work of the old one."""
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
+        """`layout_version`: of the layout that the process goes by, 0 while it has read none. Raises WriterFenced when it is not the
+        current one any more."""
+        ...
+
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        """`layout_version`: the oldest that a write in flight was placed by; without one, the process's. What was reported never falls, so
+        0 says nothing new. False when the session is gone: the caller must open another and drop all work of the old one."""
         ...
 
     async def close_session(self, session: SessionId) -> None: ...

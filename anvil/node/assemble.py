@@ -178,7 +178,14 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(metadata.close)
         await metadata.start()
         await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
-        session = WriterSession(metadata, plan.node_id, plan.index)
+        placements: list[Placement] = []  # of the region, once it is known; a session opened before goes by the layout current then
+        session = WriterSession(
+            metadata,
+            plan.node_id,
+            plan.index,
+            lambda: placements[0].oldest_in_use if placements else 0,
+            lambda: placements[0].layout.version if placements else 0,
+        )
         current = await session.open()
         opened.push_async_callback(session.close)
         native = NativeExecutor(loop, CODING_THREADS)
@@ -186,8 +193,9 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
         region = await open_region(process, current, opened)
-        link.follow(region.follow)
-        session.layout_version = lambda: region.placement.oldest_in_use
+        placements.append(region.placement)
+        region.placement.left = session.hasten
+        link.follow(partial(_follow, region, session))
         owned = OwnedTasks(plan.name)
         session.opened = partial(use_session, tuple(region.local.values()), owned)
         opened.callback(loop.create_task(session.keep()).cancel)
@@ -231,6 +239,11 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         if certificate is not None:
             opened.callback(loop.create_task(certificate.keep()).cancel)
         return Worker(process, api, grpc, metadata, session, region, owned, buffers, certificate, opened.pop_all())
+
+
+def _follow(region: Region, session: WriterSession, view: ClusterView) -> None:
+    region.follow(view)
+    session.hasten()  # a new layout waits for this session to report it
 
 
 async def open_region(
@@ -291,8 +304,8 @@ async def build_background(process: Child) -> BackgroundParts:
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
         queue = TaskQueue(catalog.query)
-        leader = Leader(metadata, queue, config.node.region, LayoutKeeper(config.storage, config.cluster.repair_delay_s))
-        membership = Membership(lambda: ClusterTables(plan.regional_url), plan.node_id, region, leader.lead)
+        leader = Leader(config, metadata, queue)
+        membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         upkeep = Upkeep(
             catalog,
@@ -322,6 +335,10 @@ async def build_background(process: Child) -> BackgroundParts:
             upkeep.handlers,
             opened.pop_all().aclose,
         )
+
+
+def _tables(plan: Plan, changed: Callable[[], None]) -> ClusterTables:
+    return ClusterTables(plan.regional_url, name=f"anvil {plan.name}", changed=changed)
 
 
 def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None]]:

@@ -9,7 +9,6 @@ moving (`tasks/rebalance.py`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,20 +16,11 @@ from typing import Protocol
 
 from anvil.base.config import StorageConfig
 from anvil.base.limits import LAYOUT_SETTLE_S, SPARE_DRIVES
-from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState
+from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState, SliceRow
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.scheme import Scheme, default_scheme
 
 log = logging.getLogger(__name__)
-
-
-class Slice(Protocol):
-    """`meta.cluster.SliceRow`."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def done(self) -> bool: ...
 
 
 class Tables(Protocol):
@@ -39,7 +29,7 @@ class Tables(Protocol):
     async def view(self) -> ClusterView: ...
     async def begin_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout | None: ...
     async def sessions_behind(self, version: int) -> int: ...
-    async def slices(self, version: int) -> Sequence[Slice]: ...
+    async def slices(self, version: int) -> Sequence[SliceRow]: ...
     async def retire(self, version: int) -> bool: ...
     async def set_state(self, node_id: NodeId, state: NodeState, *, when: Sequence[NodeState]) -> bool: ...
 
@@ -73,12 +63,14 @@ class LayoutKeeper:
             await self._consider(tables, view)
         held = {drive.node_id for layout in view.layouts for drive in layout.drives}
         for node in view.nodes:
-            if node.state is NodeState.JOINING and node.node_id in held and node.leased:
-                await tables.set_state(node.node_id, NodeState.ACTIVE, when=(NodeState.JOINING,))
+            if node.leased and node.state in (NodeState.JOINING, NodeState.DOWN):
+                state = NodeState.ACTIVE if node.node_id in held else NodeState.JOINING
+                if state is not node.state:
+                    await tables.set_state(node.node_id, state, when=(node.state,))
 
     async def _carry_on(self, tables: Tables, view: ClusterView) -> None:
         version = view.layout.version
-        left = [one.number for one in await tables.slices(version) if not one.done]
+        left = [one.number for one in await tables.slices(version) if one.done_us is None]
         if not left:
             if await tables.retire(version):
                 log.info("the layout is in effect everywhere", extra={"version": version})
@@ -107,14 +99,9 @@ class LayoutKeeper:
         if not wanted or not self.differs(view.layouts, wanted):
             return
         width = self._width(wanted)
-        current = view.layouts[-1] if view.layouts else None
-        following = await asyncio.to_thread(compute, wanted, width, SPARE_DRIVES, current)
-
-        def successor(found: Layout | None) -> Layout | None:
-            return following if (found.version if found else 0) == (current.version if current else 0) else None
-
-        if await tables.begin_layout(successor) is not None:
-            log.info("the layout changes", extra={"version": following.version, "drives": len(wanted)})
+        begun = await tables.begin_layout(lambda current: compute(wanted, width, SPARE_DRIVES, current))
+        if begun is not None:
+            log.info("the layout changes", extra={"version": begun.version, "drives": len(wanted)})
 
     def wanted(self, view: ClusterView) -> tuple[LayoutDrive, ...]:
         """The drives that should hold data, by id."""

@@ -1,6 +1,6 @@
 """This node's place in its region: the lease, the view, and the leader's turn.
 
-Owns: one connection to the regional database that renews the node's lease and reads who else is there; what was read goes to this process's
+Owns: one connection to the regional database, which renews the node's lease and reads who else is there; what was read goes to this process's
 `Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database answers, and at once after a
 notification; the lease is renewed on the same connection, so a node that cannot read the view loses its lease, too; what only one node may do
 is done by the one that holds the advisory lock. Not here: what the leader decides (`node/layouts.py`), tables (`meta/cluster.py`).
@@ -38,11 +38,12 @@ class Lease(msgspec.Struct):
 
 
 class Membership:
-    """`lead`: what the leader does at each look. `followers`: told of each view whose shape is new."""
+    """`tables`: given whom to tell of changes. `lead`: what the leader does at each look. `followers`: told of each view whose shape is
+    new."""
 
     def __init__(
         self,
-        tables: Callable[[], ClusterTables],
+        tables: Callable[[Callable[[], None]], ClusterTables],
         node_id: NodeId,
         region: Region,
         lead: Callable[[ClusterTables, ClusterView], Awaitable[None]],
@@ -62,17 +63,21 @@ class Membership:
         return self._region.view
 
     async def run(self) -> None:
-        """For ever. What fails is tried again on a new connection."""
-        while True:
-            try:
-                async with self._tables() as tables:
-                    while True:
-                        await self.look(tables)
-                        await tables.changed(VIEW_EVERY_S)
-            except Unavailable as error:
-                log.warning("nodes and layouts are not known to be as they were: %s", error)
-            self.leading = False
-            await asyncio.sleep(VIEW_EVERY_S)
+        """For ever. What fails is tried again."""
+        changed = asyncio.Event()
+        async with self._tables(changed.set) as tables:
+            while True:
+                changed.clear()
+                try:
+                    await self.look(tables)
+                except Unavailable as error:
+                    self.leading = False
+                    log.warning("nodes and layouts are not known to be as they were: %s", error)
+                try:
+                    async with asyncio.timeout(VIEW_EVERY_S):
+                        await changed.wait()
+                except TimeoutError:
+                    pass
 
     async def look(self, tables: ClusterTables) -> None:
         """Renew, read, tell, lead. Raises DatabaseUnavailable."""

@@ -38,7 +38,9 @@ class Region:
         self.scheme = scheme_of(storage, view.layout)
 
     def follow(self, view: ClusterView) -> None:
-        """Use that view from now on."""
+        """Use that view from now on, unless it is older than what is known (it came another way)."""
+        if view.layout.version < self.view.layout.version:
+            return
         before, self.view = self.view, view
         self.scheme = scheme_of(self._storage, view.layout)
         self.placement.follow(view.layouts, self._drives(view))

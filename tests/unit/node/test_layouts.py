@@ -9,16 +9,11 @@ import msgspec
 
 from anvil.base.config import StorageConfig
 from anvil.base.limits import LAYOUT_SETTLE_S
-from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState
+from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState, SliceRow
 from anvil.model.layout import Layout
 from anvil.node.layouts import LayoutKeeper
 
 DELAY_S = 600.0
-
-
-class Slice(msgspec.Struct):
-    number: int
-    done: bool = False
 
 
 class Region:
@@ -28,7 +23,7 @@ class Region:
         self.nodes = {name(n): NodeRow(name(n), f"n{n}", "", f"h:{n}", NodeState.JOINING, 5.0) for n in range(nodes)}
         self.drives = [ClusterDrive(bytes([n, d]) * 8, name(n), f"/d{d}", 1000) for n in range(nodes) for d in range(drives)]
         self.layouts: list[Layout] = []
-        self.left: list[Slice] = []
+        self.left: list[SliceRow] = []
         self.behind = 0
         self.asked: list[tuple[int, tuple[int, ...]]] = []
         self.now_s = 0.0
@@ -45,13 +40,13 @@ class Region:
         following = successor(self.layouts[-1] if self.layouts else None)
         if following is not None:
             self.layouts.append(following)
-            self.left = [Slice(0), Slice(1)] if len(self.layouts) > 1 else []
+            self.left = [SliceRow(2, 0), SliceRow(2, 1)] if len(self.layouts) > 1 else []
         return following
 
     async def sessions_behind(self, version: int) -> int:
         return self.behind
 
-    async def slices(self, version: int) -> Sequence[Slice]:
+    async def slices(self, version: int) -> Sequence[SliceRow]:
         return self.left
 
     async def retire(self, version: int) -> bool:
@@ -73,12 +68,15 @@ class Region:
     async def _look(self) -> None:
         await self.keeper.step(self, await self.view())
 
+    def done(self, *numbers: int) -> None:
+        for number in numbers:
+            self.left[number] = msgspec.structs.replace(self.left[number], done_us=1)
+
     def settled(self) -> Layout:
         """Carry out whatever transition is due."""
         for _ in range(4):
             self.look(2)
-            for one in self.left:
-                one.done = True
+            self.done(*range(len(self.left)))
         self.look()
         assert len(self.layouts) == 1
         return self.layouts[0]
@@ -115,11 +113,11 @@ def test_a_layout_is_retired_when_all_is_moved_and_movers_wait_for_writers() -> 
     region.behind = 0
     region.look()
     assert region.asked[-1] == (2, (0, 1))
-    region.left[0].done = True
+    region.done(0)
     region.look()
     assert region.asked[-1] == (2, (1,))
     assert len(region.layouts) == 2
-    region.left[1].done = True
+    region.done(1)
     region.look()
     assert [layout.version for layout in region.layouts] == [2]
 
@@ -154,9 +152,10 @@ def test_a_node_that_is_down_leaves_only_after_the_repair_delay() -> None:
     region.change(name(0), lease_left_s=-DELAY_S - 1)
     region.settled()
     assert name(0) not in region.holders()
-    region.change(name(0), state=NodeState.JOINING, lease_left_s=5.0)
+    region.change(name(0), lease_left_s=5.0)
     region.settled()
     assert name(0) in region.holders(), "back, it is one of them again"
+    assert region.nodes[name(0)].state is NodeState.ACTIVE
 
 
 def test_a_node_that_is_down_stays_where_the_others_could_not_hold_the_scheme() -> None:
