@@ -45,6 +45,11 @@ SHARDS_UNHEALTHY = _gauge("shards_unhealthy", "Shards known to need repair.", "k
 SHARD_REPAIRS = _counter("shard_repairs_total", "Shards rebuilt, or not.", "result")
 SHARD_DAMAGE = _counter("shard_damage_total", "Damaged or missing shards met by readers and scrubs.", "drive", "kind")
 
+# -- cluster ---------------------------------------------------------------------------------------------------------------
+PEER_REFUSED = _counter(
+    "peer_refused_total", "Calls to the cluster port that did not prove who makes them, by what was wrong.", "reason"
+)
+
 # -- usage -----------------------------------------------------------------------------------------------------------------
 TENANT_USAGE = _gauge("tenant_usage_bytes", "Bytes of a tenant's visible objects, exact.", "tenant", merge="max")
 TENANT_OBJECTS = _gauge("tenant_objects", "Number of a tenant's visible objects, exact.", "tenant", merge="max")

@@ -272,7 +272,17 @@ VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
 PEER_CONNECT_S: Final = 2.0
-PEER_MESSAGE_BYTES: Final = 1 * MIB  # of frames of a large shard in one message
+PEER_MESSAGE_BYTES: Final = STRIPE_BYTES + 4 * KIB  # of frames of a large shard in one message: one of a stripe that is not cut
+PEER_BATCH_READ_BYTES_MAX: Final = (
+    320 * KIB
+)  # read in a batch with others: a frame of a 4+2 stripe; what is longer comes as a stream
+PEER_BATCHES_IN_FLIGHT: Final = 2  # of one drive and kind: while one is on its way, the other is being done
+PEER_STREAMS_MAX: Final = 192  # large shards and scans between two processes at a time; beyond it SlowDown
+PEER_ANSWER_S: Final = 2 * DRIVE_STALLED_S + PEER_STALLED_S  # a drive of a peer that answers says itself when it is stalled
+PEER_LOST_S: Final = 30.0  # a node of which nothing was heard for so long has left its unfinished shards behind
+PEER_RECONNECT_S_MIN: Final = 0.1
+PEER_RECONNECT_S_MAX: Final = 1.0
+PEER_SCAN_PLACES: Final = 128  # in one message of a scan
 PEER_BATCH_BYTES_MAX: Final = 2 * MIB  # of small shards in one message; GRPC_MESSAGE_BYTES_MAX is the wall
 PEER_BATCH_OPS_MAX: Final = 256
 PEER_QUEUE_OPS_MAX: Final = 4096  # waiting for one drive of a peer; beyond it SlowDown
@@ -324,7 +334,11 @@ assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards i
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
 assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
-assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
+assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
+assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
+assert OPEN_READ_BYTES < PEER_BATCH_READ_BYTES_MAX < PEER_MESSAGE_BYTES
+assert PEER_STREAMS_MAX + 32 < H2_STREAMS_MAX, "pings and batches find room beside the streams"
+assert PEER_STALLED_S < PEER_LOST_S
 assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
     "first turn to others, then give up, then call it stalled"
 )

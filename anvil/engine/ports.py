@@ -244,6 +244,11 @@ class Drive(Protocol):
     label: str
 
     @property
+    def local(self) -> bool:
+        """Whether it is a drive of this node: what is read of it crosses no network."""
+        ...
+
+    @property
     def writable(self) -> bool:
         """False once the drive is missing, failed or read-only, and while it does not answer."""
         ...
