@@ -180,7 +180,7 @@ async def attach_drives(plan: Plan, session: SessionId, hold: Callable[[], bool]
             hold=hold,
         )
     assert layout is not None
-    return Placement(layout, drives)
+    return Placement([layout], drives)
 
 
 async def use_session(placement: Placement, owned: OwnedTasks, session: SessionId) -> None:
