@@ -235,13 +235,15 @@ class LargeShard(Protocol):
 
 
 class Drive(Protocol):
-    """One place for shards: a folder on a local disk now, a remote peer's drive later.
+    """One place for shards: a folder on a local disk, or a drive of another node.
 
     Every call answers in bounded time: where the drive does not, it raises DriveStalled, and what was begun has no effect later, as far
     as that can be. The buffers given to that call are then not to be used for anything else: whoever still works on them keeps them."""
 
     drive_id: DriveId
     label: str
+    local: bool
+    """Whether it is this node's own: asking it costs no trip over the network."""
 
     @property
     def local(self) -> bool:

@@ -6,6 +6,7 @@ Invariant: what is opened here is closed here, in the opposite order. Not here: 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,21 +23,25 @@ from anvil.auth.tokens import Tokens
 from anvil.base import instruments
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
-from anvil.base.errors import DatabaseUnavailable, WriterFenced
+from anvil.base.errors import DatabaseUnavailable, Unavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
-from anvil.base.limits import DRAIN_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.limits import DRAIN_S, PEER_BUFFERS_BYTES_MAX, PEERS_DRAIN_S, PEERS_SETTLE_S, REGIONAL_CONNECTIONS_MAX
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
 from anvil.ec.codecs import codec_for, self_test
 from anvil.ec.executor import JobRunner, NativeExecutor
-from anvil.engine.context import Context, Placement
+from anvil.engine.context import Context, LayoutsInUse, Placement
 from anvil.engine.engine import Engine
 from anvil.engine.session import WriterSession
+from anvil.meta.cluster import ClusterTables
 from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
+from anvil.meta.tasks import TaskQueue
+from anvil.model.cluster import ClusterView
+from anvil.model.records import SessionId
 from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler
 from anvil.net.tls import Certificate, load
@@ -44,26 +49,23 @@ from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
-from anvil.node.local import (
-    NO_SESSION,
-    attach_drives,
-    detach_drives,
-    drive_probe,
-    local_drives,
-    prepare_drives,
-    scheme_of,
-    unwritable,
-    use_session,
-)
-from anvil.node.observe import EngineEvents, request_finished
+from anvil.node.leader import Leader
+from anvil.node.local import NO_SESSION, attach_drives, await_layout, detach_drives, drive_probe, prepare_drives, unwritable, use_session
+from anvil.node.membership import Membership
+from anvil.node.observe import EngineEvents, internode, request_finished, task_ended
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
+from anvil.node.region import QuorumWatch, Region
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
+from anvil.peers.directory import Peers
+from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
+from anvil.tasks.worker import TaskWorker
 
+log = logging.getLogger(__name__)
 CODING_THREADS: Final = 2  # per worker, beside one for the digest lanes
 
 
@@ -178,13 +180,13 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(metadata.close)
         await metadata.start()
         await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
-        placements: list[Placement] = []  # of the region, once it is known; a session opened before goes by the layout current then
+        layouts, known = LayoutsInUse(), list[Placement]()  # a session opened before a layout is known goes by the one current then
         session = WriterSession(
             metadata,
             plan.node_id,
             plan.index,
-            lambda: placements[0].oldest_in_use if placements else 0,
-            lambda: placements[0].layout.version if placements else 0,
+            lambda: layouts.oldest(known[0].layout.version) if known else 0,
+            lambda: known[0].layout.version if known else 0,
         )
         current = await session.open()
         opened.push_async_callback(session.close)
@@ -193,8 +195,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
         region = await open_region(process, current, opened)
-        placements.append(region.placement)
-        region.placement.left = session.hasten
+        known.append(region.placement)
         link.follow(partial(_follow, region, session))
         owned = OwnedTasks(plan.name)
         session.opened = partial(use_session, tuple(region.local.values()), owned)
@@ -214,6 +215,8 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
                 owned=owned,
                 new_id=random_id,
                 now_us=SYSTEM_CLOCK.now_us,
+                layouts=layouts,
+                refresh=partial(_refresh, region, link),
             )
         )
         endpoint = config.api.public_urls[0]
@@ -246,6 +249,16 @@ def _follow(region: Region, session: WriterSession, view: ClusterView) -> None:
     session.hasten()  # a new layout waits for this session to report it
 
 
+async def _refresh(region: Region, link: WorkerLink) -> bool:
+    """Whether nodes or layouts are others than this worker went by."""
+    before = region.view.shape
+    try:
+        region.follow(await link.region())
+    except Unavailable as error:
+        log.warning("nodes and layouts cannot be read: %s", error)
+    return region.view.shape != before
+
+
 async def open_region(
     process: Child, session: SessionId, opened: AsyncExitStack, hold: Callable[[], bool] = lambda: False
 ) -> Region:
@@ -267,7 +280,7 @@ async def serve_peers(process: Child, region: Region) -> Server:
     """The cluster listener: this worker's drives, for the other nodes, and nothing else."""
     plan, buffers = process.plan, Buffers(asyncio.get_running_loop(), PEER_BUFFERS_BYTES_MAX)
     host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: region.local, buffers)
-    return await serve(nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, reuse_port=True)
+    return await serve(nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True)
 
 
 async def _certificate(process: Child) -> Certificate | None:
@@ -329,7 +342,7 @@ async def build_background(process: Child) -> BackgroundParts:
             catalog.rights,
             checks,
             [drive_probe(drive) for drive in region.local.values()],
-            partial(standing, region),
+            QuorumWatch(region),
             membership,
             {**upkeep.tasks, "membership": membership.run, "tasks": worker.run},
             upkeep.handlers,

@@ -49,6 +49,9 @@ class RegionSource(Protocol):
 
     @property
     def view(self) -> ClusterView: ...
+    async def refresh(self) -> ClusterView:
+        """Read anew. Raises DatabaseUnavailable."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Background:
             **parts.handlers,
             "hello": self._hello,
             "scrape": self._scrape,
+            "region.view": self._region,
         }
         self._listeners: dict[str, Listener] = {"heartbeat": self._heartbeat, "metrics": self._metrics}
         process.on_members = self._members
@@ -133,6 +137,11 @@ class Background:
         self._channels[channel] = None
         view = self.parts.region.view if self.parts.region is not None else None
         return Welcome(self.catalog.greeting(), self.health.snapshot, view)
+
+    async def _region(self, channel: Channel, body: msgspec.Raw) -> ClusterView:
+        if self.parts.region is None:
+            raise Unavailable("This node follows no region.")
+        return await self.parts.region.refresh()
 
     def _heartbeat(self, channel: Channel, body: msgspec.Raw) -> None:
         if channel in self._channels:

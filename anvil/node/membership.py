@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import msgspec
 
 from anvil.base import instruments
-from anvil.base.errors import Unavailable
+from anvil.base.errors import DatabaseUnavailable, Unavailable
 from anvil.base.limits import NODE_LEASE_S, NODE_RENEW_S, VIEW_EVERY_S
 from anvil.meta.cluster import ClusterTables
 from anvil.model.cluster import ClusterView, NodeId, NodeState
@@ -54,6 +54,7 @@ class Membership:
         self._lead = lead
         self._renewed = 0.0
         self._peers: Mapping[NodeId, NodeState] = {}
+        self._open: ClusterTables | None = None
         self.lease = Lease()
         self.leading = False
         self.followers: list[Follow] = []
@@ -66,6 +67,7 @@ class Membership:
         """For ever. What fails is tried again."""
         changed = asyncio.Event()
         async with self._tables(changed.set) as tables:
+            self._open = tables
             while True:
                 changed.clear()
                 try:
@@ -79,6 +81,13 @@ class Membership:
                 except TimeoutError:
                     pass
 
+    async def refresh(self) -> ClusterView:
+        """Read the view now, for somebody who is about to declare a loss. Raises DatabaseUnavailable."""
+        if self._open is None:
+            raise DatabaseUnavailable
+        self._follow(await self._open.view())
+        return self.view
+
     async def look(self, tables: ClusterTables) -> None:
         """Renew, read, tell, lead. Raises DatabaseUnavailable."""
         now = time.monotonic()
@@ -88,17 +97,22 @@ class Membership:
             else:
                 log.error("this node was removed from its region: nothing is written to it any more; restart it to join again")
         view = await tables.view()
-        if view.shape != self._region.view.shape:
-            self._changed(view)
-            self._region.follow(view)
-            for follow in self.followers:
-                follow(view)
-        else:
-            self._region.view = view
+        self._follow(view)
         self._count(view)
         self.leading = await tables.lead()
         if self.leading:
             await self._lead(tables, view)
+
+    def _follow(self, view: ClusterView) -> None:
+        if not view.layouts:
+            return  # of a database that was emptied: nothing can be made of it
+        if view.shape == self._region.view.shape:
+            self._region.view = view  # leases
+            return
+        self._changed(view)
+        self._region.follow(view)
+        for follow in self.followers:
+            follow(view)
 
     def _changed(self, view: ClusterView) -> None:
         """Tell log and metrics who came and went."""

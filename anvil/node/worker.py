@@ -146,6 +146,10 @@ class WorkerLink:
         if self._view is not None:
             follow(self._view)
 
+    async def region(self) -> ClusterView:
+        """The region as the database says now. Raises Unavailable."""
+        return await self.catalog.ask("region.view", None, ClusterView)
+
     def _show(self, view: ClusterView) -> None:
         self._view = view
         if self._follow is not None:
