@@ -113,9 +113,14 @@ class Metadata(Protocol):
     async def list_uploads(self, query: UploadsQuery) -> UploadsPage: ...
 
     # -- writer session
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId: ...
-    async def renew_session(self, session: SessionId) -> bool:
-        """False when it is gone: the caller must open another and drop all work of the old one."""
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
+        """`layout_version`: of the layout that the process goes by, 0 while it has read none. Raises WriterFenced when it is not the
+        current one any more."""
+        ...
+
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        """`layout_version`: the oldest that a write in flight was placed by; without one, the process's. What was reported never falls, so
+        0 says nothing new. False when the session is gone: the caller must open another and drop all work of the old one."""
         ...
 
     async def close_session(self, session: SessionId) -> None: ...
@@ -230,13 +235,20 @@ class LargeShard(Protocol):
 
 
 class Drive(Protocol):
-    """One place for shards: a folder on a local disk now, a remote peer's drive later.
+    """One place for shards: a folder on a local disk, or a drive of another node.
 
     Every call answers in bounded time: where the drive does not, it raises DriveStalled, and what was begun has no effect later, as far
     as that can be. The buffers given to that call are then not to be used for anything else: whoever still works on them keeps them."""
 
     drive_id: DriveId
     label: str
+    local: bool
+    """Whether it is this node's own: asking it costs no trip over the network."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a drive of this node: what is read of it crosses no network."""
+        ...
 
     @property
     def writable(self) -> bool:

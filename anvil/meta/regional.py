@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
+from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable, WriterFenced
 from anvil.base.limits import (
     DATABASE_WAIT_S,
     DROPPED_BUCKETS_KEEP_S,
@@ -178,13 +178,14 @@ class RegionalStore:
 
     # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
 
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId:
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
         session = os.urandom(16)
-        await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, wait_s=self._wait_s)
+        if not (await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, layout_version, wait_s=self._wait_s))[0][0]:
+            raise WriterFenced("This server's layout is not the current one. Try again.")
         return session
 
-    async def renew_session(self, session: SessionId) -> bool:
-        return bool(await call(self._writes, sessions.RENEW_SQL, session, wait_s=self._wait_s))
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        return bool(await call(self._writes, sessions.RENEW_SQL, session, layout_version, wait_s=self._wait_s))
 
     async def close_session(self, session: SessionId) -> None:
         await call(self._writes, sessions.CLOSE_SQL, session, wait_s=self._wait_s)

@@ -11,7 +11,7 @@ moves about 1/(n+1) of the partitions' places and nothing else.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -40,6 +40,10 @@ class Layout(msgspec.Struct, frozen=True):
         """Indexes into `drives` for that blob, primaries first, then spares."""
         row = partition(blob_id) * self.width
         return struct.unpack_from(f"<{self.width}H", self.places, row * 2)
+
+    def rows(self) -> Iterator[tuple[int, ...]]:
+        """The same for every partition, in order."""
+        return struct.iter_unpack(f"<{self.width}H", self.places)
 
     def pack(self) -> bytes:
         return msgspec.msgpack.encode(self)

@@ -26,9 +26,9 @@ def add_to_server(server: Any) -> None:
 
 
 async def anvil() -> None:
-    from anvil.api.grpc.host import GrpcHost
     from anvil.net.server import serve
     from anvil.net.stream import Stream
+    from anvil.rpc.host import GrpcHost
 
     async def nobody(stream: Stream) -> None:
         await stream.respond(404, ())

@@ -72,7 +72,8 @@ class MemoryMetadata:
         self._outbox_ids = count(1)
         self._buckets: set[BucketId] = set()
         self._dropped: set[BucketId] = set()
-        self._sessions: set[SessionId] = set()
+        self._sessions: dict[SessionId, int] = {}
+        self.layout_version = 0  # of the current layout
         self._keys: dict[BucketId, list[str]] = {}
         self._objects: dict[tuple[BucketId, str], ObjectRecord] = {}
         self._uploads: dict[tuple[BucketId, UploadId], _Upload] = {}
@@ -348,16 +349,24 @@ class MemoryMetadata:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId:
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
+        if 0 < layout_version < self.layout_version:
+            raise WriterFenced
         session = os.urandom(16)
-        self._sessions.add(session)
+        self._sessions[session] = max(layout_version, self.layout_version)
         return session
 
-    async def renew_session(self, session: SessionId) -> bool:
-        return session in self._sessions
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        if session not in self._sessions:
+            return False
+        self._sessions[session] = max(layout_version, self._sessions[session])
+        return True
 
     async def close_session(self, session: SessionId) -> None:
-        self._sessions.discard(session)
+        self._sessions.pop(session, None)
+
+    def sessions_behind(self, version: int) -> int:
+        return sum(reported < version for reported in self._sessions.values())
 
     async def live_sessions(self) -> frozenset[SessionId]:
         return frozenset(self._sessions)
