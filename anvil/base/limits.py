@@ -296,6 +296,8 @@ LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
+HOLDINGS_READ_S: Final = 600.0  # how long an operator's command may count what is stored, before a node is given up
+TASKS_SHOWN: Final = 100  # by `anvil admin task list`, unless more are asked for
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

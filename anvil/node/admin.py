@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from anvil.meta.cluster import ClusterTables, DriveRow
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
 from anvil.model.identity import Policy, Tenant
+from anvil.node.admin_cluster import ClusterAdmin
 from anvil.node.channel import connect
 from anvil.node.datadir import DataDirectory
 from anvil.shards.identity import read_identity
@@ -49,7 +51,12 @@ async def open_catalog(
 async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
     """For one command."""
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
-        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url))
+        cluster = ClusterAdmin(config, regional_url, partial(_audit, catalog.admin))
+        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url), cluster)
+
+
+async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
+    await admin.audit("operator", action, result=result, source="anvil admin", resource=resource)
 
 
 class NodeDrives:
@@ -105,10 +112,15 @@ async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
 class DatabaseAdmin:
     """AdminOps over `meta.admin.Admin`."""
 
-    def __init__(self, admin: Admin, drives: NodeDrives) -> None:
+    def __init__(self, admin: Admin, drives: NodeDrives, cluster: ClusterAdmin) -> None:
         self._admin = admin
         self.drive_list = drives.list
         self.drive_replace = drives.replace
+        self.node_list = cluster.node_list
+        self.node_drain = cluster.node_drain
+        self.node_remove = cluster.node_remove
+        self.layout_show = cluster.layout_show
+        self.layout_history = cluster.layout_history
 
     async def region_create(self, name: str) -> None:
         await self._admin.create_region(name)

@@ -50,7 +50,16 @@ from anvil.node.background import BackgroundParts
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.leader import Leader
-from anvil.node.local import NO_SESSION, attach_drives, await_layout, detach_drives, drive_probe, prepare_drives, unwritable, use_session
+from anvil.node.local import (
+    NO_SESSION,
+    attach_drives,
+    await_layout,
+    detach_drives,
+    drive_probe,
+    prepare_drives,
+    unwritable,
+    use_session,
+)
 from anvil.node.membership import Membership
 from anvil.node.observe import EngineEvents, internode, request_finished, task_ended
 from anvil.node.parts import KeyPair, Parts
@@ -180,7 +189,10 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(metadata.close)
         await metadata.start()
         await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
-        layouts, known = LayoutsInUse(), list[Placement]()  # a session opened before a layout is known goes by the one current then
+        layouts, known = (
+            LayoutsInUse(),
+            list[Placement](),
+        )  # a session opened before a layout is known goes by the one current then
         session = WriterSession(
             metadata,
             plan.node_id,
@@ -280,7 +292,9 @@ async def serve_peers(process: Child, region: Region) -> Server:
     """The cluster listener: this worker's drives, for the other nodes, and nothing else."""
     plan, buffers = process.plan, Buffers(asyncio.get_running_loop(), PEER_BUFFERS_BYTES_MAX)
     host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: region.local, buffers)
-    return await serve(nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True)
+    return await serve(
+        nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True
+    )
 
 
 async def _certificate(process: Child) -> Certificate | None:
