@@ -237,6 +237,7 @@ REPAIR_EVERY_S: Final = 5.0
 REPAIR_BATCH: Final = 64
 REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; each holds k+m frames of one stripe
 REPAIR_RETRY_S: Final = 10.0  # a debt that cannot be paid now (a drive away) waits so long, so that others get their turn
+DUE_LOOKED_AT: Final = 10_000  # rows of garbage and of debts looked at, to learn which slices have any
 UNHEALTHY_COUNTED: Final = 100_000  # blobs in debt that the gauge counts exactly
 SESSIONS_EVERY_S: Final = 5.0  # how often leases are looked at: a dead worker's leftovers are collected soon after
 SWEEP_EVERY_S: Final = 3600.0

@@ -40,7 +40,6 @@ from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
 from anvil.node.channel import Channel, Handler
 from anvil.node.datadir import write_private
-from anvil.node.local import local_drives
 from anvil.shards.drive import LocalDrive
 from anvil.tasks.collect import Collector
 from anvil.tasks.periodic import Periodic
@@ -155,7 +154,7 @@ class Upkeep:
         return removed >= COLLECT_BATCH
 
     async def compact(self) -> bool:
-        for drive in local_drives(self._placement):
+        for drive in self._local():
             await self._hold.refresh()
             if self._hold() or not drive.writable:
                 continue
@@ -192,7 +191,7 @@ class Upkeep:
         await self._metadata.expire_sessions()
         live = await self._metadata.live_sessions()
         if live != self._live or self._unfinished:
-            await self._recover(local_drives(self._placement), live)
+            await self._recover(self._local(), live)
             if self._live is not None and self._live - live:
                 self.surveyor.ask("a writer is gone")  # what it left uncommitted is nobody's
         self._live = live
@@ -201,8 +200,11 @@ class Upkeep:
     async def drives(self) -> bool:
         came = self.surveyor.watch()
         if came and self._live is not None:
-            await self._recover([drive for drive in local_drives(self._placement) if drive.drive_id in came], self._live)
+            await self._recover([drive for drive in self._local() if drive.drive_id in came], self._live)
         return False
+
+    def _local(self) -> list[LocalDrive]:
+        return [drive for drive in self._placement.drives.values() if isinstance(drive, LocalDrive)]
 
     async def _recover(self, drives: Sequence[LocalDrive], live: frozenset[SessionId]) -> None:
         self._unfinished = False
