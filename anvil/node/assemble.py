@@ -61,6 +61,7 @@ from anvil.node.payload import open_body
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
 from anvil.tasks.collect import Collector
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 
@@ -266,14 +267,16 @@ async def build_background(process: Child) -> BackgroundParts:
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
         ]
         buffers = Buffers(loop)
+        repairer = Repairer(metadata, placement, native, buffers, codec_for)
         upkeep = Upkeep(
             catalog,
             metadata,
             placement,
             hold,
             Collector(metadata, placement, config.storage.gc_grace_s, hold),
-            Repairer(metadata, placement, native, buffers, codec_for),
+            repairer,
             Survey(metadata, placement, buffers, EngineEvents(), hold),
+            Rebalancer(metadata, placement, buffers, repairer, EngineEvents(), hold),
             config.node.data_path / "surveyed",
         )
         return BackgroundParts(
