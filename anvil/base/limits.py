@@ -244,6 +244,7 @@ SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
 SURVEY_BUSY_SHARE: Final = 0.5  # the same for a survey with a reason: a drive returned or was replaced, an operator asked
 SURVEY_OWNERS_MAX: Final = 2000  # blobs asked about in one statement
+INVENTORY_DRIVES_IN_FLIGHT: Final = 8  # asked at a time what they hold of a partition
 COMPACT_EVERY_S: Final = 60.0
 SCRUB_PASS_S: Final = 14 * 24 * 3600.0  # one scrub of everything takes about this long: bit rot is slow, disks are busy
 SCRUB_FASTEST_PARTITION_S: Final = 0.05
@@ -297,6 +298,9 @@ LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
+MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
+MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
+THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

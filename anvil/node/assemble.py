@@ -70,6 +70,7 @@ from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 from anvil.tasks.worker import TaskWorker
@@ -347,6 +348,7 @@ async def build_background(process: Child) -> BackgroundParts:
             Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
             repairer,
             Survey(metadata, region.placement, buffers, EngineEvents(), hold),
+            Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold),
             config.node.data_path / "surveyed",
         )
         worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, {}, asyncio.Event(), task_ended)

@@ -43,6 +43,7 @@ from anvil.node.datadir import write_private
 from anvil.shards.drive import LocalDrive
 from anvil.tasks.collect import Collector
 from anvil.tasks.periodic import Periodic
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer, Result
 from anvil.tasks.survey import Survey
 from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
@@ -97,6 +98,7 @@ class Upkeep:
         collector: Collector,
         repairer: Repairer,
         survey: Survey,
+        rebalancer: Rebalancer,
         surveyed: Path,
     ) -> None:
         self._catalog = catalog
@@ -109,7 +111,7 @@ class Upkeep:
         self._live: frozenset[SessionId] | None = None
         self._unfinished = False  # recovery has left something that may be a leftover when it is older
         self._freed = asyncio.Event()
-        self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey)
+        self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey, move=rebalancer.partition)
         if self._picture() != self._pictured():
             self.surveyor.ask("the drives or the layout changed")
 
@@ -252,7 +254,7 @@ class Upkeep:
     # -- what was surveyed ---------------------------------------------------------------------------------------------------
 
     def _picture(self) -> str:
-        readable = sorted(drive.drive_id.hex() for drive in self._placement.drives.values() if drive.readable)
+        readable = sorted(drive.drive_id.hex() for drive in local_drives(self._placement) if drive.readable)
         return " ".join([str(self._placement.layout.version), *readable])
 
     def _pictured(self) -> str:
