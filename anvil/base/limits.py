@@ -237,12 +237,14 @@ REPAIR_EVERY_S: Final = 5.0
 REPAIR_BATCH: Final = 64
 REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; each holds k+m frames of one stripe
 REPAIR_RETRY_S: Final = 10.0  # a debt that cannot be paid now (a drive away) waits so long, so that others get their turn
+DUE_LOOKED_AT: Final = 10_000  # rows of garbage and of debts looked at, to learn which slices have any
 UNHEALTHY_COUNTED: Final = 100_000  # blobs in debt that the gauge counts exactly
 SESSIONS_EVERY_S: Final = 5.0  # how often leases are looked at: a dead worker's leftovers are collected soon after
 SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
 SURVEY_BUSY_SHARE: Final = 0.5  # the same for a survey with a reason: a drive returned or was replaced, an operator asked
 SURVEY_OWNERS_MAX: Final = 2000  # blobs asked about in one statement
+INVENTORY_DRIVES_IN_FLIGHT: Final = 8  # asked at a time what they hold of a partition
 COMPACT_EVERY_S: Final = 60.0
 SCRUB_PASS_S: Final = 14 * 24 * 3600.0  # one scrub of everything takes about this long: bit rot is slow, disks are busy
 SCRUB_FASTEST_PARTITION_S: Final = 0.05
@@ -298,6 +300,9 @@ LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 HOLDINGS_READ_S: Final = 600.0  # how long an operator's command may count what is stored, before a node is given up
 TASKS_SHOWN: Final = 100  # by `anvil admin task list`, unless more are asked for
+MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
+MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
+THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

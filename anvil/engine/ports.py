@@ -242,12 +242,10 @@ class Drive(Protocol):
 
     drive_id: DriveId
     label: str
-    local: bool
-    """Whether it is this node's own: asking it costs no trip over the network."""
 
     @property
     def local(self) -> bool:
-        """Whether it is a drive of this node: what is read of it crosses no network."""
+        """Whether it is on this node: what is read or written there crosses no network."""
         ...
 
     @property

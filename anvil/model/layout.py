@@ -58,6 +58,12 @@ def partition(blob_id: BlobId) -> int:
     return blob_id[0] << 4 | blob_id[1] >> 4
 
 
+def slice_partitions(number: int, slices: int = 64) -> range:
+    """The partitions of one of `slices` equal pieces."""
+    each = PARTITIONS // slices
+    return range(number * each, (number + 1) * each)
+
+
 def compute(drives: Sequence[LayoutDrive], shards: int, spares: int, previous: Layout | None = None) -> Layout:
     """A layout of `shards` primaries and up to `spares` spares per partition (fewer where there are not enough drives)."""
     ordered = tuple(sorted(drives, key=lambda drive: drive.drive_id))

@@ -43,7 +43,7 @@ from anvil.meta.tasks import TaskQueue
 from anvil.model.cluster import ClusterView
 from anvil.model.records import SessionId
 from anvil.net.server import Listener, Server, serve
-from anvil.net.stream import Handler
+from anvil.net.stream import Handler, Stream
 from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
@@ -70,6 +70,7 @@ from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 from anvil.tasks.worker import TaskWorker
@@ -291,10 +292,15 @@ async def open_region(
 async def serve_peers(process: Child, region: Region) -> Server:
     """The cluster listener: this worker's drives, for the other nodes, and nothing else."""
     plan, buffers = process.plan, Buffers(asyncio.get_running_loop(), PEER_BUFFERS_BYTES_MAX)
-    host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: region.local, buffers)
+    host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: {**region.local}, buffers)
     return await serve(
-        nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True
+        _nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True
     )
+
+
+async def _nothing_here(stream: Stream) -> None:
+    """Whoever speaks HTTP to the cluster listener is at the wrong address."""
+    await stream.respond(404, [(b"content-length", b"0")])
 
 
 async def _certificate(process: Child) -> Certificate | None:
@@ -331,25 +337,30 @@ async def build_background(process: Child) -> BackgroundParts:
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
         queue = TaskQueue(catalog.query)
-        leader = Leader(config, metadata, queue)
+        leader = Leader(config, metadata, region.placement, queue)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         upkeep = Upkeep(
             catalog,
             metadata,
-            region,
+            region.placement,
             hold,
             Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
             repairer,
-            Rebalancer(metadata, region.placement, repairer, buffers),
             Survey(metadata, region.placement, buffers, EngineEvents(), hold),
+            Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold),
             config.node.data_path / "surveyed",
         )
-        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, upkeep.work, asyncio.Event(), task_ended)
+        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, {}, asyncio.Event(), task_ended)
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
-            *cluster_checks(config, membership, region),
+            Check("node_lease", partial(_lease_check, membership)),
+            *(
+                [Check("peers", partial(_peers_check, region))]
+                if region.peers is not None and not config.cluster.init_cluster
+                else []
+            ),
         ]
         return BackgroundParts(
             catalog,
@@ -362,6 +373,17 @@ async def build_background(process: Child) -> BackgroundParts:
             upkeep.handlers,
             opened.pop_all().aclose,
         )
+
+
+async def _lease_check(membership: Membership) -> None:
+    if not membership.lease.held:
+        raise Unavailable("this node holds no lease")
+
+
+async def _peers_check(region: Region) -> None:
+    """Met once is enough: to be cut off from all others is not to be told by every node about itself at once."""
+    if region.peers is not None and not region.peers.last_seen:
+        raise Unavailable("no other node has answered yet (start the first one with --init-cluster)")
 
 
 def _tables(plan: Plan, changed: Callable[[], None]) -> ClusterTables:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from anvil.base import instruments
 from anvil.base.config import Config
+from anvil.base.errors import AnvilError
 from anvil.base.limits import (
     BUCKET_CHANGE_STALE_S,
     COLLECT_EVERY_S,
@@ -23,9 +24,11 @@ from anvil.base.limits import (
     TASKS_KEEP_S,
     WORK_SLICES,
 )
+from anvil.engine.context import Placement
 from anvil.meta.cluster import ClusterTables
 from anvil.meta.regional import RegionalStore
 from anvil.model.cluster import ClusterView
+from anvil.model.layout import slice_partitions
 from anvil.node.layouts import LayoutKeeper
 
 log = logging.getLogger("anvil.leader")
@@ -43,11 +46,17 @@ class Leader:
     """`now_s`: any monotonic clock."""
 
     def __init__(
-        self, config: Config, metadata: RegionalStore, queue: Queue, now_s: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        metadata: RegionalStore,
+        placement: Placement,
+        queue: Queue,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._region = config.node.region
         self._grace_s = config.storage.gc_grace_s
         self._metadata = metadata
+        self._placement = placement
         self._queue = queue
         self._now_s = now_s
         self._due: dict[str, float] = {}
@@ -58,6 +67,7 @@ class Leader:
         for node_id in await tables.mark_down():
             node = view.node(node_id)
             log.warning("a node is down", extra={"node": node.name if node else node_id.hex()})
+        self._tables = tables
         await self._keeper.step(tables, view)
         if self._is_due("relay", COLLECT_EVERY_S):
             await self._relay()
@@ -89,8 +99,22 @@ class Leader:
             await self._ask("repair", number, WORK_SLICES, priority=1)
 
     async def _move(self, version: int, slices: Sequence[int]) -> None:
+        held = await self._held()
         for number in slices:
-            await self._ask("rebalance", number, LAYOUT_SLICES, version=version, priority=1)
+            if held is not None and held.isdisjoint(slice_partitions(number)):
+                await self._tables.slice_done(version, number, 0, 0)  # nothing is there, and nobody writes by an older layout
+            else:
+                await self._ask("rebalance", number, LAYOUT_SLICES, version=version, priority=1)
+
+    async def _held(self) -> frozenset[int] | None:
+        """The partitions of which any drive holds anything; None where one cannot be asked."""
+        held: set[int] = set()
+        for drive in self._placement.drives.values():
+            try:
+                held |= await drive.partitions()
+            except AnvilError:
+                return None
+        return frozenset(held)
 
     async def _ask(self, kind: str, number: int = 0, slices: int = 1, *, priority: int = 0, **more: int) -> None:
         payload = {"region": self._region, "slice": number, "slices": slices, **more}

@@ -1,9 +1,9 @@
 """This node's place in its region: the lease, the view, and the leader's turn.
 
-Owns: one connection to the regional database, which renews the node's lease and reads who else is there; what was read goes to this process's
-`Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database answers, and at once after a
-notification; the lease is renewed on the same connection, so a node that cannot read the view loses its lease, too; what only one node may do
-is done by the one that holds the advisory lock. Not here: what the leader decides (`node/layouts.py`), tables (`meta/cluster.py`).
+Owns: one connection to the regional database, which renews the node's lease and reads who else is there; what was read goes to this
+process's `Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database answers, and at once after
+a notification; the lease is renewed on the same connection, so a node that cannot read the view loses its lease, too; what only one node
+may do is done by the one that holds the advisory lock. Not here: what the leader decides (`node/layouts.py`), tables (`meta/cluster.py`).
 """
 
 from __future__ import annotations

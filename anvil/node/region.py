@@ -1,7 +1,7 @@
 """What one process knows of its region: drives here and elsewhere, layouts, scheme; kept up to date in place.
 
-Owns: the placement that everything in this process uses, and the remote drives in it. Invariant: whoever holds the placement sees the newest
-view at its next question; a drive of this node is never reached over the network. Not here: how the view is read and who changes the region
+Owns: the placement that everything in this process uses, and the remote drives in it. Invariant: whoever holds the placement sees the
+newest view at its next question; a drive of this node is never reached over the network. Not here: how the view is read and who changes the region
 (`node/membership.py`), what a drive does (`shards`, `peers`).
 """
 
@@ -49,7 +49,7 @@ class Region:
 
     def _drives(self, view: ClusterView) -> dict[DriveId, Drive]:
         """The local ones first."""
-        drives: dict[DriveId, Drive] = dict(self.local)
+        drives: dict[DriveId, Drive] = {**self.local}
         if self.peers is None:
             return drives
         self.peers.update(view.nodes)

@@ -40,10 +40,10 @@ from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
 from anvil.node.channel import Channel, Handler
 from anvil.node.datadir import write_private
-from anvil.node.local import local_drives
 from anvil.shards.drive import LocalDrive
 from anvil.tasks.collect import Collector
 from anvil.tasks.periodic import Periodic
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer, Result
 from anvil.tasks.survey import Survey
 from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
@@ -98,6 +98,7 @@ class Upkeep:
         collector: Collector,
         repairer: Repairer,
         survey: Survey,
+        rebalancer: Rebalancer,
         surveyed: Path,
     ) -> None:
         self._catalog = catalog
@@ -110,7 +111,7 @@ class Upkeep:
         self._live: frozenset[SessionId] | None = None
         self._unfinished = False  # recovery has left something that may be a leftover when it is older
         self._freed = asyncio.Event()
-        self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey)
+        self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey, move=rebalancer.partition)
         if self._picture() != self._pictured():
             self.surveyor.ask("the drives or the layout changed")
 
@@ -155,7 +156,7 @@ class Upkeep:
         return removed >= COLLECT_BATCH
 
     async def compact(self) -> bool:
-        for drive in local_drives(self._placement):
+        for drive in self._local():
             await self._hold.refresh()
             if self._hold() or not drive.writable:
                 continue
@@ -192,7 +193,7 @@ class Upkeep:
         await self._metadata.expire_sessions()
         live = await self._metadata.live_sessions()
         if live != self._live or self._unfinished:
-            await self._recover(local_drives(self._placement), live)
+            await self._recover(self._local(), live)
             if self._live is not None and self._live - live:
                 self.surveyor.ask("a writer is gone")  # what it left uncommitted is nobody's
         self._live = live
@@ -201,8 +202,11 @@ class Upkeep:
     async def drives(self) -> bool:
         came = self.surveyor.watch()
         if came and self._live is not None:
-            await self._recover([drive for drive in local_drives(self._placement) if drive.drive_id in came], self._live)
+            await self._recover([drive for drive in self._local() if drive.drive_id in came], self._live)
         return False
+
+    def _local(self) -> list[LocalDrive]:
+        return [drive for drive in self._placement.drives.values() if isinstance(drive, LocalDrive)]
 
     async def _recover(self, drives: Sequence[LocalDrive], live: frozenset[SessionId]) -> None:
         self._unfinished = False
@@ -250,7 +254,7 @@ class Upkeep:
     # -- what was surveyed ---------------------------------------------------------------------------------------------------
 
     def _picture(self) -> str:
-        readable = sorted(drive.drive_id.hex() for drive in self._placement.drives.values() if drive.readable)
+        readable = sorted(drive.drive_id.hex() for drive in local_drives(self._placement) if drive.readable)
         return " ".join([str(self._placement.layout.version), *readable])
 
     def _pictured(self) -> str:

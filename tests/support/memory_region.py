@@ -23,6 +23,7 @@ from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import BlobRef, Owner
 from anvil.model.scheme import Scheme
 from anvil.tasks.collect import Collector
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 from tests.contract.memory_drive import MemoryDrive
@@ -44,7 +45,9 @@ class Region:
     session: WriterSession
     repairer: Repairer
     survey: Survey
+    rebalancer: Rebalancer
     hold = False
+    settled = True
 
     def __init__(self, nodes: int, drives: int, scheme: Scheme) -> None:
         self.scheme = scheme
@@ -170,7 +173,8 @@ async def region(nodes: int = 6, drives: int = 1, scheme: Scheme | None = None) 
     )
     made.engine = Engine(made.context)
     made.repairer = Repairer(made.metadata, made.placement, native, buffers, codec_for, retry_s=0.0)
-    made.survey = Survey(made.metadata, made.placement, buffers, made.events, lambda: made.hold)
+    made.survey = Survey(made.metadata, made.placement, buffers, made.events, lambda: made.hold, lambda: made.settled)
+    made.rebalancer = Rebalancer(made.metadata, made.placement, buffers, made.repairer, made.events, lambda: made.hold)
     try:
         yield made
     finally:
