@@ -211,8 +211,8 @@ class RegionalStore:
         return [collect.garbage_from(row) for row in await self.query(collect.GARBAGE_SQL, limit, grace_us)]
 
     async def due_slices(self, slices: int, grace_s: float) -> tuple[Sequence[int], Sequence[int]]:
-        """Which of `slices` pieces (the leading byte of the blob id, modulo) have garbage older than `grace_s`, and which have debts that may be
-        tried now; of the first DUE_LOOKED_AT rows of either."""
+        """Which of `slices` pieces have garbage older than `grace_s`, and which have debts that may be tried now; of the first DUE_LOOKED_AT
+        rows of either."""
         rows = await self.query(collect.DUE_SLICES_SQL, slices, int(grace_s * 1_000_000), DUE_LOOKED_AT)
         return [row["slice"] for row in rows if row["garbage"]], [row["slice"] for row in rows if not row["garbage"]]
 

@@ -347,11 +347,12 @@ async def build_background(process: Child) -> BackgroundParts:
             hold,
             Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
             repairer,
-            Survey(metadata, region.placement, buffers, EngineEvents(), hold),
+            Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh),
             Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold),
+            membership.moved,
             config.node.data_path / "surveyed",
         )
-        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, {}, asyncio.Event(), task_ended)
+        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, upkeep.work, asyncio.Event(), task_ended)
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),

@@ -2,8 +2,8 @@
 
 Owns: which drives belong in the layout, and the one transition at a time: begun, moved slice by slice, ended. Invariants: a step only asks
 the database for what its rows allow (two leaders for a moment do no harm); movers are sent only when no writer uses an older layout; the
-old layout is retired only when every slice was verified. A node that is down leaves the layout only when it has been so for the repair delay
-and the others can hold the scheme without two losses costing more than it bears. Not here: how a layout is computed (`model/layout.py`),
+old layout is retired only when every slice was verified. A node that is down leaves the layout only when it has been so for the repair
+delay and the others can hold the scheme so that another node's loss is borne. Not here: how a layout is computed (`model/layout.py`),
 moving (`tasks/rebalance.py`).
 """
 

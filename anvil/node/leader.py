@@ -1,8 +1,8 @@
 """What one node does for all of its region: looks after states and layout, and sees to it that what is due stands in the queue.
 
-Owns: the schedule. Invariants: a task says only "do this for that slice"; what is due is asked of the regional database, so a queue that was
-lost, or that two leaders fill at once, costs nothing but a look (`dedupe_key`). Not here: doing the tasks (`node/upkeep.py`), who leads
-(`node/membership.py`), the layout (`node/layouts.py`).
+Owns: the schedule. Invariants: a task says only "do this for that slice"; what is due is asked of the regional database, so a queue that
+was lost, or that two leaders fill at once, costs nothing but a look (`dedupe_key`). Not here: doing the tasks (`node/upkeep.py`), who
+leads (`node/membership.py`), the layout (`node/layouts.py`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,6 @@ class Leader:
             await self._ask("usage")
         if self._is_due("buckets", BUCKET_CHANGE_STALE_S):
             await self._ask("buckets")
-            await self._ask("uploads")
         if self._is_due("survey", SWEEP_EVERY_S):
             for number in range(LAYOUT_SLICES):
                 await self._ask("survey", number, LAYOUT_SLICES)

@@ -1,9 +1,10 @@
 """This node's place in its region: the lease, the view, and the leader's turn.
 
 Owns: one connection to the regional database, which renews the node's lease and reads who else is there; what was read goes to this
-process's `Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database answers, and at once after
-a notification; the lease is renewed on the same connection, so a node that cannot read the view loses its lease, too; what only one node
-may do is done by the one that holds the advisory lock. Not here: what the leader decides (`node/layouts.py`), tables (`meta/cluster.py`).
+process's `Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database answers, and at once
+after a notification; the lease is renewed on the same connection, so a node that cannot read the view loses its lease, too; what only one
+node may do is done by the one that holds the advisory lock. Not here: what the leader decides (`node/layouts.py`), tables
+(`meta/cluster.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import msgspec
 
 from anvil.base import instruments
 from anvil.base.errors import DatabaseUnavailable, Unavailable
-from anvil.base.limits import NODE_LEASE_S, NODE_RENEW_S, VIEW_EVERY_S
+from anvil.base.limits import HOLD_FRESH_S, NODE_LEASE_S, NODE_RENEW_S, VIEW_EVERY_S
 from anvil.meta.cluster import ClusterTables
 from anvil.model.cluster import ClusterView, NodeId, NodeState
 from anvil.node.region import Region
+from anvil.tasks.rebalance import Moved
 
 log = logging.getLogger("anvil.membership")
 
@@ -53,6 +55,7 @@ class Membership:
         self._region = region
         self._lead = lead
         self._renewed = 0.0
+        self._seen = -HOLD_FRESH_S
         self._peers: Mapping[NodeId, NodeState] = {}
         self._open: ClusterTables | None = None
         self.lease = Lease()
@@ -85,8 +88,21 @@ class Membership:
         """Read the view now, for somebody who is about to declare a loss. Raises DatabaseUnavailable."""
         if self._open is None:
             raise DatabaseUnavailable
-        self._follow(await self._open.view())
+        asked = time.monotonic()
+        self._follow(await self._open.view(), asked)
         return self.view
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the layouts were known to be the newest ones a moment ago (HOLD_FRESH_S)."""
+        return time.monotonic() - self._seen < HOLD_FRESH_S
+
+    async def moved(self, version: int, number: int, moved: Moved) -> None:
+        """Write down how far a slice of a layout is. Raises DatabaseUnavailable."""
+        if self._open is None:
+            raise DatabaseUnavailable
+        report = self._open.slice_progress if moved.waiting else self._open.slice_done
+        await report(version, number, moved.shards + moved.rebuilt, moved.bytes)
 
     async def look(self, tables: ClusterTables) -> None:
         """Renew, read, tell, lead. Raises DatabaseUnavailable."""
@@ -96,16 +112,18 @@ class Membership:
                 self._renewed, self.lease.good_until = now, now + NODE_LEASE_S
             else:
                 log.error("this node was removed from its region: nothing is written to it any more; restart it to join again")
+        asked = time.monotonic()
         view = await tables.view()
-        self._follow(view)
+        self._follow(view, asked)
         self._count(view)
         self.leading = await tables.lead()
         if self.leading:
             await self._lead(tables, view)
 
-    def _follow(self, view: ClusterView) -> None:
+    def _follow(self, view: ClusterView, asked: float) -> None:
         if not view.layouts:
             return  # of a database that was emptied: nothing can be made of it
+        self._seen = asked
         if view.shape == self._region.view.shape:
             self._region.view = view  # leases
             return

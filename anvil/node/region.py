@@ -1,8 +1,8 @@
 """What one process knows of its region: drives here and elsewhere, layouts, scheme; kept up to date in place.
 
 Owns: the placement that everything in this process uses, and the remote drives in it. Invariant: whoever holds the placement sees the
-newest view at its next question; a drive of this node is never reached over the network. Not here: how the view is read and who changes the region
-(`node/membership.py`), what a drive does (`shards`, `peers`).
+newest view at its next question; a drive of this node is never reached over the network. Not here: how the view is read and who changes
+the region (`node/membership.py`), what a drive does (`shards`, `peers`).
 """
 
 from __future__ import annotations

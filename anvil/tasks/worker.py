@@ -19,7 +19,8 @@ from anvil.base.limits import TASK_LEASE_S, TASK_POLL_S_MAX, TASK_POLL_S_MIN, TA
 
 log = logging.getLogger("anvil.tasks")
 
-Handler = Callable[[Mapping[str, Any]], Awaitable[None]]
+Payload = Mapping[str, Any]
+Handler = Callable[[Payload], Awaitable[None]]
 """Does one task, given its payload. Raises what makes it fail."""
 Observe = Callable[[str, str, float], None]
 """type, result (`ok`, `retry`, `dead`), seconds"""
@@ -33,7 +34,7 @@ class Task(Protocol):
     @property
     def type(self) -> str: ...
     @property
-    def payload(self) -> Mapping[str, Any]: ...
+    def payload(self) -> Payload: ...
 
 
 class Queue(Protocol):

@@ -102,7 +102,9 @@ async def test_patience_is_kept_on_both_sides() -> None:
         assert await remote.open(os.urandom(16), 0, 5.0) is None
 
 
-@pytest.mark.parametrize("error", [StorageFull(), DriveFailed(), DriveStalled(), SlowDown(), Unavailable("held"), BadRecord("bad")])
+@pytest.mark.parametrize(
+    "error", [StorageFull(), DriveFailed(), DriveStalled(), SlowDown(), Unavailable("held"), BadRecord("bad")]
+)
 def test_errors_of_the_drive_are_raised_here(error: AnvilError) -> None:
     @on_loop
     async def check() -> None:
