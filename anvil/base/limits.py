@@ -299,7 +299,6 @@ LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's fi
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 HOLDINGS_READ_S: Final = 600.0  # how long an operator's command may count what is stored, before a node is given up
-TASKS_SHOWN: Final = 100  # by `anvil admin task list`, unless more are asked for
 MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
 MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
 THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on

@@ -13,10 +13,11 @@ import click
 import msgspec
 
 from anvil.base.errors import InvalidSetting
-from anvil.base.limits import LAYOUT_HISTORY_MAX, TASKS_SHOWN
+from anvil.base.limits import LAYOUT_HISTORY_MAX, TASKS_LISTED_MAX
 from anvil.cli.admin_ops import LayoutInfo, NodeInfo
 from anvil.cli.admin_session import Session, as_json
 from anvil.cli.output import emit, table
+from anvil.model.task import TaskStatus
 
 GIB = 1 << 30
 
@@ -147,9 +148,9 @@ def task() -> None:
 
 
 @task.command("list")
-@click.option("--status", type=click.Choice(["pending", "running", "completed", "dead"]), help="Only these.")
+@click.option("--status", type=click.Choice(list(TaskStatus)), help="Only these.")
 @click.option("--type", "kind", metavar="TYPE", help="Only of this type.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=TASKS_SHOWN, show_default=True, help="How many.")
+@click.option("--limit", type=click.IntRange(1, TASKS_LISTED_MAX), default=100, show_default=True, help="How many.")
 @as_json
 @click.pass_obj
 def task_list(session: Session, status: str | None, kind: str | None, limit: int, as_json: bool) -> None:
@@ -176,7 +177,7 @@ def task_list(session: Session, status: str | None, kind: str | None, limit: int
 @as_json
 @click.pass_obj
 def task_retry(session: Session, number: int, as_json: bool) -> None:
-    """Have a dead task tried again, now."""
+    """Have a dead task, or one that waits, tried now."""
     session.run(lambda ops: ops.task_retry(number))
     emit({"task": number, "status": "pending"}, as_json, f"task {number} is tried again")
 
@@ -186,6 +187,6 @@ def task_retry(session: Session, number: int, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def task_cancel(session: Session, number: int, as_json: bool) -> None:
-    """Take a task that waits out of the queue. What is due is put there again by the node that looks after that."""
+    """Give a task up. What is due is put into the queue again by the node that looks after that."""
     session.run(lambda ops: ops.task_cancel(number))
     emit({"task": number, "cancelled": True}, as_json, f"task {number} is cancelled")

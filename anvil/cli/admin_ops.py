@@ -191,11 +191,11 @@ class AdminOps(Protocol):
         ...
 
     async def task_retry(self, number: int) -> None:
-        """Raises UnknownName, Conflict for one that is not dead."""
+        """A dead one, or one that waits. Raises Conflict."""
         ...
 
     async def task_cancel(self, number: int) -> None:
-        """Raises UnknownName, Conflict for one that does not wait."""
+        """One that waits or runs. Raises Conflict."""
         ...
 
 

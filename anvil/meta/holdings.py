@@ -18,7 +18,7 @@ from anvil.model.cluster import Holding
 from anvil.model.scheme import Scheme
 
 _OPERATOR_LOCK: Final = 0x616E76696C03  # "anvil", 3
-_PARTITION: Final = "get_byte(blob_id, 0) << 4 | get_byte(blob_id, 1) >> 4"  # model/layout.py: partition
+_PARTITION: Final = "(get_byte(blob_id, 0) << 4) | (get_byte(blob_id, 1) >> 4)"  # model/layout.py: partition
 _STORED_SQL: Final = f"""
     SELECT scheme, {_PARTITION} AS partition, 0 AS missing, count(*) AS blobs FROM (
         SELECT blob_id, scheme FROM objects WHERE blob_id IS NOT NULL AND inline IS NULL

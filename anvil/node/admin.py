@@ -21,8 +21,10 @@ from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.cluster import ClusterTables, DriveRow
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
+from anvil.meta.tasks import TaskQueue
 from anvil.model.identity import Policy, Tenant
 from anvil.node.admin_cluster import ClusterAdmin
+from anvil.node.admin_tasks import TaskAdmin
 from anvil.node.channel import connect
 from anvil.node.datadir import DataDirectory
 from anvil.shards.identity import read_identity
@@ -51,8 +53,9 @@ async def open_catalog(
 async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
     """For one command."""
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
-        cluster = ClusterAdmin(config, regional_url, partial(_audit, catalog.admin))
-        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url), cluster)
+        audit = partial(_audit, catalog.admin)
+        cluster, tasks = ClusterAdmin(config, regional_url, audit), TaskAdmin(TaskQueue(catalog.query), audit)
+        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url), cluster, tasks)
 
 
 async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
@@ -112,7 +115,7 @@ async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
 class DatabaseAdmin:
     """AdminOps over `meta.admin.Admin`."""
 
-    def __init__(self, admin: Admin, drives: NodeDrives, cluster: ClusterAdmin) -> None:
+    def __init__(self, admin: Admin, drives: NodeDrives, cluster: ClusterAdmin, tasks: TaskAdmin) -> None:
         self._admin = admin
         self.drive_list = drives.list
         self.drive_replace = drives.replace
@@ -121,6 +124,9 @@ class DatabaseAdmin:
         self.node_remove = cluster.node_remove
         self.layout_show = cluster.layout_show
         self.layout_history = cluster.layout_history
+        self.task_list = tasks.task_list
+        self.task_retry = tasks.task_retry
+        self.task_cancel = tasks.task_cancel
 
     async def region_create(self, name: str) -> None:
         await self._admin.create_region(name)

@@ -27,8 +27,9 @@ def holds(view: ClusterView, node_id: NodeId) -> bool:
 
 
 def away(view: ClusterView) -> list[NodeRow]:
-    """Nodes that hold something and do not answer."""
-    return [node for node in view.nodes if holds(view, node.node_id) and not (node.leased and node.state is not NodeState.DOWN)]
+    """Nodes that hold something, as far as layouts know, and do not give it: down, or given up."""
+    lost = (NodeState.DOWN, NodeState.REMOVED)
+    return [node for node in view.nodes if holds(view, node.node_id) and (not node.leased or node.state in lost)]
 
 
 def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:

@@ -116,7 +116,7 @@ def test_as_many_as_there_is_parity_may_be_away(down: int, lost: int) -> None:
     if not lost:
         assert_nothing_lost(view, view.nodes[-1], everywhere())
         return
-    with pytest.raises(Conflict, match="lose 4096 .* n3 .*, n4") as error:
+    with pytest.raises(Conflict, match=r"lose 4096 .* n3 .*, n4") as error:
         assert_nothing_lost(view, view.nodes[-1], everywhere())
     assert "--force does not change this" in error.value.message
 
