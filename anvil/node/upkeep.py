@@ -137,7 +137,7 @@ class Upkeep:
             "drives": (DRIVE_PROBE_S, self.drives, None),
             "sweep": (SWEEP_EVERY_S, surveyor.sweep, surveyor.wake),
             "scrub": (TURN_S, surveyor.scrub, None),
-            "health": (REPAIR_EVERY_S, self.health, None),
+            "gauges": (REPAIR_EVERY_S, self.gauges, None),
         }
         periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
         return {"hold": self._hold.keep, **periodic}
@@ -233,7 +233,8 @@ class Upkeep:
             extra={"slice": payload["slice"], **msgspec.structs.asdict(findings)},
         )
 
-    async def health(self) -> bool:
+    async def gauges(self) -> bool:
+        """What the database knows of debts and usage, for the metrics."""
         missing, corrupt = await self._metadata.unhealthy()
         instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
         instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)
