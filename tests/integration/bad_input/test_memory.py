@@ -165,3 +165,28 @@ def test_readers_that_do_not_read_do_not_keep_others_out(world: World) -> None:
         wait_until("there is room again", lambda: world.own("PUT", "/attacked/meanwhile", large).status == 200, 45)
         assert world.own("GET", "/attacked/unread").body == large
     assert world.own("GET", "/attacked/unread").body == large
+
+
+def test_http2_streams_without_a_window_do_not_keep_others_out(world: World) -> None:
+    """Answers that the client lets nothing be sent of, hundreds on a few connections: their buffers are wanted by others."""
+    worker, large = worker_of(world), PIECE * 128
+    assert world.own("PUT", "/attacked/windowless", large).status == 200
+    target = world.own.presigned("GET", "/attacked/windowless")
+
+    def served() -> bool:
+        return world.own("GET", "/attacked/windowless").body == large
+
+    async def main() -> None:
+        clients = [await H2Client.connect("127.0.0.1", world.node.port, window=0) for _ in range(8)]
+        try:
+            begun = [(client, client.begin("GET", target, authority=world.own.host)) for client in clients for _ in range(32)]
+            await asyncio.to_thread(wait_until, "there is room again", served)
+            assert worker.memory_info().rss < PROMISED_BYTES
+            assert any(client.exchanges[stream].reset is not None for client, stream in begun), "some had to make it"
+            assert not any(client.exchanges[stream].body for client, stream in begun)
+        finally:
+            for client in clients:
+                client.close()
+
+    asyncio.run(main())
+    wait_until("no answer is left", lambda: settled(world))
