@@ -12,7 +12,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -265,8 +264,9 @@ async def _receive(shard: LargeShard, left: int, requests: Requests, out: _Out) 
 
 async def _take_back(shard: LargeShard, writing: asyncio.Task[None] | None) -> None:
     if writing is not None:
-        with suppress(AnvilError):
-            await writing
+        await asyncio.wait([writing])
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            log.debug("a shard of another node is taken back: %s", error)
     await shard.abort()
 
 
