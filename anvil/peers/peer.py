@@ -175,6 +175,7 @@ class Peer:
     def _look(self) -> None:
         self._timer = None
         if not self._up or not self._asked:
+            self._suspect = False
             return
         since_s = max(self._heard_s, next(iter(self._asked.values()))[0])
         left_s = since_s + self.times.stalled_s - self._loop.time()

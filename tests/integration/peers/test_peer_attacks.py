@@ -12,8 +12,9 @@ import pytest
 from anvil.base import instruments
 from anvil.base.ids import random_id
 from anvil.base.limits import GRPC_MESSAGE_BYTES_MAX, MIB, PEER_BATCH_OPS_MAX
+from anvil.peers import service
 from anvil.peers.directory import Peers
-from anvil.peers.documents import document, seal
+from anvil.peers.documents import document, encode_plain, seal
 from anvil.peers.proto import shards_pb2 as pb
 from anvil.peers.sealing import Call, Keys, Kind
 from anvil.peers.service import SERVICE
@@ -21,7 +22,7 @@ from tests.contract.memory_drive import MemoryDrive
 from tests.contract.shard_samples import make_footer, make_frames, make_header
 from tests.integration.net.net_harness import on_loop, until
 from tests.support.h2client import Exchange, H2Client
-from tests.support.peers import SECRET, ServedNode, node_row, peers_of, served
+from tests.support.peers import QUICK, SECRET, ServedNode, node_row, peers_of, served
 
 HEAD = (("content-type", "application/grpc"), ("te", "trailers"))
 METHODS = ("Ping", "Batch", "PutShard", "ReadShard", "Scan", "Partitions")
@@ -133,7 +134,6 @@ async def test_a_large_shard_that_is_cut_off_is_not_published() -> None:
     path = f"/{SERVICE}/PutShard"
     header = make_header(2 * MIB)
     frames = make_frames(header)
-    from anvil.peers.documents import encode_plain
 
     def messages(call: Call) -> list[bytes]:
         begin = pb.PutShardRequest(drive_id=drive.drive_id, header=encode_plain(header))
@@ -198,6 +198,28 @@ async def test_requests_beyond_all_bounds() -> None:
         garbage = framed(seal(call.sealer, Kind.LAST, b"\xff\xff\xff\xff", os.urandom(100)))
         assert status(await asked.ask("POST", path, head(call), garbage)) == INVALID_ARGUMENT
         assert "put" not in drive.faults.calls
+        asked.close()
+
+
+@on_loop
+async def test_a_node_that_fell_silent_has_its_shard_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection of a machine that lost its power says that it is over."""
+    monkeypatch.setattr(service, "PEER_LOST_S", 0.3)
+    drive = MemoryDrive(b"d" * 16)
+    keys = Keys(random_id(), SECRET)
+    path = f"/{SERVICE}/PutShard"
+    async with served([drive]) as node, peers_of([node], times=QUICK) as peers:
+        live = await peers.drive(node.row_of(drive)).create(make_header(2 * MIB))  # this one's node is heard of, and goes on
+        asked = await client(node)
+        call = keys.call(path, node.node_id)
+        begin = pb.PutShardRequest(drive_id=drive.drive_id, header=encode_plain(make_header(2 * MIB)))
+        stream = asked.begin("POST", path, head(call), end=False)
+        await asked.send(stream, framed(seal(call.sealer, Kind.DOCUMENT, *document(begin))), end=False)
+        answer = await asked.answer(stream)
+        assert answer.reset is not None
+        await asyncio.sleep(0.5)
+        await live.write(bytes(MIB))
+        await live.abort()
         asked.close()
 
 
