@@ -25,6 +25,8 @@ from anvil.model.records import (
     ListPage,
     ListQuery,
     ObjectRecord,
+    OwnedMark,
+    OwnedPage,
     Owner,
     Ownership,
     PartCommit,
@@ -145,6 +147,19 @@ class Metadata(Protocol):
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         """For each, whether its owner's row (object, version or part) names that blob now, or else the outbox."""
+        ...
+
+    async def owned_blobs(self, after: OwnedMark, limit: int) -> OwnedPage:
+        """The rows that name a blob in shards, by key range: `limit` rows are looked at. Not one snapshot: a row that is there all the time
+        is met, others may be. Begin with OwnedMark()."""
+        ...
+
+    async def unhealthy(self) -> tuple[int, int]:
+        """Shards in debt: missing ones, and ones met with wrong content; of the first UNHEALTHY_COUNTED blobs."""
+        ...
+
+    async def garbage_waiting(self) -> int:
+        """Blobs in the outbox, their grace over or not, up to GARBAGE_COUNTED."""
         ...
 
     async def live_sessions(self) -> frozenset[SessionId]: ...

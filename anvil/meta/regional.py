@@ -18,12 +18,13 @@ from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
 from anvil.base.limits import (
     DATABASE_WAIT_S,
     DROPPED_BUCKETS_KEEP_S,
+    GARBAGE_COUNTED,
     HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
     UNHEALTHY_COUNTED,
     USAGE_FOLD_ROWS_MAX,
 )
-from anvil.meta import collect, listing, objects, sessions, uploads, usage
+from anvil.meta import collect, listing, objects, owned, sessions, uploads, usage
 from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
@@ -39,6 +40,8 @@ from anvil.model.records import (
     ListPage,
     ListQuery,
     ObjectRecord,
+    OwnedMark,
+    OwnedPage,
     Owner,
     Ownership,
     PartCommit,
@@ -229,9 +232,14 @@ class RegionalStore:
         await self.query(collect.OWE_SQL, *owners, [missing for _, _, missing in debts], corrupt)
 
     async def unhealthy(self) -> tuple[int, int]:
-        """Shards in debt: missing ones, and ones met with wrong content; of the first UNHEALTHY_COUNTED blobs."""
         [row] = await self.query(collect.UNHEALTHY_SQL, UNHEALTHY_COUNTED)
         return row["missing"], row["corrupt"]
+
+    async def owned_blobs(self, after: OwnedMark, limit: int) -> OwnedPage:
+        return owned.page_from(after, await self.query(owned.SQL[after.table], *owned.args(after, limit)), limit)
+
+    async def garbage_waiting(self) -> int:
+        return int((await self.query(collect.WAITING_SQL, GARBAGE_COUNTED))[0][0])
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]

@@ -262,6 +262,24 @@ class Ownership(IntEnum):
     OWNED = 2
 
 
+class OwnedMark(msgspec.Struct, frozen=True):
+    """Where a walk over all rows that own a blob stands: behind that row of `objects`, `versions` or `parts`, in this order."""
+
+    table: str = "objects"
+    bucket_id: BucketId = 0
+    key: str = ""  # not of parts
+    seq: int = 0  # of versions
+    upload_id: UploadId = b""  # of parts
+    number: int = 0  # of parts
+
+
+class OwnedPage(msgspec.Struct, frozen=True):
+    """Blobs in shards, each with its owner; how many is between none and the limit. `next_after` is None when the walk is over."""
+
+    blobs: tuple[tuple[Owner, BlobRef], ...]
+    next_after: OwnedMark | None
+
+
 class Garbage(msgspec.Struct, frozen=True):
     """A blob nobody owns any more, as the outbox names it. `owner` is whose it was."""
 

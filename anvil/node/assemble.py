@@ -40,8 +40,9 @@ from anvil.meta.regional import RegionalStore
 from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler
 from anvil.net.tls import Certificate, load
-from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
+from anvil.node.admin import NodeDrives, fsck, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
+from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.local import (
@@ -61,6 +62,7 @@ from anvil.node.payload import open_body
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
 from anvil.tasks.collect import Collector
+from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
@@ -268,6 +270,8 @@ async def build_background(process: Child) -> BackgroundParts:
         ]
         buffers = Buffers(loop)
         repairer = Repairer(metadata, placement, native, buffers, codec_for)
+        surveying = Survey(metadata, placement, buffers, EngineEvents(), hold)
+        rebalancer = Rebalancer(metadata, placement, buffers, repairer, EngineEvents(), hold)
         upkeep = Upkeep(
             catalog,
             metadata,
@@ -275,8 +279,9 @@ async def build_background(process: Child) -> BackgroundParts:
             hold,
             Collector(metadata, placement, config.storage.gc_grace_s, hold),
             repairer,
-            Survey(metadata, placement, buffers, EngineEvents(), hold),
-            Rebalancer(metadata, placement, buffers, repairer, EngineEvents(), hold),
+            surveying,
+            rebalancer,
+            Checking(Fsck(metadata, placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
         )
         return BackgroundParts(
@@ -326,6 +331,7 @@ __all__ = [
     "build_worker",
     "certificate_ends",
     "database_settings",
+    "fsck",
     "open_admin",
     "survey",
 ]

@@ -39,6 +39,7 @@ from anvil.meta.regional import RegionalStore
 from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
 from anvil.node.channel import Channel, Handler
+from anvil.node.checking import Checking
 from anvil.node.datadir import write_private
 from anvil.node.local import local_drives
 from anvil.shards.drive import LocalDrive
@@ -100,6 +101,7 @@ class Upkeep:
         repairer: Repairer,
         survey: Survey,
         rebalancer: Rebalancer,
+        checking: Checking,
         surveyed: Path,
     ) -> None:
         self._catalog = catalog
@@ -108,6 +110,7 @@ class Upkeep:
         self._hold = hold
         self._collector = collector
         self._repairer = repairer
+        self._checking = checking
         self._surveyed = surveyed
         self._live: frozenset[SessionId] | None = None
         self._unfinished = False  # recovery has left something that may be a leftover when it is older
@@ -132,12 +135,12 @@ class Upkeep:
             "buckets": (BUCKET_CHANGE_STALE_S, self.buckets, None),
         }
         periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
-        return {"hold": self._hold.keep, **periodic}
+        return {"hold": self._hold.keep, "fsck": self._checking.run, **periodic}
 
     @property
     def handlers(self) -> dict[str, Handler]:
-        """What `anvil admin scrub` asks."""
-        return {"survey.ask": self._ask, "survey.state": self._state}
+        """What `anvil admin scrub` and `anvil admin fsck` ask."""
+        return {"survey.ask": self._ask, "survey.state": self._state, **self._checking.handlers}
 
     async def _ask(self, channel: Channel, body: msgspec.Raw) -> int:
         return self.surveyor.ask("an operator asked", deep=msgspec.msgpack.decode(body, type=bool))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import msgspec
+from msgspec.structs import astuple
 
 from anvil.base.errors import (
     AnvilError,
@@ -40,6 +41,8 @@ from anvil.model.records import (
     ListPage,
     ListQuery,
     ObjectRecord,
+    OwnedMark,
+    OwnedPage,
     Owner,
     Ownership,
     PartCommit,
@@ -401,6 +404,26 @@ class MemoryMetadata:
             self._deferred.pop(blob_id, None)
             if (blob := self._blob(owner, blob_id)) is not None:
                 self._owe(owner, Content(blob), missing)
+
+    async def owned_blobs(self, after: OwnedMark, limit: int) -> OwnedPage:
+        objects = [
+            (OwnedMark("objects", bucket, key), Owner(bucket, key, row.version_id), row.content)
+            for (bucket, key), row in sorted(self._objects.items())
+        ]
+        parts = [
+            (OwnedMark("parts", bucket, "", 0, upload_id, number), Owner(bucket, "", upload_id, number), part.content)
+            for (bucket, upload_id), upload in sorted(self._uploads.items())
+            for number, part in sorted(upload.parts.items())
+        ]
+        behind = [row for row in objects + parts if astuple(row[0]) > astuple(after)]
+        blobs = tuple((owner, content.blob) for _, owner, content in behind[:limit] if content and content.inline is None)
+        return OwnedPage(blobs, behind[limit - 1][0] if len(behind) > limit else None)
+
+    async def unhealthy(self) -> tuple[int, int]:
+        return sum(debt.missing.bit_count() for debt in self._debts.values()), 0
+
+    async def garbage_waiting(self) -> int:
+        return len(self._outbox)
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         garbage = {item.blob_id for item, _ in self._outbox.values()}

@@ -28,6 +28,7 @@ from anvil.model.records import (
     ChecksumType,
     Condition,
     ListQuery,
+    OwnedMark,
     Owner,
     Ownership,
     PartCommit,
@@ -533,5 +534,48 @@ def test_condition_nothing_asked(run: Run) -> None:
         assert not NO_CONDITION
         await w.store.put_object(w.put("k", condition=NO_CONDITION))
         assert (await w.store.get_object(w.bucket_id, "k")) is not None
+
+    run(scenario)
+
+
+def test_a_walk_meets_every_row_that_owns_a_blob_in_shards(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        wanted: dict[Owner, bytes] = {}
+        for number in range(7):
+            put = w.put(f"k{number}/\u20ac")
+            await w.store.put_object(put)
+            assert put.content is not None
+            wanted[Owner(w.bucket_id, put.key, put.version_id)] = put.content.blob.blob_id
+        await w.store.put_object(w.put("empty", 0))
+        await w.store.put_object(w.put("inline", 100, inline=True))
+        upload_id = await w.upload("parts")
+        parts = [w.part("parts", upload_id, number) for number in (1, 2, 3)]
+        for part in parts:
+            await w.store.put_part(part)
+            assert part.content is not None
+            wanted[Owner(w.bucket_id, "", upload_id, part.number)] = part.content.blob.blob_id
+        await w.store.complete_upload(w.complete("parts", upload_id, parts))
+        for limit in (1, 3, 1000):
+            met: list[tuple[Owner, bytes]] = []
+            after: OwnedMark | None = OwnedMark()
+            while after is not None:
+                page = await w.store.owned_blobs(after, limit)
+                assert len(page.blobs) <= limit
+                met += [(owner, blob.blob_id) for owner, blob in page.blobs if owner.bucket_id == w.bucket_id]
+                assert page.next_after != after
+                after = page.next_after
+            assert len(met) == len(wanted)
+            assert dict(met) == wanted
+
+    run(scenario)
+
+
+def test_what_waits_for_the_collector_is_counted(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        before = await w.store.garbage_waiting()
+        await w.store.put_object(w.put("k"))
+        await w.store.put_object(w.put("k"))
+        await w.delete("k")
+        assert await w.store.garbage_waiting() == before + 2
 
     run(scenario)
