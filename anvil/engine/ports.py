@@ -19,6 +19,7 @@ from anvil.model.records import (
     Committed,
     CompleteCommit,
     Condition,
+    ContentCommit,
     Debt,
     DriveId,
     Garbage,
@@ -113,6 +114,11 @@ class Metadata(Protocol):
         ...
 
     async def list_uploads(self, query: UploadsQuery) -> UploadsPage: ...
+
+    async def replace_content(self, commit: ContentCommit) -> None:
+        """Have the owner's row, of an object or part, name another blob with the same bytes; the old one goes to the outbox. Nothing else
+        of the row changes. Raises ConditionalRequestConflict where it does not name the old one any more: whoever overwrote it wins."""
+        ...
 
     # -- writer session
     async def open_session(self, node_id: bytes, worker: int) -> SessionId: ...

@@ -24,7 +24,7 @@ from anvil.base.limits import (
     UNHEALTHY_COUNTED,
     USAGE_FOLD_ROWS_MAX,
 )
-from anvil.meta import collect, listing, objects, owned, sessions, uploads, usage
+from anvil.meta import collect, contents, listing, objects, owned, sessions, uploads, usage
 from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
@@ -35,6 +35,7 @@ from anvil.model.records import (
     Committed,
     CompleteCommit,
     Condition,
+    ContentCommit,
     Debt,
     Garbage,
     ListPage,
@@ -88,6 +89,7 @@ class RegionalStore:
         self._list_uploads = self._coalescer(self._misc, uploads.LIST)
         self._complete = self._coalescer(self._misc, uploads.COMPLETE)
         self._abort = self._coalescer(self._misc, uploads.ABORT)
+        self._replace_content = self._coalescer(self._misc, contents.REPLACE)
 
     def _coalescer(self, link: Link, operation: Operation[Any, Any]) -> Coalescer[Any, Any]:
         coalescer = Coalescer(link, operation, wait_s=self._wait_s, observe=self._observe)
@@ -178,6 +180,9 @@ class RegionalStore:
     async def list_uploads(self, query: UploadsQuery) -> UploadsPage:
         page: UploadsPage = await self._list_uploads.submit(query)
         return page
+
+    async def replace_content(self, commit: ContentCommit) -> None:
+        await self._replace_content.submit(commit)
 
     # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
 

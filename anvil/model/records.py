@@ -192,6 +192,19 @@ class CompleteCommit(msgspec.Struct, frozen=True):
     condition: Condition = NO_CONDITION
 
 
+class ContentCommit(msgspec.Struct, frozen=True):
+    """The same bytes in another blob, whole: what `owner` names as `old` until then."""
+
+    session: SessionId
+    owner: Owner
+    old: BlobId
+    content: Content
+
+    @property
+    def bucket_id(self) -> BucketId:
+        return self.owner.bucket_id
+
+
 class Committed(msgspec.Struct, frozen=True):
     version_id: VersionId
     seq: int

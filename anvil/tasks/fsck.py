@@ -184,7 +184,9 @@ class Fsck:
         if good == blob.scheme.width or not await self._owned(owner, blob):
             return
         indexes = ", ".join(map(str, missing))
-        if good + unseen < blob.scheme.k:
+        if good + unseen < blob.scheme.k and self._unreadable():
+            unseen = blob.scheme.width - good  # any drive may have any of them
+        elif good + unseen < blob.scheme.k:
             report.met("lost", blob.blob_id, owner, f"{good} good shards of the {blob.scheme.k} it takes")
         elif missing:
             report.met("missing", blob.blob_id, owner, f"shard {indexes}", len(missing))

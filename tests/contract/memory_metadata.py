@@ -35,6 +35,7 @@ from anvil.model.records import (
     CompleteCommit,
     Condition,
     Content,
+    ContentCommit,
     Debt,
     Garbage,
     ListEntry,
@@ -348,6 +349,23 @@ class MemoryMetadata:
                 uploads.append(record)
                 last = (name, record.upload_id)
         return UploadsPage(tuple(uploads), tuple(prefixes))
+
+    async def replace_content(self, commit: ContentCommit) -> None:
+        owner, new = commit.owner, commit.content
+        self._fence(commit.session, owner.bucket_id)
+        if self._blob(owner, commit.old) is None:
+            raise ConditionalRequestConflict
+        if owner.part_number:
+            parts = self._uploads[owner.bucket_id, owner.version_id].parts
+            old = parts[owner.part_number].content
+            parts[owner.part_number] = msgspec.structs.replace(parts[owner.part_number], content=new)
+            owner = Owner(owner.bucket_id, "", owner.version_id, owner.part_number)
+        else:
+            row = self._objects[owner.bucket_id, owner.key]
+            old = row.content
+            self._objects[owner.bucket_id, owner.key] = msgspec.structs.replace(row, content=new)
+        self._discard(owner, old)
+        self._committed()
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 

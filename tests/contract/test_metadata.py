@@ -27,6 +27,7 @@ from anvil.model.records import (
     Checksum,
     ChecksumType,
     Condition,
+    ContentCommit,
     ListQuery,
     OwnedMark,
     Owner,
@@ -577,5 +578,58 @@ def test_what_waits_for_the_collector_is_counted(run: Run) -> None:
         await w.store.put_object(w.put("k"))
         await w.delete("k")
         assert await w.store.garbage_waiting() == before + 2
+
+    run(scenario)
+
+
+def test_a_blob_is_exchanged_only_while_the_row_names_it(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        put = w.put("k")
+        await w.store.put_object(put)
+        upload_id = await w.upload("parts")
+        part = w.part("parts", upload_id, 1)
+        await w.store.put_part(part)
+        before, usage = await w.store.get_object(w.bucket_id, "k"), await usage_of(w)
+        assert before is not None and put.content is not None and part.content is not None
+        owners = {Owner(w.bucket_id, "k", put.version_id): put.content, Owner(w.bucket_id, "", upload_id, 1): part.content}
+        for owner, old in owners.items():
+            new = content(old.blob.size)
+            commit = ContentCommit(w.session, owner, old.blob.blob_id, new)
+            await w.store.replace_content(commit)
+            assert old.blob.blob_id in await garbage_of(w)
+            answers = await w.store.ownership([(owner, old.blob.blob_id), (owner, new.blob.blob_id)])
+            assert answers == [Ownership.GARBAGE, Ownership.OWNED]
+            with pytest.raises(ConditionalRequestConflict):
+                await w.store.replace_content(ContentCommit(w.session, owner, old.blob.blob_id, content(old.blob.size)))
+            with pytest.raises(WriterFenced):
+                await w.store.replace_content(ContentCommit(os.urandom(16), owner, new.blob.blob_id, content(old.blob.size)))
+            owners[owner] = new
+        after = await w.store.get_object(w.bucket_id, "k")
+        assert after == msgspec.structs.replace(before, content=owners[Owner(w.bucket_id, "k", put.version_id)])
+        assert await usage_of(w) == usage
+        gone = Owner(w.bucket_id, "k", put.version_id)
+        await w.delete("k")
+        with pytest.raises(ConditionalRequestConflict):
+            await w.store.replace_content(ContentCommit(w.session, gone, owners[gone].blob.blob_id, content(4096)))
+
+    run(scenario)
+
+
+def test_exchanges_at_once(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        puts = [w.put(f"k{number}") for number in range(20)]
+        await asyncio.gather(*(w.store.put_object(put) for put in puts))
+        commits = [
+            ContentCommit(w.session, Owner(w.bucket_id, put.key, put.version_id), put.content.blob.blob_id, content(4096))
+            for put in puts
+            for _ in range(3)
+            if put.content is not None
+        ]
+        ends = await asyncio.gather(*(w.store.replace_content(commit) for commit in commits), return_exceptions=True)
+        lost = [end for end in ends if end is not None]
+        assert len(lost) == 40 and all(isinstance(end, ConditionalRequestConflict) for end in lost)
+        for commit, end in zip(commits, ends, strict=True):
+            [ownership] = await w.store.ownership([(commit.owner, commit.content.blob.blob_id)])
+            assert ownership is (Ownership.OWNED if end is None else Ownership.NOBODY)
 
     run(scenario)

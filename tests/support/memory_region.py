@@ -110,8 +110,12 @@ class Region:
     def collector(self) -> Collector:
         return Collector(self.metadata, self.placement, 0.0, lambda: self.hold)
 
-    async def put(self, key: str, data: bytes) -> BlobRef:
+    async def put_any(self, key: str, data: bytes) -> None:
         await self.engine.put_object(self.bucket, key, Bytes(data), plain_spec())
+
+    async def put(self, key: str, data: bytes) -> BlobRef:
+        """What is not inline."""
+        await self.put_any(key, data)
         return await self.blob(key)
 
     async def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
