@@ -33,7 +33,7 @@ from urllib.request import urlopen
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 if VENV.exists() and Path(sys.prefix) != VENV:
-    os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])
+    os.execv(VENV / "bin" / "python", [str(VENV / "bin" / "python"), *sys.argv])  # noqa: S606 - where the packages are
 sys.path.insert(0, str(ROOT))
 
 from anvil.base.errors import AnvilError  # noqa: E402

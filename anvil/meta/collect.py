@@ -30,6 +30,8 @@ GARBAGE_SQL: Final = f"""
     settled AS (DELETE FROM outbox WHERE outbox_id = ANY (ARRAY(SELECT outbox_id FROM head WHERE owned)))
     SELECT outbox_id, {_OWNER}, blob_id, scheme FROM head WHERE NOT owned ORDER BY outbox_id"""
 
+WAITING_SQL: Final = "SELECT count(*) FROM (SELECT FROM outbox LIMIT $1) AS w"
+
 DONE_SQL: Final = "DELETE FROM outbox WHERE outbox_id = ANY ($1::bigint[])"
 
 DEBTS_SQL: Final = f"""

@@ -45,8 +45,9 @@ from anvil.model.records import SessionId
 from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler, Stream
 from anvil.net.tls import Certificate, load
-from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
+from anvil.node.admin import NodeDrives, fsck, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
+from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.leader import Leader
@@ -70,6 +71,7 @@ from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
+from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
@@ -340,6 +342,8 @@ async def build_background(process: Child) -> BackgroundParts:
         leader = Leader(config, metadata, region.placement, queue)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
+        surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold)
         upkeep = Upkeep(
             catalog,
             metadata,
@@ -347,9 +351,10 @@ async def build_background(process: Child) -> BackgroundParts:
             hold,
             Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
             repairer,
-            Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh),
-            Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold),
+            surveying,
+            rebalancer,
             membership.moved,
+            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
         )
         worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, upkeep.work, asyncio.Event(), task_ended)
@@ -425,6 +430,7 @@ __all__ = [
     "build_worker",
     "certificate_ends",
     "database_settings",
+    "fsck",
     "open_admin",
     "survey",
 ]

@@ -16,6 +16,7 @@ import msgspec
 
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed
 from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LAYOUT_SLICES, SURVEY_OWNERS_MAX
+from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import BlobId, Ownership
@@ -114,6 +115,15 @@ async def came(drive: Drive, blob_id: BlobId, index: int) -> bool:
         return False
     except DriveFailed:
         return True
+
+
+async def missing_on(placement: Placement, found: Inventory, blob_id: BlobId, index: int) -> Drive | None:
+    """The drive on which a shard that was not met is missing. None where one that it belongs on was not seen, or it is there by now."""
+    homes = placement.homes(blob_id, index)
+    for home in homes:
+        if home is None or home not in found.asked or await came(home, blob_id, index):
+            return None
+    return homes[0]
 
 
 def slice_partitions(number: int) -> range:
