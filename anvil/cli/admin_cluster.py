@@ -95,7 +95,16 @@ def layout_show(session: Session, as_json: bool) -> None:
         emit(found, True, "")
         return
     click.echo(f"layout {found.version}, {found.scheme} over {found.domains} {found.domain}s: {_progress(found)}\n")
-    rows = [msgspec.structs.asdict(one) | {"node": one.node[:8], "share": f"{one.share:.1%}"} for one in found.drives]
+    rows = [
+        {
+            "node": one.node[:8],
+            "name": one.name,
+            "drive": one.label,
+            "GiB": round(one.capacity_bytes / GIB),
+            "share": f"{one.share:.1%}",
+        }
+        for one in found.drives
+    ]
     table(rows, False, "no drives")
 
 
@@ -148,7 +157,7 @@ def task() -> None:
 
 
 @task.command("list")
-@click.option("--status", type=click.Choice(list(TaskStatus)), help="Only these.")
+@click.option("--status", type=click.Choice([str(status) for status in TaskStatus]), help="Only these.")
 @click.option("--type", "kind", metavar="TYPE", help="Only of this type.")
 @click.option("--limit", type=click.IntRange(1, TASKS_LISTED_MAX), default=100, show_default=True, help="How many.")
 @as_json
