@@ -274,6 +274,11 @@ PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
+TASK_ATTEMPTS_MAX: Final = 10
+TASK_RETRY_S_MAX: Final = 3600.0  # a failed task is tried again after attempt^4 seconds, but never later than this
+TASK_ERROR_CHARS_MAX: Final = 2000  # of what is kept of the last error
+TASK_DEAD_KEEP_S: Final = 30 * 86400.0  # so long an operator may have a task tried again that was given up
+TASKS_LISTED_MAX: Final = 1000
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

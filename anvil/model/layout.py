@@ -67,6 +67,19 @@ def slice_partitions(number: int) -> range:
     return range(number * size, (number + 1) * size)
 
 
+def slice_of(blob_id: BlobId) -> int:
+    """Which of the LAYOUT_SLICES slices that blob is in."""
+    return partition(blob_id) * LAYOUT_SLICES // PARTITIONS
+
+
+def finest_slices(number: int, of: int) -> tuple[int, int]:
+    """The first and the last of the LAYOUT_SLICES slices that make up slice `number`, where there are only `of`, each of several."""
+    if LAYOUT_SLICES % of or not 0 <= number < of:
+        raise ValueError(f"there is no slice {number} of {of}")
+    size = LAYOUT_SLICES // of
+    return number * size, number * size + size - 1
+
+
 def moved(old: Layout, new: Layout) -> frozenset[int]:
     """The partitions whose primaries differ: only of their blobs can a shard be elsewhere than where `new` wants it. Shards are told apart
     by their place in the row, so two drives that changed places have moved."""
