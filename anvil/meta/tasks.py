@@ -64,7 +64,7 @@ _FINISHED: Final = (
 _COMPLETE_SQL: Final = f"""
     WITH ended AS (
         UPDATE tasks SET status = 'completed', lease_until = NULL, finished_us = now_us(), last_error = NULL
-        WHERE task_id = $1 AND lease_token = $2 AND status = 'running' RETURNING true
+        WHERE task_id = $1 AND lease_token = $2 AND status = 'running' RETURNING status
     ) {_FINISHED}"""
 _GIVEN_UP: Final = f"""
     status = CASE WHEN attempt >= max_attempts THEN 'dead' ELSE 'pending' END,
@@ -73,7 +73,7 @@ _GIVEN_UP: Final = f"""
 _FAIL_SQL: Final = f"""
     WITH ended AS (
         UPDATE tasks SET {_GIVEN_UP}, last_error = $3
-        WHERE task_id = $1 AND lease_token = $2 AND status = 'running' RETURNING true
+        WHERE task_id = $1 AND lease_token = $2 AND status = 'running' RETURNING status
     ) {_FINISHED}"""
 _REAP_SQL: Final = f"""
     WITH ended AS MATERIALIZED (
@@ -119,7 +119,7 @@ class TaskQueue:
 
     async def enqueue(
         self,
-        type: str,
+        kind: str,
         payload: Payload,
         *,
         dedupe_key: str | None = None,
@@ -127,13 +127,13 @@ class TaskQueue:
         priority: int = 0,
         max_attempts: int = TASK_ATTEMPTS_MAX,
     ) -> bool:
-        """False: a task with that key is pending or running."""
+        """`kind`: the task's type. False: a task with that key is pending or running."""
         tasks = [(payload, dedupe_key)]
-        return await self.enqueue_all(type, tasks, delay_s=delay_s, priority=priority, max_attempts=max_attempts) > 0
+        return await self.enqueue_all(kind, tasks, delay_s=delay_s, priority=priority, max_attempts=max_attempts) > 0
 
     async def enqueue_all(
         self,
-        type: str,
+        kind: str,
         tasks: Sequence[tuple[Payload, str | None]],
         *,
         delay_s: float = 0.0,
@@ -142,7 +142,7 @@ class TaskQueue:
     ) -> int:
         """Several at once, each with its dedupe key. Returns how many there were none of yet."""
         payloads, keys = [msgspec.json.encode(payload).decode() for payload, _ in tasks], [key for _, key in tasks]
-        rows = await self._query(_ENQUEUE_SQL, type, payloads, keys, delay_s, priority, max_attempts)
+        rows = await self._query(_ENQUEUE_SQL, kind, payloads, keys, delay_s, priority, max_attempts)
         return int(rows[0]["number"])
 
     async def claim(self, worker: str, types: Sequence[str], limit: int, lease_s: float, region: str) -> Sequence[Task]:
@@ -164,9 +164,10 @@ class TaskQueue:
         return bool(await self._query(_COMPLETE_SQL, task.task_id, task.lease_token))
 
     async def fail(self, task: Task, error: str) -> bool:
-        """To be tried again after attempt^4 seconds, TASK_RETRY_S_MAX at most; dead after its last attempt. False: it was not held any
-        more."""
-        return bool(await self._query(_FAIL_SQL, task.task_id, task.lease_token, error[:TASK_ERROR_CHARS_MAX]))
+        """To be tried again after attempt^4 seconds, TASK_RETRY_S_MAX at most; after its last attempt it is dead: True. Nothing happens to
+        one that is not held any more."""
+        rows = await self._query(_FAIL_SQL, task.task_id, task.lease_token, error[:TASK_ERROR_CHARS_MAX])
+        return [row[0] for row in rows] == [TaskStatus.DEAD]
 
     async def reap(self) -> int:
         """Take back what workers left behind whose lease ran out: as if it had failed. Returns how many."""
