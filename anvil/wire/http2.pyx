@@ -67,6 +67,7 @@ cdef class Exchange:
     cdef object current  # the one being sent: `at` of its `length` bytes are gone
     cdef Py_ssize_t at, length
     cdef bint out_ended, deferred
+    cdef bint answered, leaving  # the answer has gone out; the stream ends with it
     cdef list trailers
 
     def __cinit__(self, Session session, int32_t stream_id):
@@ -330,6 +331,13 @@ cdef class Session:
         """End a stream at once; what waits to be sent on it is dropped."""
         if not exchange.closed:
             self._check(nghttp2_submit_rst_stream(self.session, NGHTTP2_FLAG_NONE, exchange.stream_id, code))
+
+    def leave(self, Exchange exchange):
+        """Reset a stream (NO_ERROR) as soon as its answer has gone out: what the peer still sends is not wanted (RFC 9113, 8.1)."""
+        if exchange.answered:
+            self.reset(exchange, NO_ERROR)
+        else:
+            exchange.leaving = True
 
     def notice(self):
         """Ask the peer to open no more streams (GOAWAY that still accepts those under way)."""
