@@ -25,6 +25,7 @@ cdef enum:
     FRAME_HEADER = 9
     OUTBOUND_MAX = 2000  # frames that wait because the peer does not read; those of STREAMS_MAX answers are far fewer
     PAID_BYTES = 1024  # of bodies, for one more free action
+    RESETS_MAX = 1 << 30  # at once and per second, as libnghttp2 counts them: no limit
 
 # What `take_events` reports about a stream.
 REQUEST = 0  # its head is complete
@@ -206,6 +207,8 @@ cdef class Session:
             raise MemoryError
         nghttp2_option_set_no_auto_window_update(option, 1)
         nghttp2_option_set_no_closed_streams(option, 1)
+        # Resets are free actions; libnghttp2's own count of them knows nothing of bodies that pay for them, and ends the session untold.
+        nghttp2_option_set_stream_reset_rate_limit(option, RESETS_MAX, RESETS_MAX)
         nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, <void *> on_begin_frame)
         nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, <void *> on_begin_headers)
         nghttp2_session_callbacks_set_on_header_callback(callbacks, <void *> on_header)

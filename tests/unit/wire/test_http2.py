@@ -281,3 +281,15 @@ def test_a_stream_whose_request_has_ended_is_left_without_a_reset() -> None:
     pair.turn()
     assert exchange.closed
     assert not any(isinstance(event, h2.events.StreamReset) for event in pair.seen)
+
+
+def test_resets_that_bodies_pay_for_do_not_end_the_session() -> None:
+    """libnghttp2 has a count of its own, which would after 1000: a client with many uploads that it gives up is no attacker."""
+    pair = Pair()
+    for _ in range(3000):
+        exchange = pair.request(end=False)
+        pair.client.send_data(exchange.stream_id, b"x" * 2048)
+        pair.client.reset_stream(exchange.stream_id, h2.errors.ErrorCodes.CANCEL)
+        pair.turn()
+        assert pair.events.pop() == (CLOSED, exchange)
+    assert not any(isinstance(event, h2.events.ConnectionTerminated) for event in pair.seen)
