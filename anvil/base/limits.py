@@ -310,6 +310,11 @@ MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk a
 RAISE_BYTES_PER_S: Final = 64 * MIB  # of plaintext written anew by a higher scheme: nobody waits for it
 RAISE_BLOBS_IN_FLIGHT: Final = 2
 THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
+TASK_ATTEMPTS_MAX: Final = 10
+TASK_RETRY_S_MAX: Final = 3600.0  # a failed task is tried again after attempt^4 seconds, but never later than this
+TASK_ERROR_CHARS_MAX: Final = 2000  # of what is kept of the last error
+TASK_DEAD_KEEP_S: Final = 30 * 86400.0  # so long an operator may have a task tried again that was given up
+TASKS_LISTED_MAX: Final = 1000
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)

@@ -134,13 +134,14 @@ class Metadata(Protocol):
     async def close_session(self, session: SessionId) -> None: ...
 
     # -- collector, repair, sweep
-    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
-        """Outbox rows older than grace_s, oldest first, whose blob no row owns."""
+    async def garbage(self, limit: int, grace_s: float, slice: int | None = None, slices: int = 1) -> Sequence[Garbage]:
+        """Outbox rows older than grace_s, oldest first, whose blob no row owns. `slice`: only of that one of `slices` equal parts of the
+        blob ids (a divisor of LAYOUT_SLICES), so that several can work side by side without meeting."""
         ...
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None: ...
-    async def debts(self, limit: int) -> Sequence[Debt]:
-        """Those that may be tried now, oldest first; never those of blobs that no row owns."""
+    async def debts(self, limit: int, slice: int | None = None, slices: int = 1) -> Sequence[Debt]:
+        """Those that may be tried now, oldest first; never those of blobs that no row owns. Slices as of `garbage`."""
         ...
 
     async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:

@@ -30,6 +30,7 @@ from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
 from anvil.meta.uploads import PartsQuery, UploadCommit
+from anvil.model.layout import finest_slices
 from anvil.model.records import (
     BlobId,
     BucketId,
@@ -212,15 +213,19 @@ class RegionalStore:
 
     # -- collector, repair, sweep -----------------------------------------------------------------------------------------
 
-    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
+    async def garbage(self, limit: int, grace_s: float, slice: int | None = None, slices: int = 1) -> Sequence[Garbage]:
         if not await self.removal_allowed(grace_s):
             return []
         grace_us = int(grace_s * 1_000_000)
-        return [collect.garbage_from(row) for row in await self.query(collect.GARBAGE_SQL, limit, grace_us)]
+        if slice is None:
+            rows = await self.query(collect.GARBAGE_SQL, limit, grace_us)
+        else:
+            rows = await self.query(collect.GARBAGE_SLICES_SQL, limit, grace_us, *finest_slices(slice, slices))
+        return [collect.garbage_from(row) for row in rows]
 
     async def due_slices(self, slices: int, grace_s: float) -> tuple[Sequence[int], Sequence[int]]:
-        """Which of `slices` pieces have garbage older than `grace_s`, and which have debts that may be tried now; of the first DUE_LOOKED_AT
-        rows of either."""
+        """Which of `slices` pieces have garbage older than `grace_s`, and which have debts that may be tried now; of the first
+        DUE_LOOKED_AT rows of either."""
         rows = await self.query(collect.DUE_SLICES_SQL, slices, int(grace_s * 1_000_000), DUE_LOOKED_AT)
         return [row["slice"] for row in rows if row["garbage"]], [row["slice"] for row in rows if not row["garbage"]]
 
@@ -231,8 +236,12 @@ class RegionalStore:
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         await self.query(collect.DONE_SQL, list(outbox_ids))
 
-    async def debts(self, limit: int) -> Sequence[Debt]:
-        return [collect.debt_from(row) for row in await self.query(collect.DEBTS_SQL, limit)]
+    async def debts(self, limit: int, slice: int | None = None, slices: int = 1) -> Sequence[Debt]:
+        if slice is None:
+            rows = await self.query(collect.DEBTS_SQL, limit)
+        else:
+            rows = await self.query(collect.DEBTS_SLICES_SQL, limit, *finest_slices(slice, slices))
+        return [collect.debt_from(row) for row in rows]
 
     async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
         await self.query(collect.DEFER_SQL, list(blob_ids), int(delay_s * 1_000_000))

@@ -39,7 +39,6 @@ from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
-from anvil.meta.tasks import TaskQueue
 from anvil.model.cluster import ClusterView
 from anvil.model.records import SessionId
 from anvil.net.server import Listener, Server, serve
@@ -338,8 +337,7 @@ async def build_background(process: Child) -> BackgroundParts:
         hold = Hold(metadata, config.storage.gc_grace_s)
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
-        queue = TaskQueue(catalog.query)
-        leader = Leader(config, metadata, region.placement, queue)
+        leader = Leader(config, metadata, region.placement, catalog.tasks)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
@@ -357,7 +355,7 @@ async def build_background(process: Child) -> BackgroundParts:
             Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
         )
-        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, upkeep.work, asyncio.Event(), task_ended)
+        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended)
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),

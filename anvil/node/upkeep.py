@@ -36,6 +36,7 @@ from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.regional import RegionalStore
 from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
+from anvil.model.task import Payload
 from anvil.node.channel import Channel, Handler
 from anvil.node.checking import Checking
 from anvil.node.datadir import write_private
@@ -47,7 +48,6 @@ from anvil.tasks.repair import Repairer, Result
 from anvil.tasks.survey import Survey
 from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
 from anvil.tasks.worker import Handler as TaskHandler
-from anvil.tasks.worker import Payload
 
 log = logging.getLogger("anvil.upkeep")
 PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
@@ -94,8 +94,8 @@ class Hold:
 
 
 class Upkeep:
-    """`moved`: writes down how far a slice of a new layout is. `surveyed`: a file that says with which layout and drives the last survey was
-    complete."""
+    """`moved`: writes down how far a slice of a new layout is. `surveyed`: a file that says with which layout and drives the last survey
+    was complete."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class Upkeep:
         )
 
     async def gauges(self) -> bool:
-        """What the database knows of debts and usage, for the metrics."""
+        """What the databases know of debts, tasks and usage, for the metrics."""
         missing, corrupt = await self._metadata.unhealthy()
         instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
         instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)

@@ -27,6 +27,7 @@ from anvil.base.errors import (
     PreconditionFailed,
     WriterFenced,
 )
+from anvil.model.layout import finest_slices, slice_of
 from anvil.model.records import (
     BlobId,
     BlobRef,
@@ -57,6 +58,13 @@ from anvil.model.records import (
     Usage,
     VersionId,
 )
+
+
+def _within(blob_id: BlobId, slice: int | None, slices: int) -> bool:
+    if slice is None:
+        return True
+    first, last = finest_slices(slice, slices)
+    return first <= slice_of(blob_id) <= last
 
 
 @dataclass
@@ -403,19 +411,20 @@ class MemoryMetadata:
         content = row.content if row is not None else None
         return content.blob if content is not None and content.inline is None and content.blob.blob_id == blob_id else None
 
-    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
+    async def garbage(self, limit: int, grace_s: float, slice: int | None = None, slices: int = 1) -> Sequence[Garbage]:
         before = self._now_us() - int(grace_s * 1_000_000)
-        old = [garbage for garbage, since_us in self._outbox.values() if since_us <= before]
+        old = [item for item, since_us in self._outbox.values() if since_us <= before and _within(item.blob_id, slice, slices)]
         return [garbage for garbage in old if self._blob(garbage.owner, garbage.blob_id) is None][:limit]
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         for outbox_id in outbox_ids:
             self._outbox.pop(outbox_id, None)
 
-    async def debts(self, limit: int) -> Sequence[Debt]:
+    async def debts(self, limit: int, slice: int | None = None, slices: int = 1) -> Sequence[Debt]:
         self._debts = {blob_id: debt for blob_id, debt in self._debts.items() if self._blob(debt.owner, blob_id)}
         now_us = self._now_us()
-        return [debt for debt in self._debts.values() if self._deferred.get(debt.blob.blob_id, 0) <= now_us][:limit]
+        due = [debt for debt in self._debts.values() if self._deferred.get(debt.blob.blob_id, 0) <= now_us]
+        return [debt for debt in due if _within(debt.blob.blob_id, slice, slices)][:limit]
 
     async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
         for blob_id in blob_ids:

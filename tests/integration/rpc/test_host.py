@@ -232,6 +232,22 @@ async def test_a_deadline_ends_a_call_whose_client_is_silent() -> None:
 
 
 @on_loop
+async def test_a_call_that_ends_before_its_request_does_is_reset_at_once() -> None:
+    """As grpcio's own server does. Its client may otherwise miss both the status and its own deadline, if they come together."""
+    async with rig(linger_s=3600) as running:
+        client = await running.client()
+        for path, headers in (
+            (f"/{SERVICE}/Total", (*HEAD, ("grpc-timeout", "50m"))),
+            (f"/{SERVICE}/Absent", HEAD),
+            (f"/{SERVICE}/Echo", (*HEAD, ("x", "a" * 20_000))),
+        ):
+            answer = client.exchanges[client.begin("POST", path, headers, end=False)]
+            await until(lambda answer=answer: answer.reset is not None)
+            assert answer.reset == 0
+            assert status(answer) in (4, 8, 12)
+
+
+@on_loop
 async def test_a_call_whose_client_is_silent_ends_without_a_deadline_too() -> None:
     async with rig(body_stall_s=0.1) as running:
         client = await running.client()

@@ -369,6 +369,17 @@ def test_folders(anvil: Anvil, ready: FakeServer, tmp_path: Path) -> None:
     assert anvil("object", "put", "-r", str(source / "a.txt"), "s3://b").code == Exit.USAGE
 
 
+def test_a_link_that_leads_nowhere_is_told(anvil: Anvil, ready: FakeServer, tmp_path: Path) -> None:
+    source = tmp_path / "from"
+    source.mkdir()
+    (source / "a").write_text("a")
+    (source / "gone").symlink_to(tmp_path / "absent")
+    put = anvil("object", "put", "-r", str(source), "s3://b/x")
+    assert put.code == Exit.FAILED
+    assert f"{source / 'gone'}: No such file or directory" in put.err
+    assert list(ready.objects) == [("b", "x/a")]
+
+
 def test_what_fails_in_a_folder_is_told_and_the_rest_is_done(anvil: Anvil, ready: FakeServer, tmp_path: Path) -> None:
     for key in ("d/../../evil", "d//abs", "d/ok", "d/..", "d/back\\slash", "d/file", "d/file/under"):
         ready.store("b", key, key.encode())
