@@ -1,8 +1,7 @@
 """Reading blobs: any k good shards, local first, the next stripe on its way while this one is being sent.
 
-Owns: which shards of a blob are used, what happens when one is missing, slow or damaged, and read-ahead. Invariant: bytes handed out
-have passed the seal; damage is reported once per blob and index, and becomes repair debt. Not here: which
-blob an object has (`engine/objects.py`), rebuilding (`tasks/repair.py`).
+Owns: what happens when a shard is missing, slow or damaged, and read-ahead. Invariant: bytes handed out have passed the seal. Not here:
+where shards are and which are of use (`blobs_find.py`), which blob an object has (`engine/objects.py`), rebuilding (`tasks/repair.py`).
 """
 
 from __future__ import annotations
@@ -18,20 +17,17 @@ from typing import Any
 import msgspec
 
 from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, OpenFrame, SealBroken
-from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, DriveStalled, ReadQuorumLost
+from anvil.base.errors import AnvilError, DataLost, DriveFailed, DriveStalled, ReadQuorumLost
 from anvil.base.limits import (
-    DAMAGE_REMEMBERED,
     INLINE_JOB_BYTES_MAX,
-    OPEN_PATIENCE_S,
     READ_SPARE_AFTER_S,
     STRIPES_IN_FLIGHT,
 )
+from anvil.engine.blobs_find import DamageOnce, Found, ShardFinder
 from anvil.engine.context import Context
-from anvil.engine.ports import Drive
 from anvil.engine.types import Extent
 from anvil.model.identity import Bucket
 from anvil.model.records import BlobRef, Owner
-from anvil.model.shard import ShardPlace
 
 log = logging.getLogger("anvil.read")
 
@@ -58,27 +54,6 @@ def plan(extents: tuple[Extent, ...], start: int, length: int) -> Iterator[_Piec
         step = extent.content.blob.stripe_bytes
         for stripe in range(lo // step, -(-hi // step)):
             yield _Piece(extent, stripe, max(lo - stripe * step, 0), min(hi - stripe * step, step))
-
-
-class DamageOnce:
-    """So that a damaged blob that is read a thousand times is one event and one debt. Bounded: forgets the oldest."""
-
-    def __init__(self, remembered: int = DAMAGE_REMEMBERED) -> None:
-        self._seen: dict[tuple[bytes, int], None] = {}
-        self._remembered = remembered
-
-    def first(self, blob_id: bytes, index: int) -> bool:
-        """True the first time that shard is reported."""
-        if (blob_id, index) in self._seen:
-            return False
-        self._seen[blob_id, index] = None
-        if len(self._seen) > self._remembered:
-            del self._seen[next(iter(self._seen))]
-        return True
-
-    def forget(self, blob_id: bytes, index: int) -> None:
-        """Its report came to nothing: the next one is the first again."""
-        self._seen.pop((blob_id, index), None)
 
 
 class ObjectReader:
@@ -150,9 +125,6 @@ class ObjectReader:
         return (await self._reader(bucket, blobs, piece, blob).stripe(piece.stripe))[piece.lo : piece.hi]
 
 
-_Found = tuple[int, Drive, ShardPlace]
-
-
 class _Begun:
     """A stripe of a blob of one shard, on its way from the drive: to be awaited or cancelled, as a task."""
 
@@ -193,22 +165,15 @@ _Ahead = _Begun | asyncio.Task[memoryview]
 
 
 class BlobReader:
-    """One blob being read. Remembers where its shards are and which of them are no good."""
+    """One blob being read."""
 
     def __init__(self, context: Context, bucket: Bucket, blob: BlobRef, owner: Owner, damage: DamageOnce) -> None:
         self._context = context
-        self._damage = damage
-        self._owner = owner
         self._blob = blob
         self._geometry = blob.geometry
         self._key = BlobKey(bucket.key, blob.blob_id)
         self._codec = context.codecs(blob.scheme)
-        self._order = context.placement().order(blob.blob_id)
-        self._places: dict[int, tuple[Drive, ShardPlace]] = {}
-        self._bad: set[int] = set()
-        self._slow: set[int] = set()  # their drives kept somebody waiting: turned to when there are no others
-        self._away = False  # some drive could not be asked: what is missing may come back
-        self._finding = asyncio.Lock()
+        self._shards = ShardFinder(context, blob, owner, damage)
 
     async def stripe(self, number: int) -> memoryview:
         """The plaintext of that stripe. Raises DataLost, ReadQuorumLost, SlowDown."""
@@ -224,8 +189,15 @@ class BlobReader:
         out = room[:length]
         frames: list[memoryview | None] = [None] * width
         free = [room[length + slot * frame_len : length + (slot + 1) * frame_len] for slot in range(slots)]
+        again = True
         while True:
-            await self._fetch(number, frames, free)
+            try:
+                await self._fetch(number, frames, free)
+            except (DataLost, ReadQuorumLost) as error:
+                if not again or not await self._shards.look_again(error):
+                    raise
+                again = False
+                continue
             job = DecodeJob(self._codec, self._key, number, number == geometry.stripes - 1, length, frames, out)
             try:
                 if length <= INLINE_JOB_BYTES_MAX:
@@ -248,9 +220,12 @@ class BlobReader:
         length = self._geometry.stripe_len(number)
         if self._blob.scheme.width > 1 or length <= INLINE_JOB_BYTES_MAX:
             return None
-        if 0 not in self._places and not (find and await self._usable(1, set())):
+        if find and self._shards.place(0) is None:
+            await self._shards.usable(1, set())
+        found = self._shards.place(0)
+        if found is None:
             return None
-        drive, place = self._places[0]
+        drive, place = found
         room = self._context.buffers.try_acquire(length)
         if room is None:
             return None
@@ -266,7 +241,7 @@ class BlobReader:
         """A blob of one shard has no spare to turn to: its frame is opened while it is read. None if that failed: then what is wrong with
         the shard is known, or is found by reading the frame as a whole. Raises SlowDown."""
         length = self._geometry.stripe_len(number)
-        found = await self._usable(1, set())
+        found = await self._shards.usable(1, set())
         if not found:
             return None
         _, drive, place = found[0]
@@ -275,13 +250,13 @@ class BlobReader:
         try:
             await drive.read_into(place, self._geometry.frame_offset(number), frame)
         except DriveStalled:
-            self._out_of_reach(0)
+            self._shards.out_of_reach(0)
             return None
         except DriveFailed:
-            self._unreadable(0)
+            self._shards.unreadable(0)
             return None
         if frame.wants:
-            self._unreadable(0)
+            self._shards.unreadable(0)
             return None
         try:
             frame.check()
@@ -305,7 +280,7 @@ class BlobReader:
             while sum(frame is not None for frame in frames) < k:
                 have = {index for index, frame in enumerate(frames) if frame is not None} | set(reading.values())
                 wanted = k - len(have)
-                usable = await self._usable(wanted, have) if wanted > 0 else []
+                usable = await self._shards.usable(wanted, have) if wanted > 0 else []
                 for found in usable:
                     await self._start(number, found, frames, free, reading)
                 if not reading:
@@ -313,17 +288,17 @@ class BlobReader:
                         return
                     if usable:
                         continue  # a lone copy, read without a task, was no good: there may be another
-                    raise ReadQuorumLost() if self._away else DataLost()
+                    raise ReadQuorumLost() if self._shards.away else DataLost()
                 done, slow = await asyncio.wait(reading, timeout=READ_SPARE_AFTER_S, return_when=until)
                 for task in done:
                     index = reading.pop(task)
                     if not task.result():
-                        self._unreadable(index)
+                        self._shards.unreadable(index)
                 if slow and (until == asyncio.ALL_COMPLETED or not done) and free:
                     until = asyncio.FIRST_COMPLETED
                     have |= set(reading.values())
-                    self._slow |= set(reading.values())
-                    for found in await self._usable(1, have, patient=False):
+                    self._shards.slow(reading.values())
+                    for found in await self._shards.usable(1, have, patient=False):
                         await self._start(number, found, frames, free, reading)
         finally:
             for task in reading:
@@ -332,7 +307,7 @@ class BlobReader:
     async def _start(
         self,
         number: int,
-        found: _Found,
+        found: Found,
         frames: list[memoryview | None],
         free: list[memoryview],
         reading: dict[asyncio.Task[bool], int],
@@ -344,18 +319,18 @@ class BlobReader:
         view = free.pop()
         if self._blob.scheme.k == 1 and not reading and len(view) <= INLINE_JOB_BYTES_MAX + 64:
             if not await self._read_one(number, found, view, frames):
-                if index not in self._bad:  # else the drive stalled, and may still write into the view
+                if not self._shards.is_bad(index):  # else the drive stalled, and may still write into the view
                     free.append(view)
-                self._unreadable(index)
+                self._shards.unreadable(index)
             return
         reading[self._context.owned.start(self._read_one(number, found, view, frames))] = index
 
-    async def _read_one(self, number: int, found: _Found, view: memoryview, frames: list[memoryview | None]) -> bool:
+    async def _read_one(self, number: int, found: Found, view: memoryview, frames: list[memoryview | None]) -> bool:
         index, drive, place = found
         try:
             count = await drive.read(place, self._geometry.frame_offset(number), view)
         except DriveStalled:
-            self._out_of_reach(index)
+            self._shards.out_of_reach(index)
             return False
         except DriveFailed:
             return False
@@ -364,111 +339,10 @@ class BlobReader:
         frames[index] = view
         return True
 
-    def _unreadable(self, index: int) -> None:
-        """A shard that was there could not be read whole."""
-        if index in self._bad or index not in self._places:
-            return  # the reader of another stripe was faster
-        if self._places[index][0].readable:
-            self._report("corrupt", index)
-        else:
-            self._away = True
-            self._places.pop(index)
-            self._bad.add(index)
-
-    def _out_of_reach(self, index: int) -> None:
-        """Its drive does not answer: that says nothing about the shard."""
-        self._away = True
-        self._places.pop(index, None)
-        self._bad.add(index)
-
-    async def _usable(self, count: int, exclude: set[int], *, patient: bool = True) -> list[_Found]:
-        """Up to `count` shards that can be read, data shards first, finding them where necessary. With their places, which the reader
-        of another stripe may forget at any time. Slow drives are turned to when the others do not suffice, and only if `patient`."""
-        found: list[_Found] = []
-        hurried = [index for index in range(self._blob.scheme.width) if index not in self._slow]
-        for index in hurried:
-            if len(found) == count:
-                return found
-            if index in exclude or index in self._bad:
-                continue
-            if index in self._places or await self._find(index, OPEN_PATIENCE_S):
-                found.append((index, *self._places[index]))
-        for index in sorted(self._slow) if patient else ():
-            if len(found) == count:
-                break
-            if index in exclude or index in self._bad or any(index == other for other, _, _ in found):
-                continue
-            if index in self._places or await self._find(index, None):
-                found.append((index, *self._places[index]))
-        return found
-
-    async def _find(self, index: int, patience_s: float | None) -> bool:
-        """Look for a shard: first where it belongs, then on every other drive (spares, older layouts, repairs). A drive that takes
-        longer than `patience_s` makes it a slow one, to be asked again, with None, only if it is needed: then the drive's own limit
-        holds, which ends in its being away."""
-        async with self._finding:
-            if index in self._places:
-                return True
-            if index in self._bad or (patience_s is not None and index in self._slow):
-                return False
-            nominal = self._order[index] if index < len(self._order) else None
-            if nominal is None and index < self._blob.scheme.width:
-                self._away = True
-            damaged = False
-            away = nominal is None or not nominal.readable
-            for drive in [nominal, *self._context.placement().others([nominal])]:
-                if drive is None or not drive.readable:
-                    continue
-                try:
-                    place = await drive.open(self._blob.blob_id, index, patience_s)
-                except DriveStalled:
-                    if patience_s is not None and drive.readable:
-                        self._slow.add(index)
-                        return False
-                    away = True
-                    continue
-                except DriveFailed:
-                    # The drive itself is well: then it is this shard that cannot be read.
-                    damaged, away = (True, away) if drive is nominal and drive.readable else (damaged, True)
-                    continue
-                except BadRecord:
-                    damaged = True
-                    continue
-                if place is not None:
-                    self._places[index] = (drive, place)
-                    return True
-        if away and not damaged:
-            # Nothing is known to be lost: a drive that comes back brings its shards, one that is replaced is surveyed as a whole.
-            self._away = True
-            self._bad.add(index)
-        else:
-            self._report("corrupt" if damaged else "missing", index)
-        return False
-
     def _found_bad(self, corrupt: tuple[int, ...], frames: list[memoryview | None], free: list[memoryview]) -> None:
         for index in corrupt:
             view = frames[index]
             frames[index] = None
             if view is not None:
                 free.append(view)
-            self._report("corrupt", index)
-
-    def _report(self, kind: str, index: int) -> None:
-        """Remember that a shard is of no use, count it, and make it a debt for the repair."""
-        if index in self._bad:
-            return
-        self._bad.add(index)
-        place = self._places.pop(index, None)
-        nominal = self._order[index] if index < len(self._order) else None
-        drive = place[0] if place else nominal
-        if self._damage.first(self._blob.blob_id, index):
-            self._context.events.damage(kind, drive.label if drive else "absent", self._blob.blob_id, index)
-            self._context.owned.start(self._owe(index, corrupt=kind == "corrupt"))
-
-    async def _owe(self, index: int, *, corrupt: bool) -> None:
-        """Make it a debt for the repair. If that cannot be written now, the next reader tries again."""
-        try:
-            await self._context.metadata.add_debt([(self._owner, self._blob.blob_id, 1 << index)], corrupt=corrupt)
-        except AnvilError as error:
-            self._damage.forget(self._blob.blob_id, index)
-            log.warning("damage of blob %s is not written down yet: %s", self._blob.blob_id.hex(), error)
+            self._shards.report("corrupt", index)

@@ -1,12 +1,14 @@
 """What every piece of the engine works with, and the narrow contracts to the native side.
 
-Owns: nothing; it is handed its parts by `node/assemble.py`. Not here: any rule.
+Owns: where shards may be, by all layouts there are (`Placement`), and which layouts writes still go by. Everything else it is handed by
+`node/assemble.py`. Not here: any other rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from anvil._ec.buffers import StripeBuffer
@@ -74,22 +76,107 @@ class Session(Protocol):
 class Placement:
     """Which drives a blob's shards go to, and where to look for them.
 
-    `drives` are all the drives this process can reach; `layout` decides order. A drive the layout names and nobody can reach shows as
-    None in `order`, so that indexes keep their places.
+    `drives` are all the drives this process can reach; `layouts` all that are not retired, oldest first: writers go by the last one. A
+    drive that a layout names and nobody can reach shows as None, so that indexes keep their places. It follows its region in place: who
+    holds it and waits for anything in between may meet another layout at its next question.
     """
 
-    def __init__(self, layout: Layout, drives: Mapping[DriveId, Drive]) -> None:
-        self.layout = layout
+    layouts: tuple[Layout, ...]
+    drives: dict[DriveId, Drive]
+
+    def __init__(self, layouts: Sequence[Layout], drives: Mapping[DriveId, Drive]) -> None:
+        self.follow(layouts, drives)
+
+    def follow(self, layouts: Sequence[Layout], drives: Mapping[DriveId, Drive]) -> None:
+        """Use these from now on."""
+        if not layouts:
+            raise ValueError("a placement needs at least one layout")
+        self.layouts = tuple(layouts)
         self.drives = dict(drives)
-        self._by_index = tuple(self.drives.get(drive.drive_id) for drive in layout.drives)
+        self.remote = any(not drive.local for drive in drives.values())
+        self._nodes = {drive.drive_id: drive.node_id for layout in layouts for drive in layout.drives}
+        self._by_index = [tuple(self.drives.get(drive.drive_id) for drive in layout.drives) for layout in self.layouts]
+
+    @property
+    def layout(self) -> Layout:
+        """The one that writers go by."""
+        return self.layouts[-1]
 
     def order(self, blob_id: BlobId) -> list[Drive | None]:
         """Primaries first, then spares; index i of a blob belongs on the i-th."""
-        return [self._by_index[index] for index in self.layout.order(blob_id)]
+        by_index = self._by_index[-1]
+        return [by_index[index] for index in self.layouts[-1].order(blob_id)]
 
-    def others(self, tried: Sequence[Drive | None]) -> list[Drive]:
-        """Every reachable drive not in `tried`: where older layouts or repairs may have put a shard."""
-        return [drive for drive in self.drives.values() if drive not in tried]
+    def homes(self, blob_id: BlobId, index: int) -> list[Drive | None]:
+        """Where that shard belongs by each layout, the newest first. It is missing only if all of them were asked: while one cannot be, it
+        may be there."""
+        found: list[Drive | None] = []
+        for layout, by_index in zip(reversed(self.layouts), reversed(self._by_index), strict=True):
+            row = layout.order(blob_id)
+            found.append(by_index[row[index]] if index < len(row) else None)
+        return found
+
+    def near(self, blob_id: BlobId, index: int) -> list[Drive]:
+        """Where to look for that shard when it is not on its own drive: its places in older layouts, then the other drives of the
+        partition, which hold what was written or rebuilt while its own was away. Local drives before remote ones, all of them reachable."""
+        order = self.order(blob_id)
+        nominal = order[index] if index < len(order) else None
+        older = [drive for drive in self.homes(blob_id, index)[1:] if drive is not None]
+        others = [drive for drive in order if drive is not None]
+        seen = dict.fromkeys([*_local_first(older), *_local_first(others)])
+        return [drive for drive in seen if drive is not nominal]
+
+    def far(self, blob_id: BlobId, index: int) -> list[Drive]:
+        """All other reachable drives, where nothing of the blob is expected: local ones first."""
+        looked = {*self.near(blob_id, index), *self.order(blob_id)}
+        return _local_first(drive for drive in self.drives.values() if drive not in looked)
+
+    def node(self, drive: Drive) -> bytes:
+        """The node it belongs to; where no layout tells, it stands for itself."""
+        return self._nodes.get(drive.drive_id, drive.drive_id)
+
+    def elsewhere(self, blob_id: BlobId, index: int) -> list[Drive]:
+        """Every place but its own, in the order in which to look."""
+        return [*self.near(blob_id, index), *self.far(blob_id, index)]
+
+
+def _local_first(drives: Iterable[Drive]) -> list[Drive]:
+    return sorted(drives, key=lambda drive: not drive.local)
+
+
+class LayoutsInUse:
+    """The layouts that the writes of this process go by. A write counts from before its drives are chosen until its commit was answered, or
+    until it is certain that there will be none: whoever moves shards by a newer layout waits for that, else a blob could be committed to
+    places that nobody looks at any more. (Where nobody learns the outcome, the wait ends too: such a blob is found by the survey.)"""
+
+    def __init__(self) -> None:
+        self._writes: dict[int, int] = {}
+
+    def begin(self, version: int) -> None:
+        self._writes[version] = self._writes.get(version, 0) + 1
+
+    def end(self, version: int) -> None:
+        left = self._writes[version] - 1
+        if left:
+            self._writes[version] = left
+        else:
+            del self._writes[version]
+
+    @contextmanager
+    def writing(self, version: int) -> Iterator[None]:
+        self.begin(version)
+        try:
+            yield
+        finally:
+            self.end(version)
+
+    def oldest(self, current: int) -> int:
+        """What the writer session has to report, where new writes go by `current`."""
+        return min([current, *self._writes])
+
+
+async def _nothing_newer() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +193,9 @@ class Context:
     owned: OwnedTasks
     new_id: Callable[[], bytes]
     now_us: Callable[[], int]
+    layouts: LayoutsInUse = field(default_factory=LayoutsInUse)
+    refresh: Callable[[], Awaitable[bool]] = _nothing_newer
+    """Read layouts and drives anew, before something is declared lost. True: the placement is newer than before."""
 
 
 Undo = Callable[[], Awaitable[None]]

@@ -73,20 +73,22 @@ class Multipart:
         if (await self.get(bucket, key, upload_id)).completed:
             raise NoSuchUpload()
         owner = Owner(bucket.bucket_id, key, upload_id, number)
-        written = await self._writer.write(bucket, owner, body, spec)
-        commit = PartCommit(
-            session=written.session,
-            bucket_id=bucket.bucket_id,
-            key=key,
-            upload_id=upload_id,
-            number=number,
-            size=written.size,
-            etag=written.etag,
-            checksum=written.checksum,
-            content=written.content,
-            missing=written.missing,
-        )
-        committed = await commit_blob(self._context, self._writer, written, self._commit_part(commit))
+        layout = self._context.placement().layout.version
+        with self._context.layouts.writing(layout):
+            written = await self._writer.write(bucket, owner, body, spec)
+            commit = PartCommit(
+                session=written.session,
+                bucket_id=bucket.bucket_id,
+                key=key,
+                upload_id=upload_id,
+                number=number,
+                size=written.size,
+                etag=written.etag,
+                checksum=written.checksum,
+                content=written.content,
+                missing=written.missing,
+            )
+            committed = await commit_blob(self._context, self._writer, written, self._commit_part(commit), layout)
         return PutResult(written.etag, upload_id, committed.modified_us, written.size, written.checksum)
 
     async def _commit_part(self, commit: PartCommit) -> Committed:

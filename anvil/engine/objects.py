@@ -29,21 +29,24 @@ class Objects:
 
     async def put(self, bucket: Bucket, key: str, body: Body, spec: PutSpec) -> PutResult:
         version_id = self._context.new_id()
-        written = await self._writer.write(bucket, Owner(bucket.bucket_id, key, version_id), body, spec)
-        commit = PutCommit(
-            session=written.session,
-            bucket_id=bucket.bucket_id,
-            key=key,
-            version_id=version_id,
-            size=written.size,
-            etag=written.etag,
-            attributes=spec.attributes,
-            checksum=written.checksum,
-            content=written.content,
-            missing=written.missing,
-            condition=spec.condition,
-        )
-        committed = await commit_blob(self._context, self._writer, written, self._context.metadata.put_object(commit))
+        layout = self._context.placement().layout.version
+        with self._context.layouts.writing(layout):
+            written = await self._writer.write(bucket, Owner(bucket.bucket_id, key, version_id), body, spec)
+            commit = PutCommit(
+                session=written.session,
+                bucket_id=bucket.bucket_id,
+                key=key,
+                version_id=version_id,
+                size=written.size,
+                etag=written.etag,
+                attributes=spec.attributes,
+                checksum=written.checksum,
+                content=written.content,
+                missing=written.missing,
+                condition=spec.condition,
+            )
+            put = self._context.metadata.put_object(commit)
+            committed = await commit_blob(self._context, self._writer, written, put, layout)
         return PutResult(
             etag=written.etag,
             version_id=committed.version_id,
@@ -121,8 +124,10 @@ class Objects:
         return _StoredBody(self.read(source, info, start, length), length)
 
 
-async def commit_blob(context: Context, writer: BlobWriter, written: Written, commit: Awaitable[Committed]) -> Committed:
-    """Send the commit and see it through, whatever becomes of the request.
+async def commit_blob(
+    context: Context, writer: BlobWriter, written: Written, commit: Awaitable[Committed], layout: int
+) -> Committed:
+    """Send the commit and see it through, whatever becomes of the request. Until it is answered, `layout` counts as in use.
 
     Shards are removed only when the database has definitely refused (any domain error but OutcomeUnknown). On any other end of the call
     they stay: if the row is there they are its data, if not the sweep finds their session gone and nobody naming them.
@@ -136,7 +141,10 @@ async def commit_blob(context: Context, writer: BlobWriter, written: Written, co
         except AnvilError:
             await writer.discard(written)
             raise
+        finally:
+            context.layouts.end(layout)
 
+    context.layouts.begin(layout)  # here, not in the task: the caller's own count may end before that runs
     return await context.owned.finish(settle())
 
 

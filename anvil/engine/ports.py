@@ -236,13 +236,18 @@ class LargeShard(Protocol):
 
 
 class Drive(Protocol):
-    """One place for shards: a folder on a local disk now, a remote peer's drive later.
+    """One place for shards: a folder on a local disk, or a drive of another node.
 
     Every call answers in bounded time: where the drive does not, it raises DriveStalled, and what was begun has no effect later, as far
     as that can be. The buffers given to that call are then not to be used for anything else: whoever still works on them keeps them."""
 
     drive_id: DriveId
     label: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this node: what is read or written there crosses no network."""
+        ...
 
     @property
     def writable(self) -> bool:

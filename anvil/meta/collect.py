@@ -96,6 +96,13 @@ OWNERSHIP_SQL: Final = f"""
     FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::int[], $5::bytea[]) WITH ORDINALITY
         AS i ({_OWNER}, blob_id, ord) ORDER BY ord"""
 
+DUE_SLICES_SQL: Final = """
+    SELECT DISTINCT true AS garbage, (get_byte(blob_id, 0) >> 2) * $1 / 64 AS slice
+    FROM (SELECT blob_id, since_us FROM outbox ORDER BY outbox_id LIMIT $3) AS g WHERE since_us <= now_us() - $2::bigint
+    UNION ALL
+    SELECT DISTINCT false, (get_byte(blob_id, 0) >> 2) * $1 / 64
+    FROM (SELECT blob_id FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $3) AS d"""
+
 HOLD_SQL: Final = """
     INSERT INTO settings (name, value) VALUES ('backup_hold', to_jsonb($1::text))
     ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, changed_us = now_us()"""

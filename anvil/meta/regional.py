@@ -18,6 +18,7 @@ from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable, WriterFenced
 from anvil.base.limits import (
     DATABASE_WAIT_S,
     DROPPED_BUCKETS_KEEP_S,
+    DUE_LOOKED_AT,
     HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
     UNHEALTHY_COUNTED,
@@ -213,6 +214,12 @@ class RegionalStore:
         else:
             rows = await self.query(collect.GARBAGE_SLICES_SQL, limit, grace_us, *finest_slices(slice, slices))
         return [collect.garbage_from(row) for row in rows]
+
+    async def due_slices(self, slices: int, grace_s: float) -> tuple[Sequence[int], Sequence[int]]:
+        """Which of `slices` slices (as of `garbage`) have garbage older than `grace_s`, and which have debts that may be tried now; of the
+        first DUE_LOOKED_AT rows of either."""
+        rows = await self.query(collect.DUE_SLICES_SQL, slices, int(grace_s * 1_000_000), DUE_LOOKED_AT)
+        return [row["slice"] for row in rows if row["garbage"]], [row["slice"] for row in rows if not row["garbage"]]
 
     async def removal_allowed(self, grace_s: float) -> bool:
         """Whether anything may be unlinked now: no backup holds it, and the database has been this one for `grace_s`."""

@@ -13,7 +13,7 @@ only its own. Not here: how that is computed (`spread.py`), when a layout change
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -48,6 +48,10 @@ class Layout(msgspec.Struct, frozen=True):
         row = partition(blob_id) * self.width
         return struct.unpack_from(f"<{self.width}H", self.places, row * 2)
 
+    def rows(self) -> Iterator[tuple[int, ...]]:
+        """The same for every partition, in order."""
+        return struct.iter_unpack(f"<{self.width}H", self.places)
+
     def pack(self) -> bytes:
         return msgspec.msgpack.encode(self)
 
@@ -61,9 +65,9 @@ def partition(blob_id: BlobId) -> int:
     return blob_id[0] << 4 | blob_id[1] >> 4
 
 
-def slice_partitions(number: int) -> range:
-    """The partitions of one of the LAYOUT_SLICES slices, in which a change of layout is moved: neighbours, so blob ids of one range."""
-    size = PARTITIONS // LAYOUT_SLICES
+def slice_partitions(number: int, slices: int = LAYOUT_SLICES) -> range:
+    """The partitions of one of `slices` slices, in which a change of layout is moved: neighbours, so blob ids of one range."""
+    size = PARTITIONS // slices
     return range(number * size, (number + 1) * size)
 
 

@@ -21,7 +21,6 @@ from anvil.base.limits import (
     H2_FREE_ACTIONS_PER_S,
     H2_READ_WINDOW_BYTES,
     H2_STREAMS_MAX,
-    H2_STREAMS_SHOWN,
     H2_WIDE_STREAMS_MAX,
     H2_WINDOW_BYTES,
     HEADER_BYTES_MAX,
@@ -57,7 +56,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.loop: Final = port.loop
         self.out: Final = Outbound(transport, port.loop, port.limits, port.stats)
         self.session: Final = Session(
-            streams_shown=H2_STREAMS_SHOWN,
+            streams_shown=port.limits.streams_shown,
             streams_max=H2_STREAMS_MAX,
             window=H2_WINDOW_BYTES,
             connection_window=H2_CONNECTION_WINDOW_BYTES,

@@ -56,6 +56,8 @@ class LocalDrive:
     """The `Drive` port (anvil/engine/ports.py) over a folder. Made by `attach`; used from one event loop; several processes may
     each have one on the same folder, but a process only one."""
 
+    local = True
+
     def __init__(
         self, path: Path, label: str, io: Io, session: SessionId, hold: Hold, clock_us: Callable[[], int], settings: DriveSettings
     ) -> None:

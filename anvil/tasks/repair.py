@@ -12,17 +12,20 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from enum import StrEnum
+from itertools import chain
 
 from anvil._ec.stripe import NotEnoughUnits, RebuildJob
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed, DriveStalled, Unavailable
 from anvil.base.limits import REPAIR_BATCH, REPAIR_BLOBS_IN_FLIGHT, REPAIR_RETRY_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
-from anvil.model.records import BlobId, BlobRef, Debt, Ownership
+from anvil.model.records import BlobId, BlobRef, Debt, Owner, Ownership
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
 from anvil.tasks.verify import frame_sound, shard_sound
 
 log = logging.getLogger("anvil.repair")
+Places = dict[int, tuple[Drive, ShardPlace]]
+"""Where shards are, by index."""
 
 
 class Result(StrEnum):
@@ -50,9 +53,10 @@ class Repairer:
         self._codecs = codecs
         self._retry_s = retry_s
 
-    async def run(self) -> list[Result]:
-        """One batch of debts, oldest first, REPAIR_BLOBS_IN_FLIGHT at a time. Those that cannot be paid now are put off."""
-        debts = iter(await self._metadata.debts(REPAIR_BATCH))
+    async def run(self, number: int | None = None, slices: int = 1) -> list[Result]:
+        """One batch of debts (of one of `slices` pieces), oldest first, REPAIR_BLOBS_IN_FLIGHT at a time. Those that cannot be paid now are
+        put off."""
+        debts = iter(await self._metadata.debts(REPAIR_BATCH, number, slices))
         results: list[Result] = []
         unpaid: list[BlobId] = []
 
@@ -87,33 +91,44 @@ class Repairer:
             return Result.HEALTHY
         good = {index: entry for index, entry in found.items() if index not in bad}
         if len(good) < blob.scheme.k:
-            away = any(drive is None or not drive.readable for drive in self._placement.order(blob.blob_id))
-            return Result.WAITING if away else self._lost(blob)
+            return Result.WAITING if self.away(blob) else self._lost(blob)
         targets = self._targets(blob, bad, good)
         if not targets:
             return Result.WAITING
+        result = await self.rebuild(debt.owner, blob, targets, good, found)
+        if result is Result.REPAIRED:
+            await self._metadata.debt_paid(blob.blob_id, sum(1 << index for index in targets))
+        return result
+
+    async def rebuild(self, owner: Owner, blob: BlobRef, targets: dict[int, Drive], good: Places, found: Places) -> Result:
+        """Write these shards anew, each to its target, from k of the `good` ones; one that `found` has is removed as soon as its successor
+        is ready. Whoever calls this has asked whether the owner still names the blob. REPAIRED when all are durable, or WAITING."""
         try:
             await self._rebuild(blob, targets, good, found)
         except NotEnoughUnits:
             # One of the shards believed to be good is not: have every one of them looked at next time.
-            await self._metadata.add_debt([(debt.owner, blob.blob_id, (1 << width) - 1)])
+            await self._metadata.add_debt([(owner, blob.blob_id, (1 << blob.scheme.width) - 1)])
             return Result.WAITING
         except (Unavailable, BadRecord) as error:
             log.warning("blob %s not repaired yet: %s", blob.blob_id.hex(), error)
             return Result.WAITING
-        await self._metadata.debt_paid(blob.blob_id, sum(1 << index for index in targets))
         return Result.REPAIRED
+
+    def away(self, blob: BlobRef) -> bool:
+        """Whether a drive that may hold some of it cannot be asked."""
+        homes = [self._placement.homes(blob.blob_id, index) for index in range(blob.scheme.width)]
+        return any(home is None or not home.readable for home in [*chain(*homes), *self._placement.order(blob.blob_id)])
 
     def _lost(self, blob: BlobRef) -> Result:
         log.error("blob %s has fewer than %d good shards: its object cannot be read", blob.blob_id.hex(), blob.scheme.k)
         return Result.LOST
 
-    async def _locate(self, blob: BlobRef) -> dict[int, tuple[Drive, ShardPlace]]:
-        found: dict[int, tuple[Drive, ShardPlace]] = {}
+    async def _locate(self, blob: BlobRef) -> Places:
+        found: Places = {}
         order = self._placement.order(blob.blob_id)
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
-            for drive in [nominal, *self._placement.others([nominal])]:
+            for drive in [nominal, *self._placement.elsewhere(blob.blob_id, index)]:
                 if drive is None or not drive.readable:
                     continue
                 try:
@@ -131,15 +146,19 @@ class Repairer:
         except DriveFailed:
             return False
 
-    def _targets(self, blob: BlobRef, bad: Iterable[int], good: dict[int, tuple[Drive, ShardPlace]]) -> dict[int, Drive]:
-        """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob."""
+    def _targets(self, blob: BlobRef, bad: Iterable[int], good: Places) -> dict[int, Drive]:
+        """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob, if
+        possible on a node that holds none."""
         order = self._placement.order(blob.blob_id)
         taken = {drive.drive_id for drive, _ in good.values()}
+        nodes = {self._placement.node(drive) for drive, _ in good.values()}
+        others = [drive for drive in self._placement.drives.values() if drive not in order]
+        others.sort(key=lambda drive: self._placement.node(drive) in nodes)
         targets: dict[int, Drive] = {}
         for index in bad:
             nominal = order[index] if index < len(order) else None
             # Last, the places of other indexes: after a change of layout they may stand empty while this one's holds another index.
-            for drive in [nominal, *order[blob.scheme.width :], *self._placement.others(order), *order[: blob.scheme.width]]:
+            for drive in [nominal, *order[blob.scheme.width :], *others, *order[: blob.scheme.width]]:
                 if drive is not None and drive.writable and drive.drive_id not in taken:
                     targets[index] = drive
                     taken.add(drive.drive_id)
@@ -150,8 +169,8 @@ class Repairer:
         self,
         blob: BlobRef,
         targets: dict[int, Drive],
-        good: dict[int, tuple[Drive, ShardPlace]],
-        found: dict[int, tuple[Drive, ShardPlace]],
+        good: Places,
+        found: Places,
     ) -> None:
         source_drive, source = next(iter(good.values()))
         footer = await source_drive.verify(source)
@@ -182,7 +201,7 @@ class Repairer:
         self,
         shards: dict[int, LargeShard],
         targets: dict[int, Drive],
-        found: dict[int, tuple[Drive, ShardPlace]],
+        found: Places,
         footer: ShardFooter,
     ) -> None:
         for index in list(shards):
@@ -190,13 +209,11 @@ class Repairer:
             await shards[index].publish(footer)
             del shards[index]
 
-    async def _stripe(
-        self, blob: BlobRef, stripe: int, good: dict[int, tuple[Drive, ShardPlace]], missing: list[int]
-    ) -> memoryview:
+    async def _stripe(self, blob: BlobRef, stripe: int, good: Places, missing: list[int]) -> memoryview:
         """The rebuilt frames of one stripe, one after the other in the order of `missing`."""
         geometry, k = blob.geometry, blob.scheme.k
         frame_len = geometry.frame_len(stripe)
-        sources = sorted(good)
+        sources = sorted(good, key=lambda index: (not good[index][0].local, index))
         room = memoryview(await self._buffers.acquire(frame_len * (len(missing) + k)))
         out = room[: frame_len * len(missing)]
         frames: list[memoryview | None] = [None] * blob.scheme.width

@@ -1,10 +1,11 @@
 """When the survey looks where: passes over all partitions, and how fast.
 
 Owns: the schedule. Three occasions: a sweep of everything every SWEEP_EVERY_S (headers only), the scrub that reads every byte once
-per SCRUB_PASS_S, and passes that somebody asked for (a drive returned, an operator). Invariants: what is idle stays idle, since a
-sweep takes at most SWEEP_BUSY_SHARE of the time, however long it then lasts, and skips partitions that hold nothing; a restart does
-not set the scrub back, because the partition whose turn it is follows from the clock alone. Not here: what is looked at
-(`tasks/survey.py`).
+per SCRUB_PASS_S, and passes that somebody asked for (a drive returned, an operator). Where there are other nodes, the sweep of everything
+is shared out by slices, as tasks; each node scrubs its own drives, and passes that were asked for cover what those hold. Invariants: what
+is idle stays idle, since a sweep takes at most SWEEP_BUSY_SHARE of the time, however long it then lasts, and skips partitions that hold
+nothing; a restart does not set the scrub back, because the partition whose turn it is follows from the clock alone; what is misplaced is
+moved at once, unless a change of layout is under way, which moves everything anyway. Not here: what is looked at (`tasks/survey.py`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import msgspec
 from anvil.base.errors import DriveFailed
 from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SCRUB_PASS_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
 from anvil.engine.context import Placement
+from anvil.engine.ports import Drive
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import DriveId
+from anvil.tasks.inventory import slice_partitions
 from anvil.tasks.survey import Findings, Survey
 
 log = logging.getLogger("anvil.survey")
@@ -43,7 +46,8 @@ class SurveyState(msgspec.Struct, frozen=True):
 
 
 class Surveyor:
-    """`before`: awaited before each partition (it refreshes what is held back). `swept`: told when a pass is over."""
+    """`before`: awaited before each partition (it refreshes what is held back). `swept`: told when a pass is over. `move`: brings the
+    shards of a partition home."""
 
     def __init__(
         self,
@@ -52,12 +56,14 @@ class Surveyor:
         before: Callable[[], Awaitable[None]],
         swept: Callable[[], None],
         now_s: Callable[[], float] = time.time,
+        move: Callable[[int], Awaitable[object]] | None = None,
     ) -> None:
         self._survey = survey
         self._placement = placement
         self._before = before
         self._swept = swept
         self._now_s = now_s
+        self._move = move
         self._readable: frozenset[DriveId] | None = None
         self._asked: set[bool] = set()  # passes to come: deep or not
         self._hurry = False
@@ -79,10 +85,13 @@ class Surveyor:
         self.wake.set()
         return self._number + 1
 
+    def _local(self) -> list[Drive]:
+        return [drive for drive in self._placement.drives.values() if drive.local]
+
     def watch(self) -> frozenset[DriveId]:
-        """The drives that came back since the last call. What they bring may be deleted by now, and what they lack was written without
-        them, so a pass is made."""
-        readable = frozenset(drive.drive_id for drive in self._placement.drives.values() if drive.readable)
+        """The drives of this node that came back since the last call. What they bring may be deleted by now, and what they lack was written
+        without them, so a pass is made."""
+        readable = frozenset(drive.drive_id for drive in self._local() if drive.readable)
         came = readable - self._readable if self._readable is not None else frozenset()
         self._readable = readable
         if came:
@@ -92,25 +101,44 @@ class Surveyor:
     async def sweep(self) -> bool:
         """One pass, or the rest of one that was interrupted. True when another was asked for. Raises DatabaseUnavailable."""
         if not self._todo or self._asked:
+            if self._placement.remote and not self._asked:
+                return False
             await self._begin()
-        share = SURVEY_BUSY_SHARE if self._hurry else SWEEP_BUSY_SHARE
         while self._todo and not self._asked:
-            begin = time.monotonic()
-            await self._before()
-            self._findings.add(await self._survey.partition(self._todo[0], deep=self._deep))
+            await self._look(self._todo[0], self._findings, hurry=self._hurry, deep=self._deep)
             self._todo.popleft()
-            took_s = time.monotonic() - begin
-            await asyncio.sleep(max(took_s * (1 / share - 1), SCRUB_FASTEST_PARTITION_S if self._deep else 0.0))
         if self._asked:
             return True
         self._ended()
         return False
 
+    async def slice(self, number: int, *, hurry: bool = False) -> Findings:
+        """Sweep the partitions of one slice, whoever's turn it is. Raises DatabaseUnavailable."""
+        findings = Findings()
+        for partition in slice_partitions(number):
+            await self._look(partition, findings, hurry=hurry, deep=False)
+        return findings
+
+    async def _look(self, partition: int, findings: Findings, *, hurry: bool, deep: bool) -> None:
+        """One partition, and a rest as long as its share of the time demands."""
+        begin = time.monotonic()
+        findings.add(await self._partition(partition, deep=deep))
+        took_s = time.monotonic() - begin
+        share = SURVEY_BUSY_SHARE if hurry else SWEEP_BUSY_SHARE
+        await asyncio.sleep(max(took_s * (1 / share - 1), SCRUB_FASTEST_PARTITION_S if deep else 0.0))
+
+    async def _partition(self, partition: int, *, deep: bool) -> Findings:
+        await self._before()
+        found = await self._survey.partition(partition, deep=deep)
+        if found.misplaced and self._move is not None and len(self._placement.layouts) == 1:
+            await self._move(partition)
+        return found
+
     async def _begin(self) -> None:
         self._hurry = bool(self._asked)
         self._deep = True in self._asked or (self._deep and bool(self._todo))  # a deep pass under way is not given up
         held: set[int] = set()
-        for drive in self._placement.drives.values():
+        for drive in self._local():
             try:
                 held |= await drive.partitions() if drive.readable else frozenset()
             except DriveFailed as error:
@@ -122,7 +150,7 @@ class Surveyor:
 
     def _ended(self) -> None:
         found = self._findings
-        remarkable = found.orphans or found.missing or found.corrupt or found.superseded
+        remarkable = found.orphans or found.missing or found.corrupt or found.superseded or found.misplaced
         level = logging.INFO if self._hurry or remarkable else logging.DEBUG
         log.log(level, "the survey is over", extra={"deep": self._deep, **msgspec.structs.asdict(found)})
         self._swept()
@@ -134,8 +162,7 @@ class Surveyor:
             self._scrubbed = turn - 1
         self._scrubbed = max(self._scrubbed, turn - PARTITIONS)
         while self._scrubbed < turn:
-            await self._before()
-            await self._survey.partition((self._scrubbed + 1) % PARTITIONS, deep=True)
+            await self._partition((self._scrubbed + 1) % PARTITIONS, deep=True)
             self._scrubbed += 1
             await asyncio.sleep(SCRUB_FASTEST_PARTITION_S)
         return False

@@ -59,6 +59,8 @@ class StoredShard:
 class MemoryDrive:
     """A drive whose shards are in `shards`, keyed (blob id, index)."""
 
+    local = True
+
     def __init__(self, drive_id: bytes, label: str = "memory") -> None:
         self.drive_id = drive_id
         self.label = label

@@ -27,7 +27,8 @@ from anvil.base.errors import (
     WriteQuorumLost,
     WriterFenced,
 )
-from anvil.engine.blobs_read import BlobReader, DamageOnce
+from anvil.engine.blobs_find import DamageOnce
+from anvil.engine.blobs_read import BlobReader
 from anvil.engine.types import CompletePart
 from anvil.meta.migrate import Database
 from anvil.model.layout import PARTITIONS, partition
@@ -436,7 +437,7 @@ def test_a_shard_found_bad_by_one_stripe_while_another_is_about_to_read_it(postg
 
         def start_and_report(work: Any) -> Any:
             task = start(work)
-            reader._report("corrupt", 0)
+            reader._shards.report("corrupt", 0)
             return task
 
         bench.context.owned.start = start_and_report  # type: ignore[method-assign]

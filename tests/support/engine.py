@@ -137,7 +137,7 @@ async def engine_bench(
     wanted = scheme or default_scheme(drives)
     layout_drives = [LayoutDrive(drive.drive_id, b"node", 1 << 40) for drive in bench.drives]
     bench.layout = compute(layout_drives, wanted.width, 2)
-    placement = Placement(bench.layout, {drive.drive_id: drive for drive in bench.drives})
+    placement = Placement([bench.layout], {drive.drive_id: drive for drive in bench.drives})
     bench.events = Events()
     owned = OwnedTasks("test")
     buffers = Buffers(loop)

@@ -14,8 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from anvil.api.grpc.chunks import Incoming, takes_chunks
-from anvil.api.grpc.context import Context
-from anvil.api.grpc.host import GrpcHost, Status
 from anvil.api.grpc.proto import object_pb2
 from anvil.api.grpc.services.health import HealthService
 from anvil.api.grpc.services.reflection import add_reflection
@@ -24,6 +22,8 @@ from anvil.base.limits import GRPC_MESSAGE_BYTES_MAX, GRPC_WATCHES_MAX, KIB, MIB
 from anvil.net.port import NetLimits
 from anvil.net.server import Server, serve
 from anvil.net.stream import Stream
+from anvil.rpc.context import Context
+from anvil.rpc.host import GrpcHost, Status
 from tests.integration.net.net_harness import on_loop, until
 from tests.support.h2client import Exchange, H2Client
 from tests.support.interop import SERVICE, Interop

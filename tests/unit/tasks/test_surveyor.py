@@ -12,6 +12,7 @@ import pytest
 from anvil.base.errors import DatabaseUnavailable, DriveFailed
 from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
 from anvil.model.layout import PARTITIONS
+from anvil.tasks.inventory import slice_partitions
 from anvil.tasks.survey import Findings
 from anvil.tasks.surveyor import TURN_S, Surveyor
 
@@ -24,6 +25,7 @@ class Disk:
         self.label = f"disk{number}"
         self.readable = True
         self.failed = False
+        self.local = True
         self.held = held
 
     async def partitions(self) -> frozenset[int]:
@@ -45,10 +47,12 @@ class World:
         self.fail_at: int | None = None
         self.while_resting: Callable[[], None] = lambda: None
         self.disks = disks
-        placement = SimpleNamespace(drives={disk.drive_id: disk for disk in disks})
+        self.misplaced: set[int] = set()
+        self.moved: list[int] = []
+        self.placement = SimpleNamespace(drives={disk.drive_id: disk for disk in disks}, layouts=(None,), remote=False)
         monkeypatch.setattr("anvil.tasks.surveyor.time", SimpleNamespace(monotonic=self.now))
         monkeypatch.setattr("anvil.tasks.surveyor.asyncio.sleep", self.rest)
-        self.surveyor = Surveyor(cast(Any, self), cast(Any, placement), self.refresh, self.over, self.now)
+        self.surveyor = Surveyor(cast(Any, self), cast(Any, self.placement), self.refresh, self.over, self.now, self.move)
 
     def now(self) -> float:
         return self.clock_s
@@ -64,12 +68,15 @@ class World:
     def over(self) -> None:
         self.swept += 1
 
+    async def move(self, number: int) -> None:
+        self.moved.append(number)
+
     async def partition(self, number: int, *, deep: bool) -> Findings:
         if number == self.fail_at:
             raise DatabaseUnavailable
         self.clock_s += self.took_s
         self.looked.append((number, deep))
-        return Findings(shards=1)
+        return Findings(shards=1, misplaced=int(number in self.misplaced))
 
 
 def run(work: Awaitable[Any]) -> Any:
@@ -205,3 +212,42 @@ def test_a_scrub_that_the_database_interrupts_keeps_its_place(monkeypatch: pytes
     world.fail_at = None
     run(world.surveyor.scrub())
     assert world.looked == [(50, True)]
+
+
+def test_what_is_misplaced_is_moved_unless_the_layout_changes_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, Disk(1, {1, 2, 3}))
+    world.misplaced = {2}
+    run(world.surveyor.sweep())
+    assert world.moved == [2]
+    world.placement.layouts = (None, None)
+    run(world.surveyor.sweep())
+    assert world.moved == [2]
+
+
+def test_with_other_nodes_only_what_somebody_asked_for_is_swept_and_only_what_is_held_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here, there = Disk(1, {1, 2}), Disk(2, {2, 3})
+    there.local = False
+    world = World(monkeypatch, here, there)
+    world.placement.remote = True
+    assert run(world.surveyor.sweep()) is False
+    assert (world.looked, world.swept) == ([], 0)
+    world.surveyor.watch()
+    there.readable = False
+    world.surveyor.watch()
+    there.readable = True
+    assert world.surveyor.watch() == frozenset(), "each node looks after its own drives"
+    world.surveyor.ask("an operator")
+    assert run(world.surveyor.sweep()) is False
+    assert world.looked == [(1, False), (2, False)]
+
+
+def test_a_slice_is_swept_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, Disk(1, set()))
+    findings = run(world.surveyor.slice(2))
+    numbers = [number for number, deep in world.looked]
+    assert numbers == list(slice_partitions(2))
+    assert findings.shards == world.refreshed == len(numbers)
+    assert set(world.rests) == {TOOK_S * (1 / SWEEP_BUSY_SHARE - 1)}
+    assert world.surveyor.state.number == 0, "no pass of its own"

@@ -1,0 +1,122 @@
+"""What the drives hold of one partition, put together by blob: the ground on which survey, rebalancing and fsck judge.
+
+Owns: the look itself, and the question whether a blob is owned. Invariants: a drive counts as asked only if all of it was seen; the look
+decides nothing, and by the time somebody acts on it anything may have changed: shards come and go while it goes on. Not here: what follows
+from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import msgspec
+
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed
+from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LAYOUT_SLICES, SURVEY_OWNERS_MAX
+from anvil.engine.ports import Drive, Metadata
+from anvil.model.layout import PARTITIONS
+from anvil.model.records import BlobId, Ownership
+from anvil.model.shard import ShardHeader, ShardPlace
+
+log = logging.getLogger("anvil.survey")
+
+
+class Met(msgspec.Struct):
+    """What was met of one blob. `copies`: by index, those with a readable header; `rotten`: drives with one without, and its index."""
+
+    copies: dict[int, list[tuple[Drive, ShardPlace]]] = msgspec.field(default_factory=dict)
+    rotten: list[tuple[Drive, int]] = msgspec.field(default_factory=list)
+
+    @property
+    def header(self) -> ShardHeader:
+        return next(iter(self.copies.values()))[0][1].header
+
+    @property
+    def places(self) -> list[tuple[Drive, int]]:
+        """All of them."""
+        return [(drive, index) for index, copies in self.copies.items() for drive, _ in copies] + self.rotten
+
+    def on(self, drive: Drive, index: int) -> bool:
+        """Whether that drive has a copy with a readable header."""
+        return any(other is drive for other, _ in self.copies.get(index, ()))
+
+    def by_preference(self, nominal: Drive | None, index: int) -> list[tuple[Drive, ShardPlace]]:
+        """The copies of one index in the order in which they are kept."""
+        return sorted(self.copies.get(index, ()), key=lambda copy: rank(nominal, copy[0]))
+
+
+def rank(nominal: Drive | None, drive: Drive) -> tuple[bool, bytes]:
+    """The order in which copies of one index are kept: the same for everybody who goes by the same layout, whatever was met."""
+    return drive is not nominal, drive.drive_id
+
+
+class Inventory(msgspec.Struct):
+    """`asked`: drives that were seen whole; `failed`: those that should have answered, and did not."""
+
+    blobs: dict[BlobId, Met]
+    asked: list[Drive]
+    failed: list[Drive]
+    shards: int
+
+    @property
+    def nameless(self) -> Iterable[tuple[BlobId, Met]]:
+        """Blobs of which nothing is left that says whose they are."""
+        return ((blob_id, met) for blob_id, met in self.blobs.items() if not met.copies)
+
+    @property
+    def named(self) -> list[Met]:
+        return [met for met in self.blobs.values() if met.copies]
+
+
+async def take(drives: Iterable[Drive], number: int) -> Inventory:
+    """Look at one partition on all of these drives, a few of them at a time."""
+    found = Inventory(defaultdict(Met), [], [], 0)
+    waiting = iter([drive for drive in drives if drive.readable])
+
+    async def look() -> None:
+        for drive in waiting:
+            try:
+                async for place in drive.scan(number):
+                    found.shards += 1
+                    met, index = found.blobs[place.header.blob.blob_id], place.header.index
+                    if place.damaged:
+                        met.rotten.append((drive, index))  # of its header only this much is certain
+                    else:
+                        met.copies.setdefault(index, []).append((drive, place))
+            except AnvilError as error:
+                log.warning("partition %d of %s: %s", number, drive.label, error)
+                found.failed.append(drive)
+            else:
+                found.asked.append(drive)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(INVENTORY_DRIVES_IN_FLIGHT):
+            group.create_task(look())
+    return found
+
+
+async def owners(metadata: Metadata, blobs: Sequence[Met]) -> AsyncIterator[list[tuple[Met, Ownership]]]:
+    """Batches of those blobs with whether they are owned. Raises DatabaseUnavailable."""
+    for at in range(0, len(blobs), SURVEY_OWNERS_MAX):
+        batch = blobs[at : at + SURVEY_OWNERS_MAX]
+        answers = await metadata.ownership([(met.header.owner, met.header.blob.blob_id) for met in batch])
+        yield list(zip(batch, answers, strict=True))
+
+
+async def came(drive: Drive, blob_id: BlobId, index: int) -> bool:
+    """Whether a shard that the look did not meet is there by now (it was being written), or cannot be judged."""
+    try:
+        return await drive.open(blob_id, index) is not None
+    except BadRecord:
+        return False
+    except DriveFailed:
+        return True
+
+
+def slice_partitions(number: int) -> range:
+    """The partitions of one slice: LAYOUT_SLICES of them make up all."""
+    width = PARTITIONS // LAYOUT_SLICES
+    return range(number * width, (number + 1) * width)
