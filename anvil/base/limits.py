@@ -49,6 +49,7 @@ READ_SPARE_AFTER_S: Final = 0.5  # a drive slower than this is doubled by a spar
 OPEN_PATIENCE_S: Final = 0.5  # a reader looks on other drives while one takes longer than this to find a shard
 DAMAGE_REMEMBERED: Final = 4096  # damaged shards a worker has reported and will not report again
 MANIFEST_PARTS_CACHED: Final = 40_000  # part rows of completed uploads a worker remembers (they never change)
+MANIFEST_FRESH_S: Final = 600.0  # ... but which blobs they are in: blobs that are exchanged stay as long as garbage does
 BUFFER_WAIT_S: Final = 10.0  # how long a request waits for stripe buffers before it is told to slow down
 BUFFER_WAITERS_MAX: Final = 2048  # requests waiting for them in one worker; two per request in flight
 NATIVE_JOBS_MAX: Final = 8192  # jobs of one thread pool in flight; their buffers are bounded by the buffer pool
@@ -239,6 +240,11 @@ REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; 
 REPAIR_RETRY_S: Final = 10.0  # a debt that cannot be paid now (a drive away) waits so long, so that others get their turn
 DUE_LOOKED_AT: Final = 10_000  # rows of garbage and of debts looked at, to learn which slices have any
 UNHEALTHY_COUNTED: Final = 100_000  # blobs in debt that the gauge counts exactly
+GARBAGE_COUNTED: Final = 100_000  # blobs in the outbox that fsck counts exactly
+FSCK_EXAMPLES: Final = 20  # of each kind of trouble that fsck names
+FSCK_OPENS_IN_FLIGHT: Final = 16  # blobs of rows being looked for at a time
+FSCK_BYTES_PER_S: Final = 256 * MIB  # read by a deep check
+OWNED_PAGE_ROWS: Final = 1000  # read at a time by who walks all rows that own a blob
 SESSIONS_EVERY_S: Final = 5.0  # how often leases are looked at: a dead worker's leftovers are collected soon after
 SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
@@ -298,14 +304,16 @@ LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
+MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
+MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
+RAISE_BYTES_PER_S: Final = 64 * MIB  # of plaintext written anew by a higher scheme: nobody waits for it
+RAISE_BLOBS_IN_FLIGHT: Final = 2
+THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
 TASK_ATTEMPTS_MAX: Final = 10
 TASK_RETRY_S_MAX: Final = 3600.0  # a failed task is tried again after attempt^4 seconds, but never later than this
 TASK_ERROR_CHARS_MAX: Final = 2000  # of what is kept of the last error
 TASK_DEAD_KEEP_S: Final = 30 * 86400.0  # so long an operator may have a task tried again that was given up
 TASKS_LISTED_MAX: Final = 1000
-MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
-MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
-THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)
@@ -340,7 +348,7 @@ assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
 assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
 assert OPEN_READ_BYTES <= READ_INLINE_BYTES_MAX
 assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, "a copied object is read with one pread"
-assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX, "a GET must not outlive the shards it reads"
+assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
 assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S

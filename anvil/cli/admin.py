@@ -15,7 +15,7 @@ import click
 import msgspec
 
 from anvil.base.config import load
-from anvil.base.errors import InvalidArgument, InvalidSetting
+from anvil.base.errors import InvalidArgument, InvalidSetting, Unavailable
 from anvil.cli.admin_ops import AdminOps, NewKeys, Opener, database_urls, with_secrets
 from anvil.cli.output import emit, table
 from anvil.model.identity import Action, Policy
@@ -273,6 +273,44 @@ def scrub(session: Session, shallow: bool, no_wait: bool, as_json: bool) -> None
     removed = f"{found.orphans} abandoned and {found.superseded} superseded ones removed"
     text = f"{found.shards} shards: {found.missing} missing, {found.corrupt} damaged, {removed}"
     emit({"over": state.over, **msgspec.structs.asdict(found)}, as_json, "begun" if no_wait else text)
+
+
+@command.command()
+@click.option("--deep", is_flag=True, help="Read and check the content of every shard, too.")
+@click.option(
+    "--repair", is_flag=True, help="Act on what is found: orphans go, what is missing or damaged is repaired afterwards."
+)
+@click.option("--yes", is_flag=True, help="Really repair.")
+@as_json
+@click.pass_obj
+def fsck(session: Session, deep: bool, repair: bool, yes: bool, as_json: bool) -> int:
+    """Compare what the database names with what all drives hold. Exit code 1 unless everything is there and nothing is left over."""
+    from anvil.node.assemble import fsck
+    from anvil.node.checking import Wanted
+
+    if repair and not yes:
+        raise InvalidSetting("--repair removes shards that nobody owns: repeat this with --yes")
+    config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
+    state = asyncio.run(fsck(config, Wanted(deep, repair)))
+    if state.failed:
+        raise Unavailable(f"the check could not be ended: {state.failed}")
+    found = msgspec.to_builtins(state.report)
+    emit({"clean": state.clean, **found}, as_json, _fsck_text(state.clean, found))
+    return 0 if state.clean else 1
+
+
+def _fsck_text(clean: bool, found: dict[str, Any]) -> str:
+    lines = [f"{found['shards']} shards of {found['blobs']} blobs, {found['rows']} rows: {'clean' if clean else 'NOT clean'}"]
+    names = [
+        name for name, value in found.items() if isinstance(value, int) and name not in ("shards", "blobs", "rows", "partitions")
+    ]
+    lines += [f"{name:12}{found[name]}" for name in names if found[name]]
+    if found["away"]:
+        lines.append(f"not looked at: {', '.join(found['away'])}")
+    for one in found["examples"]:
+        where = f" of {one['key']!r} in bucket {one['bucket_id']}" if one["bucket_id"] else ""
+        lines.append(f"{one['kind']}: blob {one['blob']}{where}" + (f": {one['detail']}" if one["detail"] else ""))
+    return "\n".join(lines)
 
 
 @command.command()

@@ -8,6 +8,7 @@ a commit, once sent, is never followed by removing its shards, unless the databa
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
+from typing import TypeVar
 
 from anvil.base.errors import AnvilError, DataLost, NoSuchKey, OutcomeUnknown
 from anvil.engine.blobs_read import ObjectReader
@@ -17,7 +18,9 @@ from anvil.engine.manifests import Manifests
 from anvil.engine.ports import Body
 from anvil.engine.types import Extent, ObjectInfo, PutResult, PutSpec
 from anvil.model.identity import Bucket
-from anvil.model.records import Committed, Condition, ObjectRecord, Owner, PartRecord, PutCommit
+from anvil.model.records import Condition, ObjectRecord, Owner, PartRecord, PutCommit
+
+T = TypeVar("T")
 
 
 class Objects:
@@ -121,19 +124,17 @@ class Objects:
 
     def body(self, source: Bucket, info: ObjectInfo, start: int, length: int) -> Body:
         """A range of a stored object as the body of another write."""
-        return _StoredBody(self.read(source, info, start, length), length)
+        return StoredBody(self.read(source, info, start, length), length)
 
 
-async def commit_blob(
-    context: Context, writer: BlobWriter, written: Written, commit: Awaitable[Committed], layout: int
-) -> Committed:
+async def commit_blob(context: Context, writer: BlobWriter, written: Written, commit: Awaitable[T], layout: int) -> T:
     """Send the commit and see it through, whatever becomes of the request. Until it is answered, `layout` counts as in use.
 
     Shards are removed only when the database has definitely refused (any domain error but OutcomeUnknown). On any other end of the call
     they stay: if the row is there they are its data, if not the sweep finds their session gone and nobody naming them.
     """
 
-    async def settle() -> Committed:
+    async def settle() -> T:
         try:
             return await commit
         except OutcomeUnknown:
@@ -167,7 +168,7 @@ def _info(record: ObjectRecord, extents: tuple[Extent, ...] | None = None, parts
     )
 
 
-class _StoredBody:
+class StoredBody:
     """A `Body` that reads an object: for copies. One memcpy per byte, in C."""
 
     def __init__(self, views: AsyncIterator[memoryview], length: int) -> None:

@@ -19,12 +19,15 @@ from anvil.model.records import (
     Committed,
     CompleteCommit,
     Condition,
+    ContentCommit,
     Debt,
     DriveId,
     Garbage,
     ListPage,
     ListQuery,
     ObjectRecord,
+    OwnedMark,
+    OwnedPage,
     Owner,
     Ownership,
     PartCommit,
@@ -112,6 +115,11 @@ class Metadata(Protocol):
 
     async def list_uploads(self, query: UploadsQuery) -> UploadsPage: ...
 
+    async def replace_content(self, commit: ContentCommit) -> None:
+        """Have the owner's row, of an object or part, name another blob with the same bytes; the old one goes to the outbox. Nothing else
+        of the row changes. Raises ConditionalRequestConflict where it does not name the old one any more: whoever overwrote it wins."""
+        ...
+
     # -- writer session
     async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
         """`layout_version`: of the layout that the process goes by, 0 while it has read none. Raises WriterFenced when it is not the
@@ -151,6 +159,19 @@ class Metadata(Protocol):
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         """For each, whether its owner's row (object, version or part) names that blob now, or else the outbox."""
+        ...
+
+    async def owned_blobs(self, after: OwnedMark, limit: int) -> OwnedPage:
+        """The rows that name a blob in shards, by key range: `limit` rows are looked at. Not one snapshot: a row that is there all the time
+        is met, others may be. Begin with OwnedMark()."""
+        ...
+
+    async def unhealthy(self) -> tuple[int, int]:
+        """Shards in debt: missing ones, and ones met with wrong content; of the first UNHEALTHY_COUNTED blobs."""
+        ...
+
+    async def garbage_waiting(self) -> int:
+        """Blobs in the outbox, their grace over or not, up to GARBAGE_COUNTED."""
         ...
 
     async def live_sessions(self) -> frozenset[SessionId]: ...

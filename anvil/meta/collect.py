@@ -40,6 +40,8 @@ _SLICES: Final = """
 GARBAGE_SLICES_SQL: Final = _GARBAGE % _SLICES.format(first="$3", last="$4", table="outbox", due="", order="outbox_id")
 assert LAYOUT_SLICES == 1 << 6, "the expression above, and the indexes over it"
 
+WAITING_SQL: Final = "SELECT count(*) FROM (SELECT FROM outbox LIMIT $1) AS w"
+
 DONE_SQL: Final = "DELETE FROM outbox WHERE outbox_id = ANY ($1::bigint[])"
 
 _DEBTS: Final = f"""
@@ -97,10 +99,10 @@ OWNERSHIP_SQL: Final = f"""
         AS i ({_OWNER}, blob_id, ord) ORDER BY ord"""
 
 DUE_SLICES_SQL: Final = """
-    SELECT DISTINCT true AS garbage, (get_byte(blob_id, 0) >> 2) * $1 / 64 AS slice
+    SELECT DISTINCT true AS garbage, get_byte(blob_id, 0) * $1 / 256 AS slice
     FROM (SELECT blob_id, since_us FROM outbox ORDER BY outbox_id LIMIT $3) AS g WHERE since_us <= now_us() - $2::bigint
     UNION ALL
-    SELECT DISTINCT false, (get_byte(blob_id, 0) >> 2) * $1 / 64
+    SELECT DISTINCT false, get_byte(blob_id, 0) * $1 / 256
     FROM (SELECT blob_id FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $3) AS d"""
 
 HOLD_SQL: Final = """

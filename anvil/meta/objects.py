@@ -44,7 +44,7 @@ FENCED: Final = (
 # Joins the row to be changed. As an equality the planner, while it believes the table small, may read all of it in key order
 # beside the batch; a condition on an array it can only use to probe the index from the batch's side. For the same reason
 # sub-selects here are scalar: EXISTS it may answer by reading a whole table into a hash. (tests/integration/meta/test_plans.py)
-_SAME_KEY: Final = 'o.bucket_id = ANY (ARRAY[i.bucket_id]) AND o.key = ANY (ARRAY[i.key COLLATE "C"])'
+SAME_KEY: Final = 'o.bucket_id = ANY (ARRAY[i.bucket_id]) AND o.key = ANY (ARRAY[i.key COLLATE "C"])'
 WHY_SQL: Final = """
     SELECT (SELECT true FROM writer_sessions w WHERE w.session_id = i.session_id) IS TRUE AS live,
            (SELECT true FROM buckets b WHERE b.bucket_id = i.bucket_id) IS TRUE AS fence
@@ -163,7 +163,7 @@ _PUT_IF_SQL: Final = f"""
     ),
     updated AS (
         UPDATE objects o SET {_SET_INPUT} FROM input i
-        WHERE i.if_match IS NOT NULL AND {FENCED} AND {_SAME_KEY}
+        WHERE i.if_match IS NOT NULL AND {FENCED} AND {SAME_KEY}
           AND condition_holds(o.etag, i.if_match, i.if_none_match)
         RETURNING o.version_id, o.seq, o.modified_us
     ),
@@ -254,7 +254,7 @@ _REPLACE_SQL: Final = f"""
         UPDATE objects o SET version_id = i.version_id, seq = nextval('version_seq'), modified_us = now_us(),
             attributes = i.attributes, checksum = coalesce(i.checksum, o.checksum)
         FROM input i
-        WHERE {FENCED} AND {_SAME_KEY} AND o.version_id = i.expected
+        WHERE {FENCED} AND {SAME_KEY} AND o.version_id = i.expected
           AND condition_holds(o.etag, i.if_match, i.if_none_match)
         RETURNING i.ord, o.seq, o.modified_us
     )
@@ -320,7 +320,7 @@ _DELETE_SQL: Final = f"""
     ),
     removed AS (
         DELETE FROM objects o USING input i
-        WHERE {FENCED} AND {_SAME_KEY}
+        WHERE {FENCED} AND {SAME_KEY}
           AND condition_holds(o.etag, i.if_match, i.if_none_match)
         RETURNING i.ord
     )

@@ -19,12 +19,13 @@ from anvil.base.limits import (
     DATABASE_WAIT_S,
     DROPPED_BUCKETS_KEEP_S,
     DUE_LOOKED_AT,
+    GARBAGE_COUNTED,
     HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
     UNHEALTHY_COUNTED,
     USAGE_FOLD_ROWS_MAX,
 )
-from anvil.meta import collect, listing, objects, sessions, uploads, usage
+from anvil.meta import collect, contents, listing, objects, owned, sessions, uploads, usage
 from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
@@ -36,11 +37,14 @@ from anvil.model.records import (
     Committed,
     CompleteCommit,
     Condition,
+    ContentCommit,
     Debt,
     Garbage,
     ListPage,
     ListQuery,
     ObjectRecord,
+    OwnedMark,
+    OwnedPage,
     Owner,
     Ownership,
     PartCommit,
@@ -87,6 +91,7 @@ class RegionalStore:
         self._list_uploads = self._coalescer(self._misc, uploads.LIST)
         self._complete = self._coalescer(self._misc, uploads.COMPLETE)
         self._abort = self._coalescer(self._misc, uploads.ABORT)
+        self._replace_content = self._coalescer(self._misc, contents.REPLACE)
 
     def _coalescer(self, link: Link, operation: Operation[Any, Any]) -> Coalescer[Any, Any]:
         coalescer = Coalescer(link, operation, wait_s=self._wait_s, observe=self._observe)
@@ -178,6 +183,9 @@ class RegionalStore:
         page: UploadsPage = await self._list_uploads.submit(query)
         return page
 
+    async def replace_content(self, commit: ContentCommit) -> None:
+        await self._replace_content.submit(commit)
+
     # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
 
     async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
@@ -216,8 +224,8 @@ class RegionalStore:
         return [collect.garbage_from(row) for row in rows]
 
     async def due_slices(self, slices: int, grace_s: float) -> tuple[Sequence[int], Sequence[int]]:
-        """Which of `slices` slices (as of `garbage`) have garbage older than `grace_s`, and which have debts that may be tried now; of the
-        first DUE_LOOKED_AT rows of either."""
+        """Which of `slices` pieces have garbage older than `grace_s`, and which have debts that may be tried now; of the first
+        DUE_LOOKED_AT rows of either."""
         rows = await self.query(collect.DUE_SLICES_SQL, slices, int(grace_s * 1_000_000), DUE_LOOKED_AT)
         return [row["slice"] for row in rows if row["garbage"]], [row["slice"] for row in rows if not row["garbage"]]
 
@@ -246,9 +254,14 @@ class RegionalStore:
         await self.query(collect.OWE_SQL, *owners, [missing for _, _, missing in debts], corrupt)
 
     async def unhealthy(self) -> tuple[int, int]:
-        """Shards in debt: missing ones, and ones met with wrong content; of the first UNHEALTHY_COUNTED blobs."""
         [row] = await self.query(collect.UNHEALTHY_SQL, UNHEALTHY_COUNTED)
         return row["missing"], row["corrupt"]
+
+    async def owned_blobs(self, after: OwnedMark, limit: int) -> OwnedPage:
+        return owned.page_from(after, await self.query(owned.SQL[after.table], *owned.args(after, limit)), limit)
+
+    async def garbage_waiting(self) -> int:
+        return int((await self.query(collect.WAITING_SQL, GARBAGE_COUNTED))[0][0])
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]

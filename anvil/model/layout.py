@@ -65,9 +65,9 @@ def partition(blob_id: BlobId) -> int:
     return blob_id[0] << 4 | blob_id[1] >> 4
 
 
-def slice_partitions(number: int, slices: int = LAYOUT_SLICES) -> range:
-    """The partitions of one of `slices` slices, in which a change of layout is moved: neighbours, so blob ids of one range."""
-    size = PARTITIONS // slices
+def slice_partitions(number: int) -> range:
+    """The partitions of one of the LAYOUT_SLICES slices, in which a change of layout is moved: neighbours, so blob ids of one range."""
+    size = PARTITIONS // LAYOUT_SLICES
     return range(number * size, (number + 1) * size)
 
 

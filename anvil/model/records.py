@@ -192,6 +192,19 @@ class CompleteCommit(msgspec.Struct, frozen=True):
     condition: Condition = NO_CONDITION
 
 
+class ContentCommit(msgspec.Struct, frozen=True):
+    """The same bytes in another blob, whole: what `owner` names as `old` until then."""
+
+    session: SessionId
+    owner: Owner
+    old: BlobId
+    content: Content
+
+    @property
+    def bucket_id(self) -> BucketId:
+        return self.owner.bucket_id
+
+
 class Committed(msgspec.Struct, frozen=True):
     version_id: VersionId
     seq: int
@@ -260,6 +273,24 @@ class Ownership(IntEnum):
     NOBODY = 0
     GARBAGE = 1  # in the outbox, its grace still running: readers may be at it
     OWNED = 2
+
+
+class OwnedMark(msgspec.Struct, frozen=True):
+    """Where a walk over all rows that own a blob stands: behind that row of `objects`, `versions` or `parts`, in this order."""
+
+    table: str = "objects"
+    bucket_id: BucketId = 0
+    key: str = ""  # not of parts
+    seq: int = 0  # of versions
+    upload_id: UploadId = b""  # of parts
+    number: int = 0  # of parts
+
+
+class OwnedPage(msgspec.Struct, frozen=True):
+    """Blobs in shards, each with its owner; how many is between none and the limit. `next_after` is None when the walk is over."""
+
+    blobs: tuple[tuple[Owner, BlobRef], ...]
+    next_after: OwnedMark | None
 
 
 class Garbage(msgspec.Struct, frozen=True):

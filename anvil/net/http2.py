@@ -330,6 +330,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if is_grpc(_field(exchange, b":method"), _field(exchange, b"content-type")):
             self.session.respond(exchange, [(b":status", b"200"), *grpc_refusal(refusal)], False)
             self._drain_body(exchange)
+            self.session.leave(exchange)
             return
         headers, text = self._port.render_refusal(refusal)
         fields = [
@@ -388,6 +389,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             self.session.reset(exchange, INTERNAL_ERROR)
         elif not exchange.ended:
             self._drain_body(exchange)
+            if stream.head.is_grpc:
+                # As grpcio's own server does. Its client (1.85) waits for ever where its deadline passes while it has the status and
+                # the stream is still open.
+                self.session.leave(exchange)
         self.schedule()
 
     def _drain_body(self, exchange: Exchange) -> None:

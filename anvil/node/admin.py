@@ -21,7 +21,8 @@ from anvil.meta.cluster import ClusterTables, DriveRow
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
 from anvil.model.identity import Policy, Tenant
-from anvil.node.channel import connect
+from anvil.node.channel import Channel, connect
+from anvil.node.checking import CheckState, Wanted
 from anvil.node.datadir import DataDirectory
 from anvil.shards.identity import read_identity
 from anvil.tasks.surveyor import SurveyState
@@ -87,17 +88,35 @@ def _drive_info(row: DriveRow) -> DriveInfo:
 
 async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
     """Have the running node look at all its shards; with `wait`, until it has. Raises Unavailable."""
-    try:
-        channel = await connect(config.node.data_path / "run" / "background.sock", {}, {}, lambda closed: None)
-    except OSError as error:
-        raise Unavailable(f"no node runs on {config.node.data_dir!r}, or it is not yours ({error.strerror})") from None
-    try:
+    async with _node(config) as channel:
         number = await channel.call("survey.ask", deep, int)
         state = await channel.call("survey.state", None, SurveyState)
         while wait and not (state.number >= number and state.over):
             await asyncio.sleep(SURVEY_LOOK_S)
             state = await channel.call("survey.state", None, SurveyState)
         return state
+
+
+async def fsck(config: Config, wanted: Wanted) -> CheckState:
+    """Have the running node check everything, and wait until it has. Raises Unavailable."""
+    async with _node(config) as channel:
+        number = await channel.call("fsck.ask", wanted, int)
+        state = await channel.call("fsck.state", None, CheckState)
+        while not (state.number >= number and state.over):
+            await asyncio.sleep(SURVEY_LOOK_S)
+            state = await channel.call("fsck.state", None, CheckState)
+        return state
+
+
+@asynccontextmanager
+async def _node(config: Config) -> AsyncIterator[Channel]:
+    """The background process of the node that runs on this data directory. Raises Unavailable."""
+    try:
+        channel = await connect(config.node.data_path / "run" / "background.sock", {}, {}, lambda closed: None)
+    except OSError as error:
+        raise Unavailable(f"no node runs on {config.node.data_dir!r}, or it is not yours ({error.strerror})") from None
+    try:
+        yield channel
     finally:
         channel.close()
 

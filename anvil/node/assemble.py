@@ -39,14 +39,14 @@ from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
-from anvil.meta.tasks import TaskQueue
 from anvil.model.cluster import ClusterView
 from anvil.model.records import SessionId
 from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler, Stream
 from anvil.net.tls import Certificate, load
-from anvil.node.admin import NodeDrives, open_admin, open_catalog, survey
+from anvil.node.admin import NodeDrives, fsck, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
+from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.leader import Leader
@@ -70,6 +70,7 @@ from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
+from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
@@ -336,10 +337,11 @@ async def build_background(process: Child) -> BackgroundParts:
         hold = Hold(metadata, config.storage.gc_grace_s)
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
-        queue = TaskQueue(catalog.query)
-        leader = Leader(config, metadata, region.placement, queue)
+        leader = Leader(config, metadata, region.placement, catalog.tasks)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
+        surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold)
         upkeep = Upkeep(
             catalog,
             metadata,
@@ -347,12 +349,13 @@ async def build_background(process: Child) -> BackgroundParts:
             hold,
             Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
             repairer,
-            Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh),
-            Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold),
+            surveying,
+            rebalancer,
             membership.moved,
+            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
         )
-        worker = TaskWorker(queue, plan.node_id.hex(), config.node.region, upkeep.work, asyncio.Event(), task_ended)
+        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended)
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
@@ -425,6 +428,7 @@ __all__ = [
     "build_worker",
     "certificate_ends",
     "database_settings",
+    "fsck",
     "open_admin",
     "survey",
 ]

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from anvil.base.config import StorageConfig
-from anvil.base.limits import LAYOUT_SETTLE_S, SPARE_DRIVES
+from anvil.base.limits import HOLD_SETTLE_S, LAYOUT_SETTLE_S, SPARE_DRIVES
 from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState, SliceRow
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.scheme import Scheme, default_scheme
@@ -54,6 +54,8 @@ class LayoutKeeper:
         self._now_s = now_s
         self._wanted: tuple[LayoutDrive, ...] = ()
         self._wanted_since = 0.0
+        self._changing = 0  # the layout that is on its way
+        self._changing_since = 0.0
 
     async def step(self, tables: Tables, view: ClusterView) -> None:
         """Look once, and do what is due. Raises DatabaseUnavailable."""
@@ -70,9 +72,13 @@ class LayoutKeeper:
 
     async def _carry_on(self, tables: Tables, view: ClusterView) -> None:
         version = view.layout.version
+        if version != self._changing:
+            self._changing, self._changing_since = version, self._now_s()
         left = [one.number for one in await tables.slices(version) if one.done_us is None]
         if not left:
-            if await tables.retire(version):
+            # Every process must have seen that there are two layouts before there is one again: until then it may take a shard on its way
+            # for a superfluous copy.
+            if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.retire(version):
                 log.info("the layout is in effect everywhere", extra={"version": version})
             return
         if await tables.sessions_behind(version) == 0:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
-from anvil.base import instruments
 from anvil.base.config import Config
 from anvil.base.errors import AnvilError
 from anvil.base.limits import (
@@ -27,19 +25,13 @@ from anvil.base.limits import (
 from anvil.engine.context import Placement
 from anvil.meta.cluster import ClusterTables
 from anvil.meta.regional import RegionalStore
+from anvil.meta.tasks import TaskQueue
 from anvil.model.cluster import ClusterView
 from anvil.model.layout import slice_partitions
+from anvil.model.task import Payload
 from anvil.node.layouts import LayoutKeeper
 
 log = logging.getLogger("anvil.leader")
-
-
-class Queue(Protocol):
-    """What of `meta.tasks.TaskQueue` is used here."""
-
-    async def enqueue(self, kind: str, payload: dict[str, Any], *, dedupe_key: str | None = None, priority: int = 0) -> bool: ...
-    async def reap(self) -> int: ...
-    async def prune(self, older_than_s: float) -> int: ...
 
 
 class Leader:
@@ -50,7 +42,7 @@ class Leader:
         config: Config,
         metadata: RegionalStore,
         placement: Placement,
-        queue: Queue,
+        queue: TaskQueue,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._region = config.node.region
@@ -76,8 +68,7 @@ class Leader:
         if self._is_due("buckets", BUCKET_CHANGE_STALE_S):
             await self._ask("buckets")
         if self._is_due("survey", SWEEP_EVERY_S):
-            for number in range(LAYOUT_SLICES):
-                await self._ask("survey", number, LAYOUT_SLICES)
+            await self._ask("survey", range(LAYOUT_SLICES), LAYOUT_SLICES)
         if self._is_due("queue", COLLECT_EVERY_S):
             await self._queue.reap()
             await self._queue.prune(TASKS_KEEP_S)
@@ -92,18 +83,16 @@ class Leader:
     async def _relay(self) -> None:
         """From the regional outbox and the debts to tasks."""
         garbage, debts = await self._metadata.due_slices(WORK_SLICES, self._grace_s)
-        for number in garbage:
-            await self._ask("collect", number, WORK_SLICES)
-        for number in debts:
-            await self._ask("repair", number, WORK_SLICES, priority=1)
+        await self._ask("collect", garbage, WORK_SLICES)
+        await self._ask("repair", debts, WORK_SLICES, priority=1)
 
     async def _move(self, version: int, slices: Sequence[int]) -> None:
         held = await self._held()
-        for number in slices:
-            if held is not None and held.isdisjoint(slice_partitions(number)):
-                await self._tables.slice_done(version, number, 0, 0)  # nothing is there, and nobody writes by an older layout
-            else:
-                await self._ask("rebalance", number, LAYOUT_SLICES, version=version, priority=1)
+        empty = [number for number in slices if held is not None and held.isdisjoint(slice_partitions(number))]
+        for number in empty:  # nothing is there, and nobody writes by an older layout
+            await self._tables.slice_done(version, number, 0, 0)
+        left = [number for number in slices if number not in empty]
+        await self._ask("rebalance", left, LAYOUT_SLICES, priority=1, version=version)
 
     async def _held(self) -> frozenset[int] | None:
         """The partitions of which any drive holds anything; None where one cannot be asked."""
@@ -115,16 +104,11 @@ class Leader:
                 return None
         return frozenset(held)
 
-    async def _ask(self, kind: str, number: int = 0, slices: int = 1, *, priority: int = 0, **more: int) -> None:
-        payload = {"region": self._region, "slice": number, "slices": slices, **more}
-        await self._queue.enqueue(kind, payload, dedupe_key=f"{kind}/{self._region}/{number}", priority=priority)
-
-
-def count_tasks(counts: Any) -> None:
-    """The gauges of the queue, anew."""
-    instruments.TASKS.clear()
-    instruments.TASK_OLDEST.clear()
-    for row in counts:
-        instruments.TASKS.labels(row.type, row.status).set(row.count)
-        if row.oldest_s is not None:
-            instruments.TASK_OLDEST.labels(row.type).set(row.oldest_s)
+    async def _ask(self, kind: str, numbers: Sequence[int] = (0,), slices: int = 1, *, priority: int = 0, **more: int) -> None:
+        """Have somebody do that for each of these slices, unless it stands in the queue already."""
+        tasks: list[tuple[Payload, str | None]] = [
+            ({"region": self._region, "slice": number, "slices": slices, **more}, f"{kind}/{self._region}/{number}")
+            for number in numbers
+        ]
+        if tasks:
+            await self._queue.enqueue_all(kind, tasks, priority=priority)

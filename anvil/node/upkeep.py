@@ -36,7 +36,9 @@ from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.regional import RegionalStore
 from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
+from anvil.model.task import Payload
 from anvil.node.channel import Channel, Handler
+from anvil.node.checking import Checking
 from anvil.node.datadir import write_private
 from anvil.shards.drive import LocalDrive
 from anvil.tasks.collect import Collector
@@ -46,7 +48,6 @@ from anvil.tasks.repair import Repairer, Result
 from anvil.tasks.survey import Survey
 from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
 from anvil.tasks.worker import Handler as TaskHandler
-from anvil.tasks.worker import Payload
 
 log = logging.getLogger("anvil.upkeep")
 PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
@@ -93,8 +94,8 @@ class Hold:
 
 
 class Upkeep:
-    """`moved`: writes down how far a slice of a new layout is. `surveyed`: a file that says with which layout and drives the last survey was
-    complete."""
+    """`moved`: writes down how far a slice of a new layout is. `surveyed`: a file that says with which layout and drives the last survey
+    was complete."""
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class Upkeep:
         survey: Survey,
         rebalancer: Rebalancer,
         moved: Progress,
+        checking: Checking,
         surveyed: Path,
     ) -> None:
         self._catalog = catalog
@@ -117,6 +119,7 @@ class Upkeep:
         self._repairer = repairer
         self._rebalancer = rebalancer
         self._moved = moved
+        self._checking = checking
         self._surveyed = surveyed
         self._live: frozenset[SessionId] | None = None
         self._unfinished = False  # recovery has left something that may be a leftover when it is older
@@ -137,10 +140,10 @@ class Upkeep:
             "drives": (DRIVE_PROBE_S, self.drives, None),
             "sweep": (SWEEP_EVERY_S, surveyor.sweep, surveyor.wake),
             "scrub": (TURN_S, surveyor.scrub, None),
-            "health": (REPAIR_EVERY_S, self.health, None),
+            "gauges": (REPAIR_EVERY_S, self.gauges, None),
         }
         periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
-        return {"hold": self._hold.keep, **periodic}
+        return {"hold": self._hold.keep, "fsck": self._checking.run, **periodic}
 
     @property
     def work(self) -> dict[str, TaskHandler]:
@@ -156,8 +159,8 @@ class Upkeep:
 
     @property
     def handlers(self) -> dict[str, Handler]:
-        """What `anvil admin scrub` asks."""
-        return {"survey.ask": self._ask, "survey.state": self._state}
+        """What `anvil admin scrub` and `anvil admin fsck` ask."""
+        return {"survey.ask": self._ask, "survey.state": self._state, **self._checking.handlers}
 
     async def _ask(self, channel: Channel, body: msgspec.Raw) -> int:
         return self.surveyor.ask("an operator asked", deep=msgspec.msgpack.decode(body, type=bool))
@@ -233,7 +236,8 @@ class Upkeep:
             extra={"slice": payload["slice"], **msgspec.structs.asdict(findings)},
         )
 
-    async def health(self) -> bool:
+    async def gauges(self) -> bool:
+        """What the databases know of debts, tasks and usage, for the metrics."""
         missing, corrupt = await self._metadata.unhealthy()
         instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
         instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)

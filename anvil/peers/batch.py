@@ -13,8 +13,9 @@ from typing import Final
 from anvil.base.errors import BadRecord, InvalidRequest
 from anvil.base.limits import OPEN_READ_BYTES, PEER_BATCH_BYTES_MAX, PEER_BATCH_OPS_MAX, PEER_BATCH_READ_BYTES_MAX
 from anvil.base.types import Buffer
+from anvil.engine.context import Buffers
 from anvil.engine.ports import Drive
-from anvil.peers.documents import encode_plain, read_footer, read_header
+from anvil.peers.documents import encode_plain, read_footer, read_header, room
 from anvil.peers.failures import failure_of
 from anvil.peers.proto import shards_pb2 as pb
 
@@ -24,7 +25,7 @@ _NOTHING: Final = memoryview(b"")
 class Batch:
     """One batch; `data`: what stands behind its document."""
 
-    def __init__(self, drive: Drive, request: pb.BatchRequest, data: memoryview) -> None:
+    def __init__(self, drive: Drive, request: pb.BatchRequest, data: memoryview, buffers: Buffers) -> None:
         """Raises InvalidRequest for one that is larger than it may be."""
         puts = sum([op.length for op in request.ops if op.kind == pb.Op.PUT])
         reads = [op.length for op in request.ops if op.kind == pb.Op.READ]
@@ -35,6 +36,7 @@ class Batch:
         self._drive: Final = drive
         self._ops: Final = request.ops
         self._data: Final = data
+        self._buffers: Final = buffers
         self._spare_bytes = PEER_BATCH_BYTES_MAX - sum(reads)  # for payloads of small shards that are opened
 
     async def run(self) -> tuple[pb.BatchAnswer, list[Buffer]]:
@@ -56,7 +58,7 @@ class Batch:
             if op.kind == pb.Op.OPEN:
                 return await self._open(op)
             if op.kind == pb.Op.READ:
-                found = await read_some(self._drive, op.blob_id, op.index, op.offset, memoryview(bytearray(op.length)))
+                found = await read_some(self._drive, op.blob_id, op.index, op.offset, await room(self._buffers, op.length))
                 return pb.Result(length=len(found)), found
             if op.kind == pb.Op.VERIFY:
                 place = await self._drive.open(op.blob_id, op.index)
@@ -80,7 +82,7 @@ class Batch:
         if size > min(self._spare_bytes, OPEN_READ_BYTES):
             return result, _NOTHING
         self._spare_bytes -= size
-        view = memoryview(bytearray(size))
+        view = await room(self._buffers, size)
         count = await drive.read(place, 0, view)
         if count < size:
             return result, _NOTHING  # whoever reads will see that it is cut short

@@ -91,6 +91,11 @@ def seal(sealer: Sealer, kind: Kind, *payload: Buffer, salt: bytes = b"") -> byt
     return b"".join((head_of(tag, sum(map(len, payload))), *payload))
 
 
+async def room(buffers: Buffers, nbytes: int) -> memoryview:
+    """Memory for so many bytes, accounted where they are many. Raises SlowDown."""
+    return memoryview(bytearray(nbytes) if nbytes <= INLINE_JOB_BYTES_MAX else await buffers.acquire(nbytes))
+
+
 class Answers:
     """The messages that come back on one call of ours."""
 
@@ -151,10 +156,7 @@ class Requests:
         tag = head[2 : 2 + TAG_BYTES]
         if bytes(head) != head_of(bytes(tag), payload_bytes):
             raise NotAuthentic("message")
-        if payload_bytes <= INLINE_JOB_BYTES_MAX:
-            payload = memoryview(bytearray(payload_bytes))
-        else:
-            payload = memoryview(await self._buffers.acquire(payload_bytes))
+        payload = await room(self._buffers, payload_bytes)
         await self._fill(payload)
         return self._opener.check(tag, payload), payload
 

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
@@ -102,6 +103,8 @@ class Peer:
     def move(self, name: str, address: str) -> None:
         """Where it is from now on; an empty address is nowhere."""
         self.name = name or self.name
+        if not address:
+            self.settled.set()
         if address == self.address:
             return
         self.address = address
@@ -109,8 +112,6 @@ class Peer:
         self._replace_channel()
         if address and self._watcher is None:
             self._watcher = self._loop.create_task(self._watch())
-        if not address:
-            self.settled.set()
 
     async def close(self) -> None:
         """Give up what is under way."""
@@ -174,6 +175,7 @@ class Peer:
     def _look(self) -> None:
         self._timer = None
         if not self._up or not self._asked:
+            self._suspect = False
             return
         since_s = max(self._heard_s, next(iter(self._asked.values()))[0])
         left_s = since_s + self.times.stalled_s - self._loop.time()
@@ -202,26 +204,25 @@ class Peer:
     async def _watch(self) -> None:
         while True:
             self._hurry.clear()
-            self._pinging = self._loop.create_task(self._ping())
+            waiting, began_s = not self._up and self.settled.is_set(), self._loop.time()
+            self._pinging = self._loop.create_task(self._ping(waiting))
             try:
                 await asyncio.wait([self._pinging])
             finally:
                 self._pinging.cancel()
             if not self._pinging.cancelled() and (error := self._pinging.exception()) is not None:
                 log.error("node %s could not be asked", self.name, exc_info=error)
-                await asyncio.sleep(self.times.ping_s)
             self.settled.set()
             if self._up:
-                try:
+                with suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), self.times.ping_s)
-                except TimeoutError:
-                    continue
-            elif not self.address:
+            elif waiting:  # it was reached, and refused
+                await asyncio.sleep(began_s + self.times.ping_s - self._loop.time())
+            if not self.address:
                 await self._hurry.wait()
 
-    async def _ping(self) -> None:
-        """One ping, and what follows from its end. One that is down is waited for: the ping leaves when there is a connection."""
-        waiting = not self._up and self.settled.is_set()
+    async def _ping(self, waiting: bool) -> None:
+        """One ping, and what follows from its end. `waiting`: it leaves when there is a connection."""
         try:
             payload = await self.ask("Ping", pb.PingRequest(), timeout_s=self.times.stalled_s * 2, wait_for_ready=waiting)
             answer, _ = read_document(pb.PingAnswer, payload)
@@ -270,8 +271,11 @@ class Peer:
             kind, payload = Answers(call).open(answer)
             if kind is not Kind.LAST:
                 raise NotAuthentic("message")
-        except Exception as error:
-            fault = self.fault(error)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            fault = self.fault(error)  # also where the call was cancelled, with its channel, and not who waits for it
             reason = type(fault).__name__
             raise fault from None
         finally:
@@ -306,6 +310,8 @@ class Peer:
             return DriveFailed(reason="an answer of its node is not authentic")
         if isinstance(error, AnvilError):
             return error
+        if self._stalled:
+            return DriveStalled(reason=self.trouble)
         return DriveFailed(reason="the call ended")  # cancelled with its channel, or an end that grpcio has no status for
 
     def fault_of(self, code: grpc.StatusCode) -> AnvilError:

@@ -12,7 +12,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -22,6 +21,7 @@ from anvil.base import instruments
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed, IncompleteBody, InvalidRequest, SlowDown
 from anvil.base.limits import (
     H2_STREAMS_MAX,
+    JOIN_BYTES_MAX,
     PEER_LOST_S,
     PEER_MESSAGE_BYTES,
     PEER_SCAN_PLACES,
@@ -62,7 +62,7 @@ def shard_host(own: NodeId, secret: str, drives: Drives, buffers: Buffers) -> Tr
         SERVICE,
         {
             "Ping": grpc.stream_unary_rpc_method_handler(service.ping),
-            "Batch": grpc.stream_unary_rpc_method_handler(service.batch),
+            "Batch": grpc.stream_stream_rpc_method_handler(service.batch),  # of one answer, whose bytes are not copied
             "Partitions": grpc.stream_unary_rpc_method_handler(service.partitions),
             "PutShard": grpc.stream_stream_rpc_method_handler(service.put_shard),
             "ReadShard": grpc.stream_stream_rpc_method_handler(service.read_shard),
@@ -137,14 +137,15 @@ class ShardService:
         return _whole(context.caller, pb.PingAnswer(node_id=self._own, drives=states))
 
     @_takes_raw
-    async def batch(self, stream: TrailingStream, context: Context) -> bytes:
+    async def batch(self, stream: TrailingStream, context: Context) -> None:
         request, data = await self._only(stream, context, pb.BatchRequest)
         pieces: list[Buffer] = []
         try:
-            answer, pieces = await Batch(self._drive(request.drive_id), request, data).run()
+            answer, pieces = await Batch(self._drive(request.drive_id), request, data, self._buffers).run()
         except AnvilError as error:
             answer = pb.BatchAnswer(failure=failure_of(error))
-        return _whole(context.caller, answer, *pieces)
+        del data  # what was put needs no room any more
+        await _Out(context).last(answer, *pieces)
 
     @_takes_raw
     async def partitions(self, stream: TrailingStream, context: Context) -> bytes:
@@ -245,17 +246,14 @@ async def _receive(shard: LargeShard, left: int, requests: Requests, out: _Out) 
             if kind is not Kind.FRAMES or len(frames) > min(left, PEER_MESSAGE_BYTES):
                 raise InvalidRequest("A message between nodes is out of place.")
             left -= len(frames)
-            if writing is not None:
-                await writing
+            await _over(writing)
             writing = asyncio.get_running_loop().create_task(shard.write(frames))
             del frames
         kind, payload = await requests.next()
         if kind is not Kind.LAST:
             raise InvalidRequest("A message between nodes is out of place.")
         footer, _ = read_document(pb.Footer, payload)
-        if writing is not None:
-            await writing
-            writing = None
+        await _over(writing)
         await shard.publish(read_footer(footer.footer))
         published = True
     finally:
@@ -263,10 +261,18 @@ async def _receive(shard: LargeShard, left: int, requests: Requests, out: _Out) 
             await _take_back(shard, writing)
 
 
+async def _over(writing: asyncio.Task[None] | None) -> None:
+    """Until it is. Whoever waits may be cancelled, what is written may not."""
+    if writing is not None:
+        await asyncio.wait([writing])
+        writing.result()
+
+
 async def _take_back(shard: LargeShard, writing: asyncio.Task[None] | None) -> None:
     if writing is not None:
-        with suppress(AnvilError):
-            await writing
+        await asyncio.wait([writing])
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            log.debug("a shard of another node is taken back: %s", error)
     await shard.abort()
 
 
@@ -283,8 +289,9 @@ class _Out:
     async def document(self, message: Message) -> None:
         await self._send(Kind.DOCUMENT, *document(message))
 
-    async def last(self, message: Message) -> None:
-        await self._send(Kind.LAST, *document(message))
+    async def last(self, message: Message, *data: Buffer) -> None:
+        """`data` is not copied and must not change."""
+        await self._send(Kind.LAST, *document(message, *data))
 
     async def frames(self, view: memoryview) -> None:
         """`view` is not copied and must not change."""
@@ -292,8 +299,12 @@ class _Out:
 
     async def _send(self, kind: Kind, *pieces: Buffer) -> None:
         salt, self._salt = self._salt, b""
-        head = head_of(salt + self._served.sealer.tag(kind, *pieces), sum(map(len, pieces)))
-        await self._context.write_pieces(head, *pieces)
+        size = sum(map(len, pieces))
+        head = head_of(salt + self._served.sealer.tag(kind, *pieces), size)
+        if size <= JOIN_BYTES_MAX:
+            await self._context.write_pieces(b"".join((head, *pieces)))
+        else:
+            await self._context.write_pieces(head, *pieces)
 
 
 class _Lifeline:

@@ -147,6 +147,9 @@ class RemoteShard(_Stream):
         try:
             for start in range(0, len(view), PEER_MESSAGE_BYTES):
                 await self._send(Kind.FRAMES, view[start : start + PEER_MESSAGE_BYTES])
+        except BaseException:
+            self.close()  # also where the caller was cancelled: nobody knows how much of it went
+            raise
         finally:
             self._busy = False
 

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import msgspec
 
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed
-from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LAYOUT_SLICES, SURVEY_OWNERS_MAX
+from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, SURVEY_OWNERS_MAX
+from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.layout import PARTITIONS
 from anvil.model.records import BlobId, Ownership
 from anvil.model.shard import ShardHeader, ShardPlace
 
@@ -116,7 +116,10 @@ async def came(drive: Drive, blob_id: BlobId, index: int) -> bool:
         return True
 
 
-def slice_partitions(number: int) -> range:
-    """The partitions of one slice: LAYOUT_SLICES of them make up all."""
-    width = PARTITIONS // LAYOUT_SLICES
-    return range(number * width, (number + 1) * width)
+async def missing_on(placement: Placement, found: Inventory, blob_id: BlobId, index: int) -> Drive | None:
+    """The drive on which a shard that was not met is missing. None where one that it belongs on was not seen, or it is there by now."""
+    homes = placement.homes(blob_id, index)
+    for home in homes:
+        if home is None or home not in found.asked or await came(home, blob_id, index):
+            return None
+    return homes[0]

@@ -24,7 +24,7 @@ from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Inventory, Met, came, owners, rank, take
+from anvil.tasks.inventory import Inventory, Met, missing_on, owners, rank, take
 from anvil.tasks.verify import shard_sound
 
 log = logging.getLogger("anvil.survey")
@@ -120,7 +120,7 @@ class Survey:
                 kind, drive = "corrupt", copies[0][0]
             elif rotten:
                 kind, drive = "corrupt", rotten[0]
-            elif (lacking := await self._lacking(blob.blob_id, index, found)) is not None:
+            elif (lacking := await missing_on(self._placement, found, blob.blob_id, index)) is not None:
                 kind, drive = "missing", lacking
             else:
                 continue
@@ -153,14 +153,6 @@ class Survey:
                 header.blob.blob_id, [(other, header.index) for other in spare], "second copy"
             )
         return sound is not False
-
-    async def _lacking(self, blob_id: BlobId, index: int, found: Inventory) -> Drive | None:
-        """The drive on which a shard that was not met is missing. None where one that may hold it was not seen, or it is there by now."""
-        homes = self._placement.homes(blob_id, index)
-        for home in homes:
-            if home is None or home not in found.asked or await came(home, blob_id, index):
-                return None
-        return homes[0]
 
     async def _owe(self, met: Met, masks: dict[str, int], findings: Findings) -> None:
         findings.missing += masks.get("missing", 0).bit_count()

@@ -12,55 +12,41 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from anvil.base.errors import AnvilError, Unavailable
 from anvil.base.limits import TASK_LEASE_S, TASK_POLL_S_MAX, TASK_POLL_S_MIN, TASKS_AT_ONCE
+from anvil.model.task import Payload, Task
 
 log = logging.getLogger("anvil.tasks")
 
-Payload = Mapping[str, Any]
 Handler = Callable[[Payload], Awaitable[None]]
 """Does one task, given its payload. Raises what makes it fail."""
 Observe = Callable[[str, str, float], None]
 """type, result (`ok`, `retry`, `dead`), seconds"""
 
 
-class Task(Protocol):
-    """`meta.tasks.Task`."""
-
-    @property
-    def task_id(self) -> int: ...
-    @property
-    def type(self) -> str: ...
-    @property
-    def payload(self) -> Payload: ...
-
-
 class Queue(Protocol):
-    """What of `meta.tasks.TaskQueue` is used here."""
+    """What of `meta.tasks.TaskQueue` is used here. `woken`: set when something may be due."""
 
-    async def claim(self, worker: str, types: Sequence[str], limit: int, lease_s: float, region: str) -> Sequence[Any]: ...
-    async def heartbeat(self, tasks: Sequence[Any], lease_s: float) -> Collection[int]: ...
-    async def complete(self, task: Any) -> bool: ...
-    async def fail(self, task: Any, error: str) -> bool:
-        """True if it is dead now."""
-        ...
+    woken: asyncio.Event
+
+    async def claim(self, worker: str, types: Sequence[str], limit: int, lease_s: float, region: str) -> Sequence[Task]: ...
+    async def heartbeat(self, tasks: Sequence[Task], lease_s: float) -> Collection[int]: ...
+    async def complete(self, task: Task) -> bool: ...
+    async def fail(self, task: Task, error: str) -> bool: ...
 
 
 class TaskWorker:
-    """`name`: this node's, for the queue. `wake`: set when something may be due."""
+    """`name`: this node's, for the queue."""
 
-    def __init__(
-        self, queue: Queue, name: str, region: str, handlers: Mapping[str, Handler], wake: asyncio.Event, observe: Observe
-    ) -> None:
+    def __init__(self, queue: Queue, name: str, region: str, handlers: Mapping[str, Handler], observe: Observe) -> None:
         self._queue = queue
         self._name = name
         self._region = region
         self._handlers = dict(handlers)
-        self._wake = wake
         self._observe = observe
-        self._running: dict[int, tuple[Any, asyncio.Task[None]]] = {}
+        self._running: dict[int, tuple[Task, asyncio.Task[None]]] = {}
         self._freed = asyncio.Event()
 
     async def run(self) -> None:
@@ -95,7 +81,7 @@ class TaskWorker:
 
     async def _pause(self) -> None:
         """Until something is due, or a place is free again."""
-        waiting = [asyncio.ensure_future(event.wait()) for event in (self._wake, self._freed)]
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._queue.woken, self._freed)]
         try:
             await asyncio.wait(
                 waiting, timeout=random.uniform(TASK_POLL_S_MIN, TASK_POLL_S_MAX), return_when=asyncio.FIRST_COMPLETED
@@ -103,7 +89,7 @@ class TaskWorker:
         finally:
             for one in waiting:
                 one.cancel()
-        self._wake.clear()
+        self._queue.woken.clear()
 
     async def _do(self, task: Task) -> None:
         began = time.monotonic()
@@ -117,7 +103,7 @@ class TaskWorker:
                 log.warning("task %d (%s): %s", task.task_id, task.type, error)
             else:
                 log.exception("task %d (%s) failed", task.task_id, task.type)
-            dead = await self._report(self._queue.fail(task, str(error)[:500] or type(error).__name__), task)
+            dead = await self._report(self._queue.fail(task, str(error) or type(error).__name__), task)
             self._ended(task, "dead" if dead else "retry", began)
             return
         await self._report(self._queue.complete(task), task)

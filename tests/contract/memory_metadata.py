@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import msgspec
+from msgspec.structs import astuple
 
 from anvil.base.errors import (
     AnvilError,
@@ -35,12 +36,15 @@ from anvil.model.records import (
     CompleteCommit,
     Condition,
     Content,
+    ContentCommit,
     Debt,
     Garbage,
     ListEntry,
     ListPage,
     ListQuery,
     ObjectRecord,
+    OwnedMark,
+    OwnedPage,
     Owner,
     Ownership,
     PartCommit,
@@ -355,6 +359,23 @@ class MemoryMetadata:
                 last = (name, record.upload_id)
         return UploadsPage(tuple(uploads), tuple(prefixes))
 
+    async def replace_content(self, commit: ContentCommit) -> None:
+        owner, new = commit.owner, commit.content
+        self._fence(commit.session, owner.bucket_id)
+        if self._blob(owner, commit.old) is None:
+            raise ConditionalRequestConflict
+        if owner.part_number:
+            parts = self._uploads[owner.bucket_id, owner.version_id].parts
+            old = parts[owner.part_number].content
+            parts[owner.part_number] = msgspec.structs.replace(parts[owner.part_number], content=new)
+            owner = Owner(owner.bucket_id, "", owner.version_id, owner.part_number)
+        else:
+            row = self._objects[owner.bucket_id, owner.key]
+            old = row.content
+            self._objects[owner.bucket_id, owner.key] = msgspec.structs.replace(row, content=new)
+        self._discard(owner, old)
+        self._committed()
+
     # -- sessions -----------------------------------------------------------------------------------------------------
 
     async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
@@ -419,6 +440,26 @@ class MemoryMetadata:
             self._deferred.pop(blob_id, None)
             if (blob := self._blob(owner, blob_id)) is not None:
                 self._owe(owner, Content(blob), missing)
+
+    async def owned_blobs(self, after: OwnedMark, limit: int) -> OwnedPage:
+        objects = [
+            (OwnedMark("objects", bucket, key), Owner(bucket, key, row.version_id), row.content)
+            for (bucket, key), row in sorted(self._objects.items())
+        ]
+        parts = [
+            (OwnedMark("parts", bucket, "", 0, upload_id, number), Owner(bucket, "", upload_id, number), part.content)
+            for (bucket, upload_id), upload in sorted(self._uploads.items())
+            for number, part in sorted(upload.parts.items())
+        ]
+        behind = [row for row in objects + parts if astuple(row[0]) > astuple(after)]
+        blobs = tuple((owner, content.blob) for _, owner, content in behind[:limit] if content and content.inline is None)
+        return OwnedPage(blobs, behind[limit - 1][0] if len(behind) > limit else None)
+
+    async def unhealthy(self) -> tuple[int, int]:
+        return sum(debt.missing.bit_count() for debt in self._debts.values()), 0
+
+    async def garbage_waiting(self) -> int:
+        return len(self._outbox)
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         garbage = {item.blob_id for item, _ in self._outbox.values()}

@@ -28,7 +28,9 @@ from anvil.model.records import (
     Checksum,
     ChecksumType,
     Condition,
+    ContentCommit,
     ListQuery,
+    OwnedMark,
     Owner,
     Ownership,
     PartCommit,
@@ -536,6 +538,100 @@ def test_condition_nothing_asked(run: Run) -> None:
         assert (await w.store.get_object(w.bucket_id, "k")) is not None
 
     run(scenario)
+
+
+def test_a_walk_meets_every_row_that_owns_a_blob_in_shards(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        wanted: dict[Owner, bytes] = {}
+        for number in range(7):
+            put = w.put(f"k{number}/\u20ac")
+            await w.store.put_object(put)
+            assert put.content is not None
+            wanted[Owner(w.bucket_id, put.key, put.version_id)] = put.content.blob.blob_id
+        await w.store.put_object(w.put("empty", 0))
+        await w.store.put_object(w.put("inline", 100, inline=True))
+        upload_id = await w.upload("parts")
+        parts = [w.part("parts", upload_id, number) for number in (1, 2, 3)]
+        for part in parts:
+            await w.store.put_part(part)
+            assert part.content is not None
+            wanted[Owner(w.bucket_id, "", upload_id, part.number)] = part.content.blob.blob_id
+        await w.store.complete_upload(w.complete("parts", upload_id, parts))
+        for limit in (1, 3, 1000):
+            met: list[tuple[Owner, bytes]] = []
+            after: OwnedMark | None = OwnedMark()
+            while after is not None:
+                page = await w.store.owned_blobs(after, limit)
+                assert len(page.blobs) <= limit
+                met += [(owner, blob.blob_id) for owner, blob in page.blobs if owner.bucket_id == w.bucket_id]
+                assert page.next_after != after
+                after = page.next_after
+            assert len(met) == len(wanted)
+            assert dict(met) == wanted
+
+    run(scenario)
+
+
+def test_what_waits_for_the_collector_is_counted(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        before = await w.store.garbage_waiting()
+        await w.store.put_object(w.put("k"))
+        await w.store.put_object(w.put("k"))
+        await w.delete("k")
+        assert await w.store.garbage_waiting() == before + 2
+
+    run(scenario)
+
+
+def test_a_blob_is_exchanged_only_while_the_row_names_it(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        put = w.put("k")
+        await w.store.put_object(put)
+        upload_id = await w.upload("parts")
+        part = w.part("parts", upload_id, 1)
+        await w.store.put_part(part)
+        before, usage = await w.store.get_object(w.bucket_id, "k"), await usage_of(w)
+        assert before is not None and put.content is not None and part.content is not None
+        owners = {Owner(w.bucket_id, "k", put.version_id): put.content, Owner(w.bucket_id, "", upload_id, 1): part.content}
+        for owner, old in owners.items():
+            new = content(old.blob.size)
+            commit = ContentCommit(w.session, owner, old.blob.blob_id, new)
+            await w.store.replace_content(commit)
+            assert old.blob.blob_id in await garbage_of(w)
+            answers = await w.store.ownership([(owner, old.blob.blob_id), (owner, new.blob.blob_id)])
+            assert answers == [Ownership.GARBAGE, Ownership.OWNED]
+            with pytest.raises(ConditionalRequestConflict):
+                await w.store.replace_content(ContentCommit(w.session, owner, old.blob.blob_id, content(old.blob.size)))
+            with pytest.raises(WriterFenced):
+                await w.store.replace_content(ContentCommit(os.urandom(16), owner, new.blob.blob_id, content(old.blob.size)))
+            owners[owner] = new
+        after = await w.store.get_object(w.bucket_id, "k")
+        assert after == msgspec.structs.replace(before, content=owners[Owner(w.bucket_id, "k", put.version_id)])
+        assert await usage_of(w) == usage
+        gone = Owner(w.bucket_id, "k", put.version_id)
+        await w.delete("k")
+        with pytest.raises(ConditionalRequestConflict):
+            await w.store.replace_content(ContentCommit(w.session, gone, owners[gone].blob.blob_id, content(4096)))
+
+    run(scenario)
+
+
+def test_exchanges_at_once(run: Run) -> None:
+    async def scenario(w: World) -> None:
+        puts = [w.put(f"k{number}") for number in range(20)]
+        await asyncio.gather(*(w.store.put_object(put) for put in puts))
+        commits = [
+            ContentCommit(w.session, Owner(w.bucket_id, put.key, put.version_id), put.content.blob.blob_id, content(4096))
+            for put in puts
+            for _ in range(3)
+            if put.content is not None
+        ]
+        ends = await asyncio.gather(*(w.store.replace_content(commit) for commit in commits), return_exceptions=True)
+        lost = [end for end in ends if end is not None]
+        assert len(lost) == 40 and all(isinstance(end, ConditionalRequestConflict) for end in lost)
+        for commit, end in zip(commits, ends, strict=True):
+            [ownership] = await w.store.ownership([(commit.owner, commit.content.blob.blob_id)])
+            assert ownership is (Ownership.OWNED if end is None else Ownership.NOBODY)
 
 
 def test_garbage_and_debts_by_slice(run: Run) -> None:

@@ -36,7 +36,7 @@ from tests.support.network import Network
 from tests.support.node import RUNNING, AnvilNode, free_port, wait_until
 from tests.support.shards import damage, shards_held, shards_on
 
-START_S = 180.0  # six nodes on two processors
+START_S = 60.0  # six nodes on two processors
 HEAL_S = 180.0
 # A node that is hung or cut off is found out by the others within seconds; a client of the tests waits for its answer a little longer.
 PATIENT = Config(retries={"max_attempts": 1, "mode": "standard"}, connect_timeout=5, read_timeout=60, max_pool_connections=20)

@@ -23,6 +23,7 @@ from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import BlobRef, Owner
 from anvil.model.scheme import Scheme
 from anvil.tasks.collect import Collector
+from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
@@ -37,6 +38,10 @@ async def nothing_newer() -> bool:
     return False
 
 
+async def nothing() -> None:
+    return
+
+
 class Region:
     """The parts, by name. `refreshed`: how often somebody asked for newer layouts; `newer`: what is done then, and whether it was."""
 
@@ -46,6 +51,7 @@ class Region:
     repairer: Repairer
     survey: Survey
     rebalancer: Rebalancer
+    fsck: Fsck
     hold = False
     settled = True
 
@@ -104,8 +110,12 @@ class Region:
     def collector(self) -> Collector:
         return Collector(self.metadata, self.placement, 0.0, lambda: self.hold)
 
-    async def put(self, key: str, data: bytes) -> BlobRef:
+    async def put_any(self, key: str, data: bytes) -> None:
         await self.engine.put_object(self.bucket, key, Bytes(data), plain_spec())
+
+    async def put(self, key: str, data: bytes) -> BlobRef:
+        """What is not inline."""
+        await self.put_any(key, data)
         return await self.blob(key)
 
     async def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
@@ -175,6 +185,7 @@ async def region(nodes: int = 6, drives: int = 1, scheme: Scheme | None = None) 
     made.repairer = Repairer(made.metadata, made.placement, native, buffers, codec_for, retry_s=0.0)
     made.survey = Survey(made.metadata, made.placement, buffers, made.events, lambda: made.hold, lambda: made.settled)
     made.rebalancer = Rebalancer(made.metadata, made.placement, buffers, made.repairer, made.events, lambda: made.hold)
+    made.fsck = Fsck(made.metadata, made.placement, buffers, made.survey, nothing, made.rebalancer.partition)
     try:
         yield made
     finally:

@@ -132,7 +132,7 @@ class AnvilNode:
             if self.process.poll() is not None:
                 raise NodeFailed(f"the node ended with code {self.process.returncode}\n{self.log_tail()}")
             if time.monotonic() > end:
-                raise NodeFailed(f"the node was not ready within {deadline_s:g} s\n{self.log_tail()}")
+                raise NodeFailed(f"the node was not ready within {deadline_s:g} s: {self._why()}\n{self.log_tail()}")
             time.sleep(0.02)
         self._remember()
 
@@ -254,6 +254,12 @@ class AnvilNode:
                 return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
         except HTTPError as error:
             return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
+
+    def _why(self) -> str:
+        try:
+            return self.get("/ready", timeout_s=5)[2].decode()
+        except (URLError, OSError) as error:
+            return str(error)
 
     def is_ready(self) -> bool:
         try:

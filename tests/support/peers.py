@@ -70,6 +70,11 @@ async def served(
         yield ServedNode(node_id, server, buffers, table)
     finally:
         await server.close()
+    for _ in range(1000):  # what the drives' threads still held
+        if not buffers.used:
+            break
+        await asyncio.sleep(0.002)
+    assert buffers.used == 0, "nothing may wait for the garbage collector"
 
 
 @asynccontextmanager

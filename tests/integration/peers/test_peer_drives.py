@@ -179,20 +179,19 @@ async def test_the_state_of_a_drive_is_that_at_its_node() -> None:
 @on_loop
 async def test_drives_and_nodes_are_known_as_long_as_they_are_there() -> None:
     one, two = MemoryDrive(b"1" * 16), MemoryDrive(b"2" * 16)
-    async with served([one]) as first, served([two]) as second:
-        async with peers_of([first, second]) as peers:
-            drive = peers.drive(first.row_of(one))
-            assert peers.drive(first.row_of(one)) is drive
-            moved = ClusterDrive(two.drive_id, first.node_id, "was there", 0)
-            carried = peers.drive(moved)
-            assert not carried.readable
-            assert peers.drive(second.row_of(two)) is carried and carried.readable
-            assert set(peers.last_seen) == {first.node_id, second.node_id}
-            removed = type(first.row)(first.node_id, "", "", first.address, NodeState.REMOVED)
-            peers.update([removed, second.row])
-            assert not peers.reachable(first.node_id) and peers.reachable(second.node_id)
-            with pytest.raises(Unavailable):
-                await drive.open(os.urandom(16), 0)
+    async with served([one]) as first, served([two]) as second, peers_of([first, second]) as peers:
+        drive = peers.drive(first.row_of(one))
+        assert peers.drive(first.row_of(one)) is drive
+        moved = ClusterDrive(two.drive_id, first.node_id, "was there", 0)
+        carried = peers.drive(moved)
+        assert not carried.readable
+        assert peers.drive(second.row_of(two)) is carried and carried.readable
+        assert set(peers.last_seen) == {first.node_id, second.node_id}
+        removed = type(first.row)(first.node_id, "", "", first.address, NodeState.REMOVED)
+        peers.update([removed, second.row])
+        assert not peers.reachable(first.node_id) and peers.reachable(second.node_id)
+        with pytest.raises(Unavailable):
+            await drive.open(os.urandom(16), 0)
 
 
 @on_loop

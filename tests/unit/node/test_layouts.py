@@ -118,7 +118,7 @@ def test_a_layout_is_retired_when_all_is_moved_and_movers_wait_for_writers() -> 
     assert region.asked[-1] == (2, (1,))
     assert len(region.layouts) == 2
     region.done(1)
-    region.look()
+    region.look(3)
     assert [layout.version for layout in region.layouts] == [2]
 
 

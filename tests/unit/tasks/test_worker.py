@@ -6,28 +6,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import pytest
 
 from anvil.base.errors import DatabaseUnavailable, SlowDown
 from anvil.base.limits import TASKS_AT_ONCE
+from anvil.model.task import Task
 from anvil.tasks import worker as module
 from anvil.tasks.worker import TaskWorker
 
 
-class Task(msgspec.Struct):
-    task_id: int
-    type: str = "work"
-    payload: dict[str, Any] = {}
-
-
 class Queue:
     def __init__(self, count: int = 0) -> None:
-        self.waiting = [Task(number) for number in range(count)]
+        self.waiting = [Task(number, "work", {}, 1, b"token") for number in range(count)]
         self.completed: list[int] = []
         self.failed: list[tuple[int, str]] = []
         self.held: set[int] | None = None  # None: all
         self.away = False
+        self.woken = asyncio.Event()
 
     async def claim(self, worker: str, types: Sequence[str], limit: int, lease_s: float, region: str) -> Sequence[Task]:
         if self.away:
@@ -51,12 +46,11 @@ def run(
     queue: Queue, work: Callable[[Mapping[str, Any]], Awaitable[None]], until: Callable[[], bool], ended: list[str] | None = None
 ) -> None:
     async def main() -> None:
-        wake = asyncio.Event()
         observe = (lambda kind, result, seconds: ended.append(result)) if ended is not None else (lambda *_: None)
-        running = asyncio.ensure_future(TaskWorker(queue, "n", "here", {"work": work}, wake, observe).run())
+        running = asyncio.ensure_future(TaskWorker(queue, "n", "here", {"work": work}, observe).run())
         async with asyncio.timeout(10):
             while not until():
-                wake.set()
+                queue.woken.set()
                 await asyncio.sleep(0.001)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
