@@ -274,6 +274,8 @@ PEER_BATCHES_IN_FLIGHT: Final = 2  # of one drive and kind: while one is on its 
 PEER_STREAMS_MAX: Final = 192  # large shards and scans between two processes at a time; beyond it SlowDown
 PEER_ANSWER_S: Final = 2 * DRIVE_STALLED_S + PEER_STALLED_S  # a drive of a peer that answers says itself when it is stalled
 PEER_LOST_S: Final = 30.0  # a node of which nothing was heard for so long has left its unfinished shards behind
+PEER_HEAP_PIECE_BYTES: Final = 8 * MIB  # what grpcio allocates up to this comes from the heap ...
+PEER_HEAP_SPARE_BYTES: Final = 16 * MIB  # ... which keeps so much when it is freed: a large shard costs a third of the time
 PEER_RECONNECT_S_MIN: Final = 0.1
 PEER_RECONNECT_S_MAX: Final = 1.0
 PEER_SCAN_PLACES: Final = 128  # in one message of a scan
@@ -326,6 +328,7 @@ assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4
 assert OPEN_READ_BYTES < PEER_BATCH_READ_BYTES_MAX < PEER_MESSAGE_BYTES
 assert PEER_STREAMS_MAX + 32 < H2_STREAMS_MAX, "pings and batches find room beside the streams"
 assert PEER_STALLED_S < PEER_LOST_S
+assert 2 * GRPC_MESSAGE_BYTES_MAX <= PEER_HEAP_PIECE_BYTES <= PEER_HEAP_SPARE_BYTES
 assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
     "first turn to others, then give up, then call it stalled"
 )
