@@ -66,7 +66,8 @@ class ShardFinder:
         self._damage = damage
         self._owner = owner
         self._blob = blob
-        self._finding: dict[int, asyncio.Lock] = {}
+        self._lock = asyncio.Lock()
+        self._locks: dict[int, asyncio.Lock] = {}  # where shards are looked for side by side
         self._begin()
 
     def place(self, index: int) -> tuple[Drive, ShardPlace] | None:
@@ -83,7 +84,7 @@ class ShardFinder:
     def _begin(self) -> None:
         placement, width = self._context.placement(), self._blob.scheme.width
         order = placement.order(self._blob.blob_id)
-        self._nominal: list[Drive | None] = [*order[:width], *([None] * (width - len(order)))]
+        self._nominal = order if len(order) >= width else order + [None] * (width - len(order))
         self._remote = placement.remote
         self._ranked: Sequence[int] = range(width)
         if self._remote:
@@ -131,17 +132,16 @@ class ShardFinder:
         """Up to `count` shards that can be read, finding them where necessary: of local drives first, then data shards. With their places,
         which the reader of another stripe may forget at any time. Slow drives, and a search on all drives for what is not where it may be
         expected, are turned to when the others do not suffice, and only if `patient`."""
-        while True:
-            wanted = [index for index in self._ranked if index not in exclude and not self._passed_over(index)][:count]
-            unknown = [index for index in wanted if index not in self._places]
-            if not unknown:
-                break
-            if self._remote and len(unknown) > 1:
-                await asyncio.gather(*(self._find(index, OPEN_PATIENCE_S) for index in unknown))
-            else:
-                for index in unknown:
-                    await self._find(index, OPEN_PATIENCE_S)
-        found: list[Found] = [(index, *self._places[index]) for index in wanted]
+        if self._remote:
+            await self._find_at_once(count, exclude)
+        found: list[Found] = []
+        for index in self._ranked:
+            if len(found) == count:
+                return found
+            if index in exclude or index in self._bad or index in self._slow or index in self._unmet:
+                continue
+            if index in self._places or await self._find(index, OPEN_PATIENCE_S):
+                found.append((index, *self._places[index]))
         if not patient:
             return found
         reluctantly = [(index, OPEN_PATIENCE_S) for index in sorted(self._unmet)] + [
@@ -156,14 +156,19 @@ class ShardFinder:
                 found.append((index, *self._places[index]))
         return found
 
-    def _passed_over(self, index: int) -> bool:
-        return index in self._bad or index in self._slow or index in self._unmet
+    async def _find_at_once(self, count: int, exclude: set[int]) -> None:
+        """Look for so many shards side by side, so that the network is waited for once."""
+        passed_over = exclude | self._bad | self._slow | self._unmet
+        wanted = [index for index in self._ranked if index not in passed_over][:count]
+        unknown = [index for index in wanted if index not in self._places]
+        if len(unknown) > 1:
+            await asyncio.gather(*(self._find(index, OPEN_PATIENCE_S) for index in unknown))
 
     async def _find(self, index: int, patience_s: float | None, *, everywhere: bool = False) -> bool:
         """Look for a shard: first where it belongs, then where it may be expected, and on all other drives if `everywhere`, or if there is
         no drive away that explains its absence. A drive that takes longer than `patience_s` makes it a slow one, to be asked again, with
         None, only if it is needed: then the drive's own limit holds, which ends in its being away."""
-        async with self._finding.setdefault(index, asyncio.Lock()):
+        async with self._lock if not self._remote else self._locks.setdefault(index, asyncio.Lock()):
             if index in self._places:
                 return True
             if (
