@@ -387,6 +387,32 @@ def test_a_nodes_scrub_reads_its_own_drives_only() -> None:
     on_region(scenario)
 
 
+def test_a_node_acts_on_what_it_has_when_all_of_them_look() -> None:
+    async def scenario(made: Region) -> None:
+        blobs = await filled(made)
+        large = blobs["large"]
+        mine = next(index for index in range(6) if made.nominal(large, index).local)
+        others = [index for index in range(6) if index != mine]
+        made.nominal(large, others[0]).lose(large.blob_id, others[0])
+        made.nominal(large, others[1]).damage_header(large.blob_id, others[1])
+        number = partition(large.blob_id)
+        found = await made.survey.partition(number, deep=True, mine=True)
+        assert (found.missing, found.corrupt) == (0, 0), "theirs"
+        own = made.nominal(large, mine).shards.pop((large.blob_id, mine))
+        found = await made.survey.partition(number, deep=True, mine=True)
+        assert (found.missing, found.corrupt) == (1, 0)
+        made.nominal(large, mine).shards[large.blob_id, mine] = own
+        await made.engine.delete_object(made.bucket, "large", NO_CONDITION)
+        for garbage in await made.metadata.garbage(10, 0.0):
+            await made.metadata.garbage_done([garbage.outbox_id])
+        await made.session.close()
+        assert (await made.survey.partition(number, deep=False, mine=True)).orphans == 1
+        assert not any(name[0] == large.blob_id for drive in made.drives[0] for name in drive.shards)
+        assert len([name for drive in made.all for name in drive.shards if name[0] == large.blob_id]) == 4
+
+    on_region(scenario)
+
+
 # -- pace, slices ---------------------------------------------------------------------------------------------------------------
 
 
