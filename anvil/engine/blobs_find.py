@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, DriveStalled, ReadQuorumLost
+from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, DriveStalled, ReadQuorumLost, Unavailable
 from anvil.base.limits import DAMAGE_REMEMBERED, OPEN_PATIENCE_S
 from anvil.engine.context import Context
 from anvil.engine.ports import Drive
@@ -93,9 +93,8 @@ class ShardFinder:
         self._places: dict[int, tuple[Drive, ShardPlace]] = {}
         self._bad: set[int] = set()
         self._slow: set[int] = set()  # their drives kept somebody waiting: turned to when there are no others
-        self._unmet: set[int] = (
-            set()
-        )  # not where they may be expected, and a drive is away: a search everywhere is the last resort
+        # Not where they may be expected, and a drive is away: a search everywhere is the last resort.
+        self._unmet: set[int] = set()
         self.away = False
 
     async def look_again(self, error: AnvilError) -> bool:
@@ -122,6 +121,16 @@ class ShardFinder:
             self._places.pop(index)
             self._bad.add(index)
 
+    def failed(self, drive: Drive, index: int, error: Unavailable) -> None:
+        """Reading it raised that. Of a drive of this node it is the shard that cannot be read, unless the drive is away; of a remote one it
+        may be the way to it, and its own node finds out. Raises what says nothing about drives (too much to do here)."""
+        if not drive.local:
+            self.out_of_reach(index)
+        elif not isinstance(error, DriveFailed):
+            raise error
+        else:
+            self.unreadable(index)
+
     def out_of_reach(self, index: int) -> None:
         """Its drive does not answer: that says nothing about the shard."""
         self.away = True
@@ -144,14 +153,12 @@ class ShardFinder:
                 found.append((index, *self._places[index]))
         if not patient:
             return found
-        reluctantly = [(index, OPEN_PATIENCE_S) for index in sorted(self._unmet)] + [
-            (index, None) for index in sorted(self._slow)
-        ]
-        for index, patience_s in reluctantly:
+        for index in [*sorted(self._unmet), *sorted(self._slow)]:
             if len(found) == count:
                 break
             if index in exclude or index in self._bad or any(index == other for other, _, _ in found):
                 continue
+            patience_s = None if index in self._slow else OPEN_PATIENCE_S
             if index in self._places or await self._find(index, patience_s, everywhere=True):
                 found.append((index, *self._places[index]))
         return found
@@ -171,11 +178,9 @@ class ShardFinder:
         async with self._lock if not self._remote else self._locks.setdefault(index, asyncio.Lock()):
             if index in self._places:
                 return True
-            if (
-                index in self._bad
-                or (patience_s is not None and index in self._slow)
-                or (index in self._unmet and not everywhere)
-            ):
+            if index in self._bad or (patience_s is not None and index in self._slow):
+                return False
+            if index in self._unmet and not everywhere:
                 return False
             blob_id, doubts = self._blob.blob_id, _Doubts()
             try:
@@ -216,11 +221,13 @@ class ShardFinder:
                 if patience_s is not None and drive.readable:
                     raise
                 doubts.away = True
-            except DriveFailed:
-                if drive is self._nominal[index] and drive.readable:
+            except Unavailable as error:
+                if drive.local and not isinstance(error, DriveFailed):
+                    raise
+                if drive.local and drive is self._nominal[index] and drive.readable:
                     doubts.damaged = True  # the drive itself is well: then it is this shard that cannot be read
                 else:
-                    doubts.away = True
+                    doubts.away = True  # of a remote one, it may be the way to it
             except BadRecord:
                 doubts.damaged = True
             else:

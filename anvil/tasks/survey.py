@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from anvil.base.errors import AnvilError, DriveFailed
+from anvil.base.errors import AnvilError, DriveFailed, SlowDown
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, Ownership
@@ -182,5 +182,5 @@ class Survey:
         """None where that cannot be learned: the drive is the trouble, not the shard."""
         try:
             return await shard_sound(self._buffers, drive, place)
-        except DriveFailed:
+        except (DriveFailed, SlowDown):
             return None

@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from anvil.base.errors import DriveFailed, StorageFull
+from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull
 from anvil.model.layout import partition
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
 from anvil.tasks.inventory import slice_partitions
 from anvil.tasks.rebalance import Moved
 from anvil.tasks.repair import Result
+from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
 from tests.contract.memory_drive import MemoryDrive
 from tests.support.memory_region import Region, region
@@ -411,6 +412,44 @@ def test_a_node_acts_on_what_it_has_when_all_of_them_look() -> None:
         assert len([name for drive in made.all for name in drive.shards if name[0] == large.blob_id]) == 4
 
     on_region(scenario)
+
+
+def test_a_call_that_fails_on_the_way_is_no_reason_to_rebuild() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(3_000_000))
+        index = next(index for index in range(6) if not made.nominal(blob, index).local)
+        remote = made.nominal(blob, index)
+        await made.metadata.add_debt([(await made.owner("k"), blob.blob_id, 1 << index)])
+        remote.faults.open = DriveFailed()
+        assert await made.repairer.run() == [Result.WAITING]
+        remote.faults.open, remote.faults.read = None, DriveStalled()
+        assert await made.repairer.run() == [Result.WAITING]
+        assert sum(len(made.holders(blob, number)) for number in range(6)) == 6
+        remote.faults.read = DriveFailed()  # it answers, and fails again: it is the shard
+        assert await made.repairer.run() == [Result.REPAIRED]
+        remote.faults.read = None
+        assert await made.get("k") == data_of(3_000_000)
+
+    on_region(scenario)
+
+
+def test_what_one_of_several_raises_is_raised_as_it_is() -> None:
+    async def main() -> None:
+        todo = iter(range(10))
+        done: list[int] = []
+
+        async def work() -> None:
+            for number in todo:
+                await asyncio.sleep(0)
+                if number == 4:
+                    raise DatabaseUnavailable
+                done.append(number)
+
+        with pytest.raises(DatabaseUnavailable):
+            await side_by_side(3, work)
+        assert len(done) < 9
+
+    asyncio.run(main())
 
 
 # -- pace, slices ---------------------------------------------------------------------------------------------------------------
