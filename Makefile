@@ -68,5 +68,5 @@ lock: $(VENV)/python
 clean:
 	rm -rf $(VENV) $(VENV)-lock build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
 	find anvil \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
-	rm -f anvil/api/grpc/proto/*_pb2*.py*
+	rm -f anvil/api/grpc/proto/*_pb2*.py* anvil/peers/proto/*_pb2*.py*
 	find anvil -name '*.pyx' | sed 's/\.pyx$$/.c/' | xargs -r rm -f

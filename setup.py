@@ -94,7 +94,8 @@ def generate_protos() -> None:
     """Beside each .proto file its messages, their types, and stubs for grpcio."""
     well_known = os.path.join(os.path.dirname(protoc.__file__), "_proto")
     out = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=."]
-    if protoc.main(["protoc", "-I.", f"-I{well_known}", *out, *sorted(glob("anvil/api/grpc/proto/*.proto"))]) != 0:
+    files = sorted(glob("anvil/**/proto/*.proto", recursive=True))
+    if protoc.main(["protoc", "-I.", f"-I{well_known}", *out, *files]) != 0:
         sys.exit("the .proto files could not be compiled")
 
 

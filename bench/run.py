@@ -33,6 +33,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.macro.s3", "http2"),
     ("bench.macro.s3", "tls"),
     ("bench.macro.grpc_calls",),
+    ("bench.macro.peers",),
 )
 
 

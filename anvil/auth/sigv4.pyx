@@ -2,7 +2,7 @@
 """AWS Signature Version 4 as S3 uses it: the canonical request, the string to sign, the signature (hot path).
 
 Owns: canonicalization, written into one C buffer without intermediate Python objects, and the HMACs through OpenSSL. Invariant: equal,
-byte for byte, to `sigv4_reference.py`, which explains each rule; `tests/unit/auth/test_sigv4_equal.py` proves it. Not here: parsing of
+byte for byte, to `sigv4_reference.py`, which explains each rule; `tests/unit/auth/test_sigv4.py` proves it. Not here: parsing of
 credentials, clocks, scopes, keys of apps (`credentials.py`, `authenticate.py`). A call takes a few microseconds and keeps the GIL.
 """
 

@@ -33,12 +33,22 @@ TLS_RELOADS = _counter("tls_reloads_total", "Changed certificate files met by a 
 
 # -- storage ---------------------------------------------------------------------------------------------------------------
 CLUSTER_WRITE_QUORUM = _gauge("cluster_write_quorum", "1 where a write can reach its quorum.", merge="max")
+CLUSTER_PEERS = _gauge("cluster_peers", "Other nodes of the region.", "state", merge="max")
+MEMBERSHIP_EVENTS = _counter("cluster_membership_events_total", "Nodes that joined, left, failed or returned.", "event")
+PEER_LAST_SEEN = _gauge("cluster_peer_last_seen_timestamp_seconds", "When a peer last answered.", "peer", merge="max")
+INTERNODE_DURATION = _histogram("internode_request_duration_seconds", "Calls to other nodes, from question to answer.", "rpc")
+INTERNODE_ERRORS = _counter("internode_errors_total", "Calls to other nodes that failed.", "rpc", "reason")
 STORAGE_CAPACITY = _gauge("storage_capacity_bytes", "Size of the drive's file system.", "drive", merge="max")
 STORAGE_FREE = _gauge("storage_free_bytes", "Free bytes of the drive's file system.", "drive", merge="max")
 STORAGE_DRIVE_UP = _gauge("storage_drive_up", "1 where the drive takes a write and a flush.", "drive", merge="max")
 SHARDS_UNHEALTHY = _gauge("shards_unhealthy", "Shards known to need repair.", "kind", merge="max")
 SHARD_REPAIRS = _counter("shard_repairs_total", "Shards rebuilt, or not.", "result")
 SHARD_DAMAGE = _counter("shard_damage_total", "Damaged or missing shards met by readers and scrubs.", "drive", "kind")
+
+# -- cluster ---------------------------------------------------------------------------------------------------------------
+PEER_REFUSED = _counter(
+    "peer_refused_total", "Calls to the cluster port that did not prove who makes them, by what was wrong.", "reason"
+)
 
 # -- usage -----------------------------------------------------------------------------------------------------------------
 TENANT_USAGE = _gauge("tenant_usage_bytes", "Bytes of a tenant's visible objects, exact.", "tenant", merge="max")
@@ -48,6 +58,8 @@ BUCKET_OBJECTS = _gauge("bucket_objects", "Number of a bucket's visible objects,
 USAGE_UPDATED = _gauge("usage_last_update_timestamp_seconds", "When the usage numbers were read.", merge="max")
 
 # -- tasks -----------------------------------------------------------------------------------------------------------------
+TASKS = _gauge("tasks", "Tasks in the queue.", "type", "status", merge="max")
+TASK_OLDEST = _gauge("task_oldest_pending_age_seconds", "How long the oldest due task has waited.", "type", merge="max")
 TASK_RUNS = _counter("task_runs_total", "Background tasks that ended: ok, retry, dead.", "type", "result")
 TASK_DURATION = _histogram("task_duration_seconds", "How long background tasks ran.", "type")
 

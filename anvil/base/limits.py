@@ -238,6 +238,7 @@ REPAIR_EVERY_S: Final = 5.0
 REPAIR_BATCH: Final = 64
 REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; each holds k+m frames of one stripe
 REPAIR_RETRY_S: Final = 10.0  # a debt that cannot be paid now (a drive away) waits so long, so that others get their turn
+DUE_LOOKED_AT: Final = 10_000  # rows of garbage and of debts looked at, to learn which slices have any
 UNHEALTHY_COUNTED: Final = 100_000  # blobs in debt that the gauge counts exactly
 GARBAGE_COUNTED: Final = 100_000  # blobs in the outbox that fsck counts exactly
 FSCK_EXAMPLES: Final = 20  # of each kind of trouble that fsck names
@@ -255,6 +256,12 @@ SCRUB_PASS_S: Final = 14 * 24 * 3600.0  # one scrub of everything takes about th
 SCRUB_FASTEST_PARTITION_S: Final = 0.05
 FOLD_USAGE_EVERY_S: Final = 10.0
 TASK_BACKOFF_S_MAX: Final = 60.0
+TASK_LEASE_S: Final = 30.0  # of a claimed task, renewed at a third: whoever dies is replaced after this
+TASK_POLL_S_MIN: Final = 1.0  # between two looks into the queue, at random up to the next: nodes do not come at once ...
+TASK_POLL_S_MAX: Final = 3.0  # ... and a notification hastens them
+TASKS_KEEP_S: Final = 3600.0  # completed ones, for operators to see
+WORK_SLICES: Final = 8  # garbage and debts are worked off in so many pieces, each by one node at a time
+TASKS_AT_ONCE: Final = 4  # of one node: some wait for disks of others
 GC_GRACE_S_DEFAULT: Final = 6 * 3600.0
 DOWNLOAD_S_MAX: Final = 4 * 3600.0  # the longest GET that is still sure to find its shards
 DRAIN_S: Final = 30.0
@@ -273,18 +280,40 @@ VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
 PEER_CONNECT_S: Final = 2.0
-PEER_MESSAGE_BYTES: Final = 1 * MIB  # of frames of a large shard in one message
+PEER_MESSAGE_BYTES: Final = STRIPE_BYTES + 4 * KIB  # of frames of a large shard in one message: one of a stripe that is not cut
+PEER_BATCH_READ_BYTES_MAX: Final = (
+    320 * KIB
+)  # read in a batch with others: a frame of a 4+2 stripe; what is longer comes as a stream
+PEER_BATCHES_IN_FLIGHT: Final = 2  # of one drive and kind: while one is on its way, the other is being done
+PEER_STREAMS_MAX: Final = 192  # large shards and scans between two processes at a time; beyond it SlowDown
+PEER_ANSWER_S: Final = 2 * DRIVE_STALLED_S + PEER_STALLED_S  # a drive of a peer that answers says itself when it is stalled
+PEER_LOST_S: Final = 30.0  # a node of which nothing was heard for so long has left its unfinished shards behind
+PEER_RECONNECT_S_MIN: Final = 0.1
+PEER_RECONNECT_S_MAX: Final = 1.0
+PEER_SCAN_PLACES: Final = 128  # in one message of a scan
 PEER_BATCH_BYTES_MAX: Final = 2 * MIB  # of small shards in one message; GRPC_MESSAGE_BYTES_MAX is the wall
 PEER_BATCH_OPS_MAX: Final = 256
 PEER_QUEUE_OPS_MAX: Final = 4096  # waiting for one drive of a peer; beyond it SlowDown
+PEER_BUFFERS_BYTES_MAX: Final = (
+    64 * MIB
+)  # of one worker, for what other nodes write and read: their own pool, or two nodes could wait for each other's requests
+PEERS_DRAIN_S: Final = 5.0  # for calls of other nodes, when a worker ends
+PEERS_SETTLE_S: Final = 2.0  # how long a process that starts waits to learn which peers are there
 PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
+LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
+LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
 MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
 RAISE_BYTES_PER_S: Final = 64 * MIB  # of plaintext written anew by a higher scheme: nobody waits for it
 RAISE_BLOBS_IN_FLIGHT: Final = 2
 THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
+TASK_ATTEMPTS_MAX: Final = 10
+TASK_RETRY_S_MAX: Final = 3600.0  # a failed task is tried again after attempt^4 seconds, but never later than this
+TASK_ERROR_CHARS_MAX: Final = 2000  # of what is kept of the last error
+TASK_DEAD_KEEP_S: Final = 30 * 86400.0  # so long an operator may have a task tried again that was given up
+TASKS_LISTED_MAX: Final = 1000
 
 # -- node --------------------------------------------------------------------------------------------------------------
 DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE_THREADS)
@@ -323,7 +352,11 @@ assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not o
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
 assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
-assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX < GRPC_MESSAGE_BYTES_MAX
+assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
+assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
+assert OPEN_READ_BYTES < PEER_BATCH_READ_BYTES_MAX < PEER_MESSAGE_BYTES
+assert PEER_STREAMS_MAX + 32 < H2_STREAMS_MAX, "pings and batches find room beside the streams"
+assert PEER_STALLED_S < PEER_LOST_S
 assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
     "first turn to others, then give up, then call it stalled"
 )

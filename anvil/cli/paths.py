@@ -95,10 +95,10 @@ def local_file(folder: Path, name: str) -> Path:
 
 def local_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """All regular files below a folder with their names relative to it, in the order of names. Links to files are followed, links to
-    folders are not: they could lead in circles."""
+    folders are not: they could lead in circles. Links that lead nowhere are among them, so that somebody is told."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
             path = Path(place) / file
-            if path.is_file():
+            if path.is_file() or (path.is_symlink() and not path.exists()):
                 yield path, path.relative_to(folder).as_posix()

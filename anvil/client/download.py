@@ -2,7 +2,7 @@
 
 Owns: what is compared with which checksum, and the temporary file. Invariant: a file appears under its name only once all of its bytes
 are there and, where the server has a checksum of the whole object, equal to it; all ranges are of one version of the object.
-Not here: where the CLI lets files be written (`cli/local_paths.py`).
+Not here: where the CLI lets files be written (`cli/paths.py`).
 """
 
 from __future__ import annotations

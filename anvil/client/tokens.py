@@ -2,7 +2,7 @@
 
 Owns: the one token of a client, and that only one call at a time asks for it. Invariant: neither secret nor token is in any
 representation or message. Not here: how the server is called (`calls.py`), where the CLI keeps tokens between commands
-(`cli/token_cache.py`).
+(`cli/profiles.py`).
 """
 
 from __future__ import annotations

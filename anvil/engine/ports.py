@@ -121,21 +121,27 @@ class Metadata(Protocol):
         ...
 
     # -- writer session
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId: ...
-    async def renew_session(self, session: SessionId) -> bool:
-        """False when it is gone: the caller must open another and drop all work of the old one."""
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
+        """`layout_version`: of the layout that the process goes by, 0 while it has read none. Raises WriterFenced when it is not the
+        current one any more."""
+        ...
+
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        """`layout_version`: the oldest that a write in flight was placed by; without one, the process's. What was reported never falls, so
+        0 says nothing new. False when the session is gone: the caller must open another and drop all work of the old one."""
         ...
 
     async def close_session(self, session: SessionId) -> None: ...
 
     # -- collector, repair, sweep
-    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
-        """Outbox rows older than grace_s, oldest first, whose blob no row owns."""
+    async def garbage(self, limit: int, grace_s: float, slice: int | None = None, slices: int = 1) -> Sequence[Garbage]:
+        """Outbox rows older than grace_s, oldest first, whose blob no row owns. `slice`: only of that one of `slices` equal parts of the
+        blob ids (a divisor of LAYOUT_SLICES), so that several can work side by side without meeting."""
         ...
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None: ...
-    async def debts(self, limit: int) -> Sequence[Debt]:
-        """Those that may be tried now, oldest first; never those of blobs that no row owns."""
+    async def debts(self, limit: int, slice: int | None = None, slices: int = 1) -> Sequence[Debt]:
+        """Those that may be tried now, oldest first; never those of blobs that no row owns. Slices as of `garbage`."""
         ...
 
     async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
@@ -258,8 +264,11 @@ class Drive(Protocol):
 
     drive_id: DriveId
     label: str
-    local: bool
-    """Whether it is this node's own: asking it costs no trip over the network."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on this node: what is read or written there crosses no network."""
+        ...
 
     @property
     def writable(self) -> bool:

@@ -26,12 +26,27 @@ async def _nobody(session: SessionId) -> None:
 
 
 class WriterSession:
-    """`opened`: awaited with each new id before `current` gives it out; must neither take long nor raise."""
+    """`opened`: awaited with each new id before `current` gives it out; must neither take long nor raise.
 
-    def __init__(self, metadata: Metadata, node_id: bytes, worker: int) -> None:
+    `layout_version`: the layout that the oldest write in flight was placed by, or without one the layout that this process goes by; 0 until
+    it has read one. It never falls. `present_version`: the latter alone, where it differs: what a new session begins with, since writes
+    of the session before cannot be committed under it. Movers of a layout wait for every session to report it (`meta/sessions.py`).
+    """
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        node_id: bytes,
+        worker: int,
+        layout_version: Callable[[], int] = lambda: 0,
+        present_version: Callable[[], int] | None = None,
+    ) -> None:
         self._metadata = metadata
         self._node_id = node_id
         self._worker = worker
+        self._layout_version = layout_version
+        self._present_version = present_version or layout_version
+        self._hastened = asyncio.Event()
         self._session: SessionId | None = None
         self._good_until = 0.0
         self.opened: Callable[[SessionId], Awaitable[None]] = _nobody
@@ -43,9 +58,9 @@ class WriterSession:
         return self._session
 
     async def open(self) -> SessionId:
-        """Take a session. Raises DatabaseUnavailable."""
+        """Take a session. Raises DatabaseUnavailable, WriterFenced (this process goes by an old layout)."""
         asked = asyncio.get_running_loop().time()
-        session = await self._metadata.open_session(self._node_id, self._worker)
+        session = await self._metadata.open_session(self._node_id, self._worker, self._present_version())
         await self.opened(session)
         self._session, self._good_until = session, asked + SESSION_LEASE_S
         return session
@@ -53,10 +68,15 @@ class WriterSession:
     async def keep(self) -> None:
         """Renew for ever. A lost session is replaced by a new one; what was written under the old one fails to commit."""
         while True:
-            await asyncio.sleep(SESSION_RENEW_S if self._session is not None else 1.0)
+            try:
+                async with asyncio.timeout(SESSION_RENEW_S if self._session is not None else 1.0):
+                    await self._hastened.wait()
+            except TimeoutError:
+                pass
+            self._hastened.clear()
             asked = asyncio.get_running_loop().time()
             try:
-                if self._session is None or not await self._metadata.renew_session(self._session):
+                if self._session is None or not await self._metadata.renew_session(self._session, self._layout_version()):
                     log.warning("writer session lost: opening another")
                     self._session = None
                     await self.open()
@@ -67,6 +87,10 @@ class WriterSession:
             except Exception:
                 # Whatever it is: a loop that ended here would leave a worker that never writes again.
                 log.exception("writer session not renewed")
+
+    def hasten(self) -> None:
+        """Renew now: the layout changed or the last write by an older one ended, and movers wait for this session to report it."""
+        self._hastened.set()
 
     async def close(self) -> None:
         """Give the session back, so that nobody has to wait for its lease."""

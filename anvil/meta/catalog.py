@@ -36,6 +36,7 @@ from anvil.meta.keyring import KEY_BYTES, Keyring
 from anvil.meta.link import Link
 from anvil.meta.regional import RegionalStore
 from anvil.meta.rights import RightsTable
+from anvil.meta.tasks import TaskQueue
 from anvil.model.identity import App, Bucket, BucketState, Policy, Tenant
 from anvil.model.records import BucketId
 
@@ -68,7 +69,8 @@ _STALE_SQL: Final = """
 
 
 class GlobalCatalog:
-    """Implements `anvil.engine.ports.Catalog`. Make it in the running loop, `start` it, `close` it. `admin`: the operator's side.
+    """Implements `anvil.engine.ports.Catalog`. Make it in the running loop, `start` it, `close` it. `admin`: the operator's side,
+    `tasks`: the queue, over the same connection.
 
     `regional` is the store of `region`, the one this node serves; buckets of other regions can be looked up but not made here.
     """
@@ -97,6 +99,7 @@ class GlobalCatalog:
         )
         self.admin = Admin(self.query, keyring, regional, self._cache.hasten)
         self.rights = RightsTable(self.query, self._cache.hasten)
+        self.tasks = TaskQueue(self.query)
 
     async def start(self) -> None:
         """Connect. Raises DatabaseUnavailable."""
@@ -121,6 +124,7 @@ class GlobalCatalog:
 
     async def _connected(self, connection: asyncpg.Connection) -> None:
         await self._cache.listen(connection)
+        await self.tasks.listen(connection)
 
     # -- the Catalog port ---------------------------------------------------------------------------------------------
 

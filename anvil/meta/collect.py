@@ -12,6 +12,7 @@ from typing import Final
 
 import asyncpg
 
+from anvil.base.limits import LAYOUT_SLICES
 from anvil.meta.rows import unpack_scheme
 from anvil.model.records import BlobId, BlobRef, Debt, Garbage, KeyMode, Owner
 
@@ -22,25 +23,38 @@ ALLOWED_SQL: Final = "SELECT collection_allowed($1)"
 # The oldest rows by id, then those of them that are old enough: ids and times agree closely, and this never reads the whole
 # outbox. A row whose blob is owned after all (a version moved between tables) says nothing any more: its owner's end writes
 # another.
-GARBAGE_SQL: Final = f"""
+_GARBAGE: Final = f"""
     WITH head AS MATERIALIZED (
         SELECT h.*, blob_owned({_OWNER}, blob_id) AS owned
-        FROM (SELECT * FROM outbox ORDER BY outbox_id LIMIT $1) AS h WHERE h.since_us <= now_us() - $2::bigint
+        FROM (%s) AS h WHERE h.since_us <= now_us() - $2::bigint
     ),
     settled AS (DELETE FROM outbox WHERE outbox_id = ANY (ARRAY(SELECT outbox_id FROM head WHERE owned)))
     SELECT outbox_id, {_OWNER}, blob_id, scheme FROM head WHERE NOT owned ORDER BY outbox_id"""
+GARBAGE_SQL: Final = _GARBAGE % "SELECT * FROM outbox ORDER BY outbox_id LIMIT $1"
+
+# By slice: the heads of the finest slices asked for ($3 to $4), each by its index, and of these the oldest.
+_SLICES: Final = """
+    SELECT o.* FROM generate_series({first}::int, {last}::int) AS s (n) CROSS JOIN LATERAL (
+        SELECT * FROM {table} WHERE get_byte(blob_id, 0) >> 2 = s.n {due} ORDER BY {order} LIMIT $1
+    ) AS o ORDER BY {order} LIMIT $1"""
+GARBAGE_SLICES_SQL: Final = _GARBAGE % _SLICES.format(first="$3", last="$4", table="outbox", due="", order="outbox_id")
+assert LAYOUT_SLICES == 1 << 6, "the expression above, and the indexes over it"
 
 WAITING_SQL: Final = "SELECT count(*) FROM (SELECT FROM outbox LIMIT $1) AS w"
 
 DONE_SQL: Final = "DELETE FROM outbox WHERE outbox_id = ANY ($1::bigint[])"
 
-DEBTS_SQL: Final = f"""
+_DEBTS: Final = f"""
     WITH head AS MATERIALIZED (
         SELECT d.*, blob_owned({_OWNER}, blob_id) AS owned
-        FROM (SELECT * FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $1) AS d
+        FROM (%s) AS d
     ),
     settled AS (DELETE FROM degraded WHERE blob_id = ANY (ARRAY(SELECT blob_id FROM head WHERE NOT owned)))
     SELECT {_OWNER}, blob_id, size, scheme, stripe_bytes, key_mode, missing FROM head WHERE owned ORDER BY due_us, since_us"""
+DEBTS_SQL: Final = _DEBTS % "SELECT * FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $1"
+DEBTS_SLICES_SQL: Final = _DEBTS % _SLICES.format(
+    first="$2", last="$3", table="degraded", due="AND due_us <= now_us()", order="due_us, since_us"
+)
 
 DEFER_SQL: Final = "UPDATE degraded SET due_us = now_us() + $2::bigint WHERE blob_id = ANY ($1::bytea[])"
 
@@ -83,6 +97,13 @@ OWNERSHIP_SQL: Final = f"""
                 WHEN (SELECT true FROM outbox g WHERE g.blob_id = i.blob_id LIMIT 1) THEN 1 ELSE 0 END
     FROM unnest($1::bigint[], $2::text[], $3::bytea[], $4::int[], $5::bytea[]) WITH ORDINALITY
         AS i ({_OWNER}, blob_id, ord) ORDER BY ord"""
+
+DUE_SLICES_SQL: Final = """
+    SELECT DISTINCT true AS garbage, get_byte(blob_id, 0) * $1 / 256 AS slice
+    FROM (SELECT blob_id, since_us FROM outbox ORDER BY outbox_id LIMIT $3) AS g WHERE since_us <= now_us() - $2::bigint
+    UNION ALL
+    SELECT DISTINCT false, get_byte(blob_id, 0) * $1 / 256
+    FROM (SELECT blob_id FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $3) AS d"""
 
 HOLD_SQL: Final = """
     INSERT INTO settings (name, value) VALUES ('backup_hold', to_jsonb($1::text))

@@ -14,10 +14,11 @@ from typing import Any
 
 import asyncpg
 
-from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable
+from anvil.base.errors import BucketNotEmpty, DatabaseUnavailable, WriterFenced
 from anvil.base.limits import (
     DATABASE_WAIT_S,
     DROPPED_BUCKETS_KEEP_S,
+    DUE_LOOKED_AT,
     GARBAGE_COUNTED,
     HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
@@ -29,6 +30,7 @@ from anvil.meta.coalesce import Coalescer, Observe, Operation, call
 from anvil.meta.link import Link
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
 from anvil.meta.uploads import PartsQuery, UploadCommit
+from anvil.model.layout import finest_slices
 from anvil.model.records import (
     BlobId,
     BucketId,
@@ -186,13 +188,14 @@ class RegionalStore:
 
     # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
 
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId:
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
         session = os.urandom(16)
-        await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, wait_s=self._wait_s)
+        if not (await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, layout_version, wait_s=self._wait_s))[0][0]:
+            raise WriterFenced("This server's layout is not the current one. Try again.")
         return session
 
-    async def renew_session(self, session: SessionId) -> bool:
-        return bool(await call(self._writes, sessions.RENEW_SQL, session, wait_s=self._wait_s))
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        return bool(await call(self._writes, sessions.RENEW_SQL, session, layout_version, wait_s=self._wait_s))
 
     async def close_session(self, session: SessionId) -> None:
         await call(self._writes, sessions.CLOSE_SQL, session, wait_s=self._wait_s)
@@ -210,11 +213,21 @@ class RegionalStore:
 
     # -- collector, repair, sweep -----------------------------------------------------------------------------------------
 
-    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
+    async def garbage(self, limit: int, grace_s: float, slice: int | None = None, slices: int = 1) -> Sequence[Garbage]:
         if not await self.removal_allowed(grace_s):
             return []
         grace_us = int(grace_s * 1_000_000)
-        return [collect.garbage_from(row) for row in await self.query(collect.GARBAGE_SQL, limit, grace_us)]
+        if slice is None:
+            rows = await self.query(collect.GARBAGE_SQL, limit, grace_us)
+        else:
+            rows = await self.query(collect.GARBAGE_SLICES_SQL, limit, grace_us, *finest_slices(slice, slices))
+        return [collect.garbage_from(row) for row in rows]
+
+    async def due_slices(self, slices: int, grace_s: float) -> tuple[Sequence[int], Sequence[int]]:
+        """Which of `slices` pieces have garbage older than `grace_s`, and which have debts that may be tried now; of the first
+        DUE_LOOKED_AT rows of either."""
+        rows = await self.query(collect.DUE_SLICES_SQL, slices, int(grace_s * 1_000_000), DUE_LOOKED_AT)
+        return [row["slice"] for row in rows if row["garbage"]], [row["slice"] for row in rows if not row["garbage"]]
 
     async def removal_allowed(self, grace_s: float) -> bool:
         """Whether anything may be unlinked now: no backup holds it, and the database has been this one for `grace_s`."""
@@ -223,8 +236,12 @@ class RegionalStore:
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         await self.query(collect.DONE_SQL, list(outbox_ids))
 
-    async def debts(self, limit: int) -> Sequence[Debt]:
-        return [collect.debt_from(row) for row in await self.query(collect.DEBTS_SQL, limit)]
+    async def debts(self, limit: int, slice: int | None = None, slices: int = 1) -> Sequence[Debt]:
+        if slice is None:
+            rows = await self.query(collect.DEBTS_SQL, limit)
+        else:
+            rows = await self.query(collect.DEBTS_SLICES_SQL, limit, *finest_slices(slice, slices))
+        return [collect.debt_from(row) for row in rows]
 
     async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
         await self.query(collect.DEFER_SQL, list(blob_ids), int(delay_s * 1_000_000))

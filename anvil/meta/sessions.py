@@ -2,6 +2,17 @@
 
 Invariant: a session that was deleted never comes back, and no commit of it can happen after its row is gone. A session whose
 lease ran out but whose row is still there is alive: only deleting the row (`EXPIRE_SQL`, by the background process) ends it.
+
+Layouts. `layout_version` of a row says: no commit under this session, from that report on, is of a blob that was placed by an older
+layout. Why movers may start on layout v once no row says less than v (`ClusterTables.sessions_behind`), v being current before they asked:
+- A session that is there reported v or more. It reports the version of its oldest write in flight or, without one, of the layout that its
+  process goes by; which only advances, so every later write uses v or more. Earlier commits are in the database, and movers will see them.
+- A session that was not there had ended: its row is gone, so nothing commits under it any more, whatever its worker still holds.
+- A session that comes later is opened by a process that goes by v or more, or it is not opened: `open_session` refuses a process with an
+  older layout, and holds the row of the current one meanwhile, so none is opened unseen while a layout changes. A process that has read no
+  layout yet says 0; it will read one that is current then, and the current one's version is recorded for it.
+So a writer with a stale layout either reports it, which holds the movers up, or is fenced. A write is in flight until it is known to have
+happened or never to happen: of a commit with an unknown outcome that is when the server gives up on it, after STATEMENT_TIMEOUT_S at most.
 """
 
 from __future__ import annotations
@@ -12,10 +23,10 @@ from anvil.base.limits import SESSION_LEASE_S
 
 _LEASE: Final = f"clock_timestamp() + interval '{SESSION_LEASE_S} seconds'"
 
-OPEN_SQL: Final = f"""
-    INSERT INTO writer_sessions (session_id, node_id, worker, lease_until) VALUES ($1, $2, $3, {_LEASE})
-    ON CONFLICT (session_id) DO NOTHING"""
-RENEW_SQL: Final = f"UPDATE writer_sessions SET lease_until = {_LEASE} WHERE session_id = $1 RETURNING true AS renewed"
+OPEN_SQL: Final = f"SELECT open_session($1, $2, $3, $4, interval '{SESSION_LEASE_S} seconds')"
+RENEW_SQL: Final = f"""
+    UPDATE writer_sessions SET lease_until = {_LEASE}, layout_version = greatest(layout_version, $2)
+    WHERE session_id = $1 RETURNING true AS renewed"""
 CLOSE_SQL: Final = "DELETE FROM writer_sessions WHERE session_id = $1"
 LIVE_SQL: Final = "SELECT session_id FROM writer_sessions"
 # Waits for commits in flight (they hold the row FOR KEY SHARE).

@@ -73,3 +73,35 @@ class ClusterView(msgspec.Struct, frozen=True):
         """What a process has to follow: addresses, states, drives, versions of the layouts."""
         nodes = tuple((node.node_id, node.zone, node.address, node.state) for node in self.nodes)
         return nodes, self.drives, tuple(layout.version for layout in self.layouts)
+
+
+class SliceRow(msgspec.Struct, frozen=True):
+    """What a change of layout has to move of one slice (LAYOUT_SLICES of them), and how far it is. `shards`, `bytes`: moved so far."""
+
+    version: int
+    number: int
+    done_us: int | None = None
+    shards: int = 0
+    bytes: int = 0
+    updated_us: int = 0
+
+
+class LayoutState(StrEnum):
+    """CURRENT: writers use it. OLD: readers probe it, movers take from it. RETIRED: nothing is where only it says."""
+
+    CURRENT = "current"
+    OLD = "old"
+    RETIRED = "retired"
+
+
+class LayoutRow(msgspec.Struct, frozen=True):
+    """A layout as history shows it: what it took to get there. The first one moved nothing and has no slices."""
+
+    version: int
+    state: LayoutState
+    created_us: int
+    since_us: int  # of the state
+    slices: int
+    slices_done: int
+    shards: int
+    bytes: int

@@ -21,7 +21,6 @@ from anvil.base.limits import (
     H2_FREE_ACTIONS_PER_S,
     H2_READ_WINDOW_BYTES,
     H2_STREAMS_MAX,
-    H2_STREAMS_SHOWN,
     H2_WIDE_STREAMS_MAX,
     H2_WINDOW_BYTES,
     HEADER_BYTES_MAX,
@@ -57,7 +56,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self.loop: Final = port.loop
         self.out: Final = Outbound(transport, port.loop, port.limits, port.stats)
         self.session: Final = Session(
-            streams_shown=H2_STREAMS_SHOWN,
+            streams_shown=port.limits.streams_shown,
             streams_max=H2_STREAMS_MAX,
             window=H2_WINDOW_BYTES,
             connection_window=H2_CONNECTION_WINDOW_BYTES,
@@ -331,6 +330,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         if is_grpc(_field(exchange, b":method"), _field(exchange, b"content-type")):
             self.session.respond(exchange, [(b":status", b"200"), *grpc_refusal(refusal)], False)
             self._drain_body(exchange)
+            self.session.leave(exchange)
             return
         headers, text = self._port.render_refusal(refusal)
         fields = [
@@ -389,6 +389,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             self.session.reset(exchange, INTERNAL_ERROR)
         elif not exchange.ended:
             self._drain_body(exchange)
+            if stream.head.is_grpc:
+                # As grpcio's own server does. Its client (1.85) waits for ever where its deadline passes while it has the status and
+                # the stream is still open.
+                self.session.leave(exchange)
         self.schedule()
 
     def _drain_body(self, exchange: Exchange) -> None:

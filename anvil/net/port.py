@@ -54,6 +54,7 @@ class NetLimits(msgspec.Struct, frozen=True):
     sweep_s: float = bounds.SWEEP_S
     drain_body_bytes: int = bounds.DRAIN_BODY_BYTES_MAX
     write_high_water_bytes: int = bounds.WRITE_HIGH_WATER_BYTES
+    streams_shown: int = bounds.H2_STREAMS_SHOWN
 
 
 class NetStats:

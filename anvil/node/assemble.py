@@ -6,6 +6,7 @@ Invariant: what is opened here is closed here, in the opposite order. Not here: 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,51 +23,60 @@ from anvil.auth.tokens import Tokens
 from anvil.base import instruments
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
-from anvil.base.errors import DatabaseUnavailable, WriterFenced
+from anvil.base.errors import DatabaseUnavailable, Unavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
-from anvil.base.limits import DRAIN_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.limits import DRAIN_S, PEER_BUFFERS_BYTES_MAX, PEERS_DRAIN_S, PEERS_SETTLE_S, REGIONAL_CONNECTIONS_MAX
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
 from anvil.ec.codecs import codec_for, self_test
 from anvil.ec.executor import JobRunner, NativeExecutor
-from anvil.engine.context import Context, Placement
+from anvil.engine.context import Context, LayoutsInUse, Placement
 from anvil.engine.engine import Engine
 from anvil.engine.session import WriterSession
+from anvil.meta.cluster import ClusterTables
 from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.regional import RegionalStore
+from anvil.model.cluster import ClusterView
+from anvil.model.records import SessionId
 from anvil.net.server import Listener, Server, serve
-from anvil.net.stream import Handler
+from anvil.net.stream import Handler, Stream
 from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, fsck, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
 from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
+from anvil.node.leader import Leader
 from anvil.node.local import (
     NO_SESSION,
     attach_drives,
+    await_layout,
     detach_drives,
     drive_probe,
-    local_drives,
     prepare_drives,
-    scheme_of,
     unwritable,
     use_session,
 )
-from anvil.node.observe import EngineEvents, request_finished
+from anvil.node.membership import Membership
+from anvil.node.observe import EngineEvents, internode, request_finished, task_ended
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
+from anvil.node.region import QuorumWatch, Region
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
+from anvil.peers.directory import Peers
+from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
 from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
+from anvil.tasks.worker import TaskWorker
 
+log = logging.getLogger(__name__)
 CODING_THREADS: Final = 2  # per worker, beside one for the digest lanes
 
 
@@ -82,6 +92,7 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
     async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, regional):
         await regional.fence(node_id)  # whoever wrote here before is gone: nothing of it waits for its lease
         first = await catalog.admin.bootstrap(config.node.region)
+    await await_layout(regional_url)
     return KeyPair(first.access_key, first.secret)
 
 
@@ -105,7 +116,7 @@ class Worker:
         grpc: GrpcApi,
         metadata: RegionalStore,
         session: WriterSession,
-        placement: Placement,
+        region: Region,
         owned: OwnedTasks,
         buffers: Buffers,
         certificate: Certificate | None,
@@ -115,14 +126,16 @@ class Worker:
         self._api = api
         self._grpc = grpc
         self._metadata = metadata
+        self._process = process
         self._plan = process.plan
         self._session = session
-        self._placement = placement
+        self._region = region
         self._owned = owned
         self._buffers = buffers
         self._certificate = certificate
         self._opened = opened
         self._server: Server | None = None
+        self._cluster: Server | None = None
 
     @property
     def lease(self) -> bool:
@@ -133,9 +146,11 @@ class Worker:
 
     @property
     def unwritable(self) -> dict[str, str]:
-        return unwritable(self._placement)
+        return unwritable(self._region.local.values())
 
     async def listen(self, handler: Handler) -> None:
+        if self._plan.cluster_port:
+            self._cluster = await serve_peers(self._process, self._region)
         self._server = await serve(
             handler,
             listeners(self._plan, self._certificate),
@@ -163,6 +178,8 @@ class Worker:
         if self._server is not None:
             await self._server.close()
         await self._owned.close(DRAIN_S)
+        if self._cluster is not None:  # the others' writes as long as there is anything to write to
+            await self._cluster.drain(PEERS_DRAIN_S)
         await self._opened.aclose()
 
 
@@ -174,25 +191,35 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(metadata.close)
         await metadata.start()
         await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
-        session = WriterSession(metadata, plan.node_id, plan.index)
+        layouts, known = (
+            LayoutsInUse(),
+            list[Placement](),
+        )  # a session opened before a layout is known goes by the one current then
+        session = WriterSession(
+            metadata,
+            plan.node_id,
+            plan.index,
+            lambda: layouts.oldest(known[0].layout.version) if known else 0,
+            lambda: known[0].layout.version if known else 0,
+        )
         current = await session.open()
         opened.push_async_callback(session.close)
         native = NativeExecutor(loop, CODING_THREADS)
         opened.push_async_callback(native.close)
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
-        placement = await attach_drives(plan, current)
-        opened.push_async_callback(detach_drives, placement)
+        region = await open_region(process, current, opened)
+        known.append(region.placement)
+        link.follow(partial(_follow, region, session))
         owned = OwnedTasks(plan.name)
-        session.opened = partial(use_session, placement, owned)
+        session.opened = partial(use_session, tuple(region.local.values()), owned)
         opened.callback(loop.create_task(session.keep()).cancel)
-        scheme = scheme_of(config.storage)
         buffers = Buffers(loop)
         engine = Engine(
             Context(
                 metadata=metadata,
-                placement=lambda: placement,
-                scheme=lambda: scheme,
+                placement=lambda: region.placement,
+                scheme=lambda: region.scheme,
                 native=native,
                 lanes=lanes,
                 buffers=buffers,
@@ -202,6 +229,8 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
                 owned=owned,
                 new_id=random_id,
                 now_us=SYSTEM_CLOCK.now_us,
+                layouts=layouts,
+                refresh=partial(_refresh, region, link),
             )
         )
         endpoint = config.api.public_urls[0]
@@ -226,7 +255,53 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         certificate = await _certificate(process)
         if certificate is not None:
             opened.callback(loop.create_task(certificate.keep()).cancel)
-        return Worker(process, api, grpc, metadata, session, placement, owned, buffers, certificate, opened.pop_all())
+        return Worker(process, api, grpc, metadata, session, region, owned, buffers, certificate, opened.pop_all())
+
+
+def _follow(region: Region, session: WriterSession, view: ClusterView) -> None:
+    region.follow(view)
+    session.hasten()  # a new layout waits for this session to report it
+
+
+async def _refresh(region: Region, link: WorkerLink) -> bool:
+    """Whether nodes or layouts are others than this worker went by."""
+    before = region.view.shape
+    try:
+        region.follow(await link.region())
+    except Unavailable as error:
+        log.warning("nodes and layouts cannot be read: %s", error)
+    return region.view.shape != before
+
+
+async def open_region(
+    process: Child, session: SessionId, opened: AsyncExitStack, hold: Callable[[], bool] = lambda: False
+) -> Region:
+    """This process's drives, and those of the other nodes. Closed with `opened`. Raises DatabaseUnavailable, DriveFailed."""
+    plan, config = process.plan, process.config
+    view, local = await attach_drives(plan, session, hold)
+    opened.push_async_callback(detach_drives, tuple(local.values()))
+    peers = None
+    if plan.cluster_port:
+        peers = Peers(plan.node_id, config.security.cluster_secret, observe=internode)
+        opened.push_async_callback(peers.close)
+    region = Region(config.storage, view, local, peers)
+    if peers is not None:
+        await peers.settled(PEERS_SETTLE_S)
+    return region
+
+
+async def serve_peers(process: Child, region: Region) -> Server:
+    """The cluster listener: this worker's drives, for the other nodes, and nothing else."""
+    plan, buffers = process.plan, Buffers(asyncio.get_running_loop(), PEER_BUFFERS_BYTES_MAX)
+    host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: {**region.local}, buffers)
+    return await serve(
+        _nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True
+    )
+
+
+async def _nothing_here(stream: Stream) -> None:
+    """Whoever speaks HTTP to the cluster listener is at the wrong address."""
+    await stream.respond(404, [(b"content-length", b"0")])
 
 
 async def _certificate(process: Child) -> Certificate | None:
@@ -251,9 +326,8 @@ def listeners(plan: Plan, certificate: Certificate | None) -> list[Listener]:
 
 
 async def build_background(process: Child) -> BackgroundParts:
-    """Catalog, checks, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
+    """Catalog, checks, membership, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
     loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
-    scheme = scheme_of(config.storage)
     async with AsyncExitStack() as opened:
         catalog, metadata = await opened.enter_async_context(
             open_catalog(config, plan.global_url, plan.regional_url, "anvil background")
@@ -261,40 +335,63 @@ async def build_background(process: Child) -> BackgroundParts:
         native = NativeExecutor(loop, 1)
         opened.push_async_callback(native.close)
         hold = Hold(metadata, config.storage.gc_grace_s)
-        placement = await attach_drives(plan, NO_SESSION, hold)
-        opened.push_async_callback(detach_drives, placement)
-        probes = [drive_probe(drive) for drive in local_drives(placement)]
-        checks = [
-            Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
-            Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
-        ]
+        region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
-        repairer = Repairer(metadata, placement, native, buffers, codec_for)
-        surveying = Survey(metadata, placement, buffers, EngineEvents(), hold)
-        rebalancer = Rebalancer(metadata, placement, buffers, repairer, EngineEvents(), hold)
+        leader = Leader(config, metadata, region.placement, catalog.tasks)
+        membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
+        repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
+        surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold)
         upkeep = Upkeep(
             catalog,
             metadata,
-            placement,
+            region.placement,
             hold,
-            Collector(metadata, placement, config.storage.gc_grace_s, hold),
+            Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
             repairer,
             surveying,
             rebalancer,
-            Checking(Fsck(metadata, placement, buffers, surveying, hold.refresh, rebalancer.partition)),
+            membership.moved,
+            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
         )
+        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended)
+        checks = [
+            Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
+            Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
+            Check("node_lease", partial(_lease_check, membership)),
+            *(
+                [Check("peers", partial(_peers_check, region))]
+                if region.peers is not None and not config.cluster.init_cluster
+                else []
+            ),
+        ]
         return BackgroundParts(
             catalog,
             catalog.rights,
             checks,
-            probes,
-            scheme.k,
-            scheme.quorum,
-            upkeep.tasks,
+            [drive_probe(drive) for drive in region.local.values()],
+            QuorumWatch(region),
+            membership,
+            {**upkeep.tasks, "membership": membership.run, "tasks": worker.run},
             upkeep.handlers,
             opened.pop_all().aclose,
         )
+
+
+async def _lease_check(membership: Membership) -> None:
+    if not membership.lease.held:
+        raise Unavailable("this node holds no lease")
+
+
+async def _peers_check(region: Region) -> None:
+    """Met once is enough: to be cut off from all others is not to be told by every node about itself at once."""
+    if region.peers is not None and not region.peers.last_seen:
+        raise Unavailable("no other node has answered yet (start the first one with --init-cluster)")
+
+
+def _tables(plan: Plan, changed: Callable[[], None]) -> ClusterTables:
+    return ClusterTables(plan.regional_url, name=f"anvil {plan.name}", changed=changed)
 
 
 def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None]]:

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 from isal import igzip
@@ -23,12 +24,13 @@ from anvil.base.errors import Unavailable
 from anvil.base.limits import METRICS_PULL_S, WORKER_RESTART_BACKOFF_S_MAX
 from anvil.base.metrics import REGISTRY, Snapshot
 from anvil.base.version import COMMIT, VERSION
+from anvil.model.cluster import ClusterView
 from anvil.node import child
 from anvil.node.catalog import CatalogServer, CatalogSource
 from anvil.node.channel import Channel, Handler, Listener, listen_socket
 from anvil.node.child import Child, Members
 from anvil.node.exposition import ProcessMetrics, exposition
-from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, WorkerReport
+from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, Standing, WorkerReport
 from anvil.node.rights import RightsServer, RightsSource
 from anvil.node.worker import Hello, Welcome
 
@@ -40,18 +42,30 @@ async def _nothing() -> None:
     return
 
 
+class RegionSource(Protocol):
+    """`node.membership.Membership`."""
+
+    followers: list[Callable[[ClusterView], None]]
+
+    @property
+    def view(self) -> ClusterView: ...
+    async def refresh(self) -> ClusterView:
+        """Read anew. Raises DatabaseUnavailable."""
+        ...
+
+
 @dataclass(frozen=True)
 class BackgroundParts:
-    """What the background process is made of. `tasks`: by name, functions that run for ever. `handlers`: what commands on this
-    machine may ask. `close`: after the tasks have ended.
+    """What the background process is made of. `standing`: see `HealthMonitor`. `region`: what the workers follow. `tasks`: by name,
+    functions that run for ever. `handlers`: what commands on this machine may ask. `close`: after the tasks have ended.
     """
 
     catalog: CatalogSource
     rights: RightsSource
     checks: Sequence[Check]
     drives: Sequence[DriveProbe]
-    scheme_k: int
-    quorum: int
+    standing: Callable[[int], Standing]
+    region: RegionSource | None = None
     tasks: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
     close: Callable[[], Awaitable[None]] = _nothing
@@ -74,8 +88,7 @@ class Background:
             process.plan.node_id.hex(),
             parts.checks,
             parts.drives,
-            parts.scheme_k,
-            parts.quorum,
+            parts.standing,
             process.config.node.worker_count,
             lambda: [report for report in self._channels.values() if report is not None],
             lambda: process.node_draining,
@@ -86,9 +99,12 @@ class Background:
             **parts.handlers,
             "hello": self._hello,
             "scrape": self._scrape,
+            "region.view": self._region,
         }
         self._listeners: dict[str, Listener] = {"heartbeat": self._heartbeat, "metrics": self._metrics}
         process.on_members = self._members
+        if parts.region is not None:
+            parts.region.followers.append(self._follow)
         instruments.BUILD_INFO.labels(VERSION, COMMIT).set(1)
 
     async def run(self) -> None:
@@ -119,7 +135,13 @@ class Background:
     async def _hello(self, channel: Channel, body: msgspec.Raw) -> Welcome:
         channel.name = msgspec.msgpack.decode(body, type=Hello).name
         self._channels[channel] = None
-        return Welcome(self.catalog.greeting(), self.health.snapshot)
+        view = self.parts.region.view if self.parts.region is not None else None
+        return Welcome(self.catalog.greeting(), self.health.snapshot, view)
+
+    async def _region(self, channel: Channel, body: msgspec.Raw) -> ClusterView:
+        if self.parts.region is None:
+            raise Unavailable("This node follows no region.")
+        return await self.parts.region.refresh()
 
     def _heartbeat(self, channel: Channel, body: msgspec.Raw) -> None:
         if channel in self._channels:
@@ -138,6 +160,10 @@ class Background:
     def _publish(self, snapshot: HealthSnapshot) -> None:
         for channel in self._channels:
             channel.push("health", snapshot)
+
+    def _follow(self, view: ClusterView) -> None:
+        for channel in self._channels:
+            channel.push("region", view)
 
     def _members(self, members: Members) -> None:
         for name, restarts in members.restarts.items():

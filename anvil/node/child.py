@@ -45,6 +45,8 @@ class Plan(msgspec.Struct, frozen=True):
     listen_port: int
     tls_host: str = ""
     tls_port: int = 0  # of TLS beside plaintext; 0: there is none
+    cluster_host: str = ""
+    cluster_port: int = 0  # for the other nodes; 0: this one is alone
 
     def __repr__(self) -> str:
         return f"Plan({self.name})"

@@ -71,10 +71,14 @@ class NodeEndpoints:
         lone node.
         """
         snapshot = self._health()
-        quorum = snapshot is not None and snapshot.write_quorum and self._readiness().status in ("ready", "draining")
+        up = snapshot is not None and self._readiness().status in ("ready", "draining")
+        standing = snapshot.standing if snapshot is not None else None
+        quorum = up and standing is not None and standing.write_quorum
         maintenance = b"maintenance=true" in stream.head.query.split(b"&")
-        status = 503 if not quorum else 412 if maintenance else 200
-        await self._answer(stream, status, msgspec.json.encode({"write_quorum": quorum, "nodes": 1}), JSON)
+        spare = standing is not None and standing.without_this
+        status = 503 if not quorum else 412 if maintenance and not spare else 200
+        body = {"write_quorum": quorum, "nodes": standing.nodes if standing is not None else 0}
+        await self._answer(stream, status, msgspec.json.encode(body), JSON)
 
     async def _metrics(self, stream: Stream) -> None:
         head = stream.head

@@ -45,12 +45,27 @@ class Readiness(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """Where the region stands, as seen from this node. `drives_needed`: of the node's own, to be of any use. `write_quorum`: whatever is
+    written finds its quorum; `without_this`: also when this node stops. `nodes`: how many are up."""
+
+    drives_needed: int
+    write_quorum: bool
+    without_this: bool = False
+    nodes: int = 1
+
+
+def lone(k: int, quorum: int) -> Callable[[int], Standing]:
+    """Of a node that is alone: `k` and `quorum` drives are needed to read, and to write."""
+    return lambda good: Standing(k, good >= quorum)
+
+
 class HealthSnapshot(msgspec.Struct, frozen=True):
     """What the background process pushes to the workers. `taken_at`: CLOCK_MONOTONIC."""
 
     taken_at: float
     readiness: Readiness
-    write_quorum: bool
+    standing: Standing
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -112,8 +127,8 @@ class DriveProbe:
 class HealthMonitor:
     """Runs the checks every READY_EVERY_S and keeps the last snapshot.
 
-    `scheme_k`, `quorum`: shards needed to read, and to write. `reports`: the heartbeats of the connected workers.
-    `draining`: whether the node is about to stop.
+    `standing`: given how many of the node's drives take a write. `reports`: the heartbeats of the connected workers. `draining`: whether
+    the node is about to stop.
     """
 
     def __init__(
@@ -121,8 +136,7 @@ class HealthMonitor:
         node: str,
         checks: Sequence[Check],
         drives: Sequence[DriveProbe],
-        scheme_k: int,
-        quorum: int,
+        standing: Callable[[int], Standing],
         expected_workers: int,
         reports: Callable[[], Sequence[WorkerReport]],
         draining: Callable[[], bool] = lambda: False,
@@ -131,8 +145,7 @@ class HealthMonitor:
         self._node = node
         self._checks = (*checks, *(Check(f"drive:{drive.label}", drive.check, vital=False) for drive in drives))
         self._drives = [f"drive:{drive.label}" for drive in drives]
-        self._scheme_k = scheme_k
-        self._quorum = quorum
+        self._standing = standing
         self._expected_workers = expected_workers
         self._reports = reports
         self._draining = draining
@@ -157,11 +170,10 @@ class HealthMonitor:
         reasons = [outcome[1] for check, outcome in zip(self._checks, outcomes, strict=True) if outcome[1] and check.vital]
         good = sum(checks[name].ok for name in self._drives)
         if self._drives:
-            checks["drives"] = CheckResult(good >= self._scheme_k, max(checks[name].ms for name in self._drives))
-            if good < self._scheme_k:
-                reasons.append(
-                    f"drives: {good} of {len(self._drives)} take a write, {self._scheme_k} are needed to serve anything"
-                )
+            needed = self._standing(good).drives_needed
+            checks["drives"] = CheckResult(good >= needed, max(checks[name].ms for name in self._drives))
+            if good < needed:
+                reasons.append(f"drives: {good} of {len(self._drives)} take a write, {needed} are needed to serve anything")
         reasons += self._judge_workers(checks)
         # What they can still read they still serve, so this does not make the node unready.
         for label in {label for report in self._reports() for label in report.unwritable}:
@@ -170,14 +182,15 @@ class HealthMonitor:
                 good -= 1
         for name in self._drives:
             instruments.STORAGE_DRIVE_UP.labels(name.removeprefix("drive:")).set(float(checks[name].ok))
-        instruments.CLUSTER_WRITE_QUORUM.set(float(good >= self._quorum))
+        standing = self._standing(good)
+        instruments.CLUSTER_WRITE_QUORUM.set(float(standing.write_quorum))
         self._started = self._started or (not reasons and len(self._reports()) >= self._expected_workers)
         status = "draining" if self._draining() else "starting" if not self._started else "not_ready" if reasons else "ready"
         if status == "starting" and not reasons:
             reasons.append(f"workers: {len(self._reports())} of {self._expected_workers} have reported")
         if status == "draining":
             reasons.insert(0, "the node is stopping")
-        return HealthSnapshot(taken_at, Readiness(status, self._node, VERSION, checks, tuple(reasons)), good >= self._quorum)
+        return HealthSnapshot(taken_at, Readiness(status, self._node, VERSION, checks, tuple(reasons)), standing)
 
     def _judge_workers(self, checks: dict[str, CheckResult]) -> list[str]:
         reports = self._reports()

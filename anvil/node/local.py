@@ -1,9 +1,9 @@
-"""This node's drives and the layout over them: registered by the supervisor before anything serves, read by every process.
+"""This node's drives: registered by the supervisor before anything serves, attached by every process.
 
 Owns: which folder is which drive. The regional database says so (`meta/cluster.py`); the folders only say who they are. Invariants: a
-folder that should hold a known drive and does not is a lost drive, never a new one; a known drive is known wherever it is mounted; the
-layout changes only when the set of drives or its width does, with the present one as its predecessor, so that nothing moves without
-need. Not here: what a drive does (`shards/`), how a layout is computed (`model/layout.py`).
+folder that should hold a known drive and does not is a lost drive, never a new one; a known drive is known wherever it is mounted; a node
+that is alone brings the layout up to date before it serves, one of several leaves that to the leader, but for the very first layout. Not
+here: what a drive does (`shards/`), how a layout is computed (`model/layout.py`), when it changes (`node/layouts.py`).
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from anvil.base.config import Config, StorageConfig
 from anvil.base.errors import DriveFailed, InvalidSetting
-from anvil.base.limits import DRIVE_THREADS, SPARE_DRIVES
+from anvil.base.limits import DRIVE_THREADS, LAYOUT_REMIND_S, VIEW_EVERY_S
 from anvil.base.owned import OwnedTasks
 from anvil.ec.executor import NativeExecutor
-from anvil.engine.context import Placement
 from anvil.meta.cluster import ClusterTables, DriveRow
-from anvil.model.layout import Layout, LayoutDrive, compute
+from anvil.model.cluster import ClusterView, NodeId, NodeState
 from anvil.model.records import DriveId, SessionId
-from anvil.model.scheme import Scheme, default_scheme
 from anvil.node.child import Plan
 from anvil.node.health import DriveProbe
+from anvil.node.layouts import LayoutKeeper
 from anvil.shards.drive import LocalDrive
 from anvil.shards.identity import read_identity
 from anvil.shards.io import Io
@@ -36,21 +35,18 @@ log = logging.getLogger(__name__)
 NO_SESSION = bytes(16)
 
 
-def scheme_of(storage: StorageConfig) -> Scheme:
-    """The configured scheme, or the one that the number of drives suggests."""
-    return Scheme.parse(storage.scheme) if storage.scheme else default_scheme(len(storage.drives))
-
-
 # -- before anything serves ----------------------------------------------------------------------------------------------------
 
 
-async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> Layout:
+async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> None:
     """Recover the drives that are there, initialise new ones, and bring tables and layout up to date. Raises InvalidSetting,
     DriveFailed, DatabaseUnavailable.
     """
-    storage = config.storage
+    storage, cluster = config.storage, config.cluster
     async with ClusterTables(regional_url) as tables:
-        await tables.register_node(node_id, socket.gethostname())
+        if cluster.listen is None:
+            _refuse_company(await tables.view(), node_id)
+        await tables.register_node(node_id, socket.gethostname(), cluster.zone, cluster.address)
         known = {row.path: row for row in await tables.drives(node_id)}
         executor = NativeExecutor(asyncio.get_running_loop(), 1)
         present = dict(await asyncio.gather(*(_who(path, label, executor) for path, label in _named(storage))))
@@ -69,7 +65,31 @@ async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> L
         for row in gone:
             log.warning("a drive is no longer configured; what was on it is rebuilt from the others", extra={"folder": row.path})
         await tables.put_drives(node_id, [*rows, *gone])
-        return await tables.advance_layout(lambda current: _successor(current, rows, scheme_of(storage), node_id))
+        if cluster.listen is None or (cluster.init_cluster and not (await tables.view()).layouts):
+            await LayoutKeeper(config.storage, cluster.repair_delay_s).at_start(tables, node_id)
+
+
+def _refuse_company(view: ClusterView, node_id: NodeId) -> None:
+    """A node without a cluster listener must have the region to itself. Raises InvalidSetting."""
+    others = [node for node in view.nodes if node.node_id != node_id and node.state is not NodeState.REMOVED]
+    if others:
+        raise InvalidSetting(
+            f"the region has other nodes ({', '.join(f'{node.name} {node.node_id.hex()}' for node in others[:3])}): set "
+            "ANVIL_CLUSTER_LISTEN_ADDR to be one of them, or give up those that are no more with `anvil admin node remove`"
+        )
+
+
+async def await_layout(regional_url: str) -> None:
+    """Until the region has a layout: the first node makes it. Raises DatabaseUnavailable."""
+    looks = 0
+    while True:
+        async with ClusterTables(regional_url) as tables:
+            if (await tables.view()).layouts:
+                return
+        if looks % int(LAYOUT_REMIND_S / VIEW_EVERY_S) == 0:
+            log.warning("the region has no layout yet: start its first node with --init-cluster (ANVIL_INIT_CLUSTER=true)")
+        looks += 1
+        await asyncio.sleep(VIEW_EVERY_S)
 
 
 def assign(
@@ -143,31 +163,22 @@ def _make_folder(path: Path) -> None:
         raise InvalidSetting(f"the drive {str(path)!r} cannot be made ({error.strerror}): name a folder that can") from None
 
 
-def _successor(current: Layout | None, rows: Sequence[DriveRow], scheme: Scheme, node_id: bytes) -> Layout | None:
-    wanted = [LayoutDrive(row.drive_id, node_id, row.capacity_bytes) for row in rows]
-    if (
-        current is not None
-        and set(current.drives) == set(wanted)
-        and current.width == min(scheme.width + SPARE_DRIVES, len(wanted))
-    ):
-        return None
-    return compute(wanted, scheme.width, SPARE_DRIVES, current)
-
-
 # -- in each process -----------------------------------------------------------------------------------------------------------
 
 
-async def attach_drives(plan: Plan, session: SessionId, hold: Callable[[], bool] = lambda: False) -> Placement:
-    """This process's drives, in the current layout. Those that are not there are neither readable nor writable until they are. Each has
-    threads of its own, so that one that hangs holds up nobody else's jobs. `hold`: while it says so, nothing is unlinked. Raises
+async def attach_drives(
+    plan: Plan, session: SessionId, hold: Callable[[], bool] = lambda: False
+) -> tuple[ClusterView, dict[DriveId, LocalDrive]]:
+    """The region as it is now, and this process's drives. Those that are not there are neither readable nor writable until they are. Each
+    has threads of its own, so that one that hangs holds up nobody else's jobs. `hold`: while it says so, nothing is unlinked. Raises
     DriveFailed when the node was not prepared, DatabaseUnavailable.
     """
     async with ClusterTables(plan.regional_url) as tables:
-        known = {row.path: row.drive_id for row in await tables.drives(plan.node_id)}
-        layout = await tables.current_layout()
+        view = await tables.view()
+    known = {drive.label: drive.drive_id for drive in view.drives if drive.node_id == plan.node_id and drive.state != "gone"}
     drives: dict[DriveId, LocalDrive] = {}
     for path, label in _named(plan.config.storage):
-        if layout is None or path not in known:
+        if not view.layouts or path not in known:
             raise DriveFailed("the drives of this node were not prepared")
         drives[known[path]] = await LocalDrive.attach(
             Path(path),
@@ -179,20 +190,19 @@ async def attach_drives(plan: Plan, session: SessionId, hold: Callable[[], bool]
             label=label,
             hold=hold,
         )
-    assert layout is not None
-    return Placement([layout], drives)
+    return view, drives
 
 
-async def use_session(placement: Placement, owned: OwnedTasks, session: SessionId) -> None:
+async def use_session(drives: Iterable[LocalDrive], owned: OwnedTasks, session: SessionId) -> None:
     """Have every drive write under that session from now on. What is under way on a drive ends by itself, however long it takes."""
-    for drive in local_drives(placement):
+    for drive in drives:
         owned.start(drive.use_session(session))
     await asyncio.sleep(0)  # each has changed over, and waits at most for its old segment to be closed
 
 
-async def detach_drives(placement: Placement) -> None:
+async def detach_drives(drives: Iterable[LocalDrive]) -> None:
     """Leave every drive cleanly, but for those that hang: they are left as they are, and their threads end with the process."""
-    await asyncio.gather(*map(_detach, local_drives(placement)))
+    await asyncio.gather(*map(_detach, drives))
 
 
 async def _detach(drive: LocalDrive) -> None:
@@ -201,14 +211,9 @@ async def _detach(drive: LocalDrive) -> None:
         await drive.executor.close()
 
 
-def local_drives(placement: Placement) -> list[LocalDrive]:
-    """Those of this node."""
-    return [drive for drive in placement.drives.values() if isinstance(drive, LocalDrive)]
-
-
-def unwritable(placement: Placement) -> dict[str, str]:
+def unwritable(drives: Iterable[LocalDrive]) -> dict[str, str]:
     """The drives that this process cannot write to now, with the reason."""
-    return {drive.label: drive.reason or "not writable" for drive in local_drives(placement) if not drive.writable}
+    return {drive.label: drive.reason or "not writable" for drive in drives if not drive.writable}
 
 
 def drive_probe(drive: LocalDrive) -> DriveProbe:

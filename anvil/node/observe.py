@@ -46,3 +46,16 @@ def request_finished(done: Finished) -> None:
             done.status,
             extra={"error": done.error_code, "request_id": done.request_id, "peer": done.peer, "seconds": round(done.seconds, 4)},
         )
+
+
+def internode(rpc: str, seconds: float, reason: str) -> None:
+    """One call to another node, ended."""
+    instruments.INTERNODE_DURATION.labels(rpc).observe(seconds)
+    if reason:
+        instruments.INTERNODE_ERRORS.labels(rpc, reason).inc()
+
+
+def task_ended(kind: str, result: str, seconds: float) -> None:
+    """One task, ended: ok, retry, dead."""
+    instruments.TASK_RUNS.labels(kind, result).inc()
+    instruments.TASK_DURATION.labels(kind).observe(seconds)

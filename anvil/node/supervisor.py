@@ -82,13 +82,14 @@ def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> i
     with ExitStack() as held:
         address = _hold(held, api.listen, "ANVIL_API_LISTEN_ADDR")
         tls_address = None if api.tls_listen is None else _hold(held, api.tls_listen, "ANVIL_TLS_LISTEN_ADDR")
+        cluster = None if config.cluster.listen is None else _hold(held, config.cluster.listen, "ANVIL_CLUSTER_LISTEN_ADDR")
         embedded = parts.embedded(config) if config.database.embedded else None
         try:
             urls = embedded.start() if embedded is not None else (config.database.global_url, config.database.regional_url)
             keys = _run(parts.prepare(config, *urls, node_id))
             if keys is not None:
                 directory.write_credentials(keys.access_key, keys.secret, config.node.region)
-            supervisor = Supervisor(config, parts, directory, node_id, urls, address, tls_address, embedded)
+            supervisor = Supervisor(config, parts, directory, node_id, urls, address, tls_address, embedded, cluster)
             return asyncio.run(supervisor.run())
         finally:
             if embedded is not None:
@@ -165,6 +166,7 @@ class Supervisor:
         address: Address,
         tls_address: Address | None,
         embedded: Embedded | None,
+        cluster_address: Address | None = None,
     ) -> None:
         self.config = config
         self.address = address
@@ -174,10 +176,10 @@ class Supervisor:
         self._urls = urls
         named = [("background", 0, parts.background)]
         named += [(f"worker-{index}", index, parts.worker) for index in range(config.node.worker_count)]
-        tls = tls_address or Address("", 0)
+        tls, cluster = tls_address or Address("", 0), cluster_address or Address("", 0)
         self.processes = [
             ManagedProcess(
-                Plan(name, index, config, urls[0], urls[1], node_id, address.host, address.port, tls.host, tls.port),
+                Plan(name, index, config, *urls, node_id, *_parts(address), *_parts(tls), *_parts(cluster)),
                 module,
                 self._tell_members,
             )
@@ -300,6 +302,10 @@ async def _first(wanted: list[asyncio.Task[object]], keeping: list[asyncio.Task[
     for task in keeping:
         if task in done:
             task.result()
+
+
+def _parts(address: Address) -> tuple[str, int]:
+    return address.host, address.port
 
 
 def _here(address: Address) -> Address:

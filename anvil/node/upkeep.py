@@ -12,18 +12,16 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from anvil.base import instruments
 from anvil.base.errors import AnvilError, Unavailable
 from anvil.base.limits import (
-    BUCKET_CHANGE_STALE_S,
     COLLECT_BATCH,
-    COLLECT_EVERY_S,
     COMPACT_EVERY_S,
     DRIVE_PROBE_S,
-    FOLD_USAGE_EVERY_S,
     HOLD_FRESH_S,
     HOLD_REFRESH_S,
     REPAIR_BATCH,
@@ -38,17 +36,18 @@ from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.regional import RegionalStore
 from anvil.model.records import Ownership, SessionId
 from anvil.model.shard import ShardHeader
+from anvil.model.task import Payload
 from anvil.node.channel import Channel, Handler
 from anvil.node.checking import Checking
 from anvil.node.datadir import write_private
-from anvil.node.local import local_drives
 from anvil.shards.drive import LocalDrive
 from anvil.tasks.collect import Collector
 from anvil.tasks.periodic import Periodic
-from anvil.tasks.rebalance import Rebalancer
+from anvil.tasks.rebalance import Moved, Rebalancer
 from anvil.tasks.repair import Repairer, Result
 from anvil.tasks.survey import Survey
 from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
+from anvil.tasks.worker import Handler as TaskHandler
 
 log = logging.getLogger("anvil.upkeep")
 PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
@@ -56,6 +55,12 @@ PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
 
 def _uptime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine is suspended
+
+
+class Progress(Protocol):
+    """`node.membership.Membership.moved`."""
+
+    async def __call__(self, version: int, number: int, moved: Moved) -> None: ...
 
 
 class Hold:
@@ -89,7 +94,8 @@ class Hold:
 
 
 class Upkeep:
-    """`surveyed`: a file that says with which layout and drives the last survey was complete."""
+    """`moved`: writes down how far a slice of a new layout is. `surveyed`: a file that says with which layout and drives the last survey
+    was complete."""
 
     def __init__(
         self,
@@ -101,6 +107,7 @@ class Upkeep:
         repairer: Repairer,
         survey: Survey,
         rebalancer: Rebalancer,
+        moved: Progress,
         checking: Checking,
         surveyed: Path,
     ) -> None:
@@ -110,13 +117,17 @@ class Upkeep:
         self._hold = hold
         self._collector = collector
         self._repairer = repairer
+        self._rebalancer = rebalancer
+        self._moved = moved
         self._checking = checking
         self._surveyed = surveyed
         self._live: frozenset[SessionId] | None = None
         self._unfinished = False  # recovery has left something that may be a leftover when it is older
         self._freed = asyncio.Event()
         self.surveyor = Surveyor(survey, placement, hold.refresh, self._note_survey, move=rebalancer.partition)
-        if self._picture() != self._pictured():
+        if placement.remote:
+            self.surveyor.ask("what was deleted elsewhere meanwhile, this node still has")
+        elif self._picture() != self._pictured():
             self.surveyor.ask("the drives or the layout changed")
 
     @property
@@ -124,18 +135,27 @@ class Upkeep:
         """By name, functions that run for ever."""
         surveyor = self.surveyor
         work: dict[str, tuple[float, Callable[[], Awaitable[bool]], asyncio.Event | None]] = {
-            "collect": (COLLECT_EVERY_S, self.collect, None),
             "compact": (COMPACT_EVERY_S, self.compact, self._freed),
-            "repair": (REPAIR_EVERY_S, self.repair, None),
             "sessions": (SESSIONS_EVERY_S, self.sessions, None),
             "drives": (DRIVE_PROBE_S, self.drives, None),
             "sweep": (SWEEP_EVERY_S, surveyor.sweep, surveyor.wake),
             "scrub": (TURN_S, surveyor.scrub, None),
-            "usage": (FOLD_USAGE_EVERY_S, self.usage, None),
-            "buckets": (BUCKET_CHANGE_STALE_S, self.buckets, None),
+            "gauges": (REPAIR_EVERY_S, self.gauges, None),
         }
         periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
         return {"hold": self._hold.keep, "fsck": self._checking.run, **periodic}
+
+    @property
+    def work(self) -> dict[str, TaskHandler]:
+        """By type, what this node does of the queue."""
+        return {
+            "collect": self.collect,
+            "repair": self.repair,
+            "rebalance": self.rebalance,
+            "survey": self.survey,
+            "usage": self.usage,
+            "buckets": self.buckets,
+        }
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -150,17 +170,20 @@ class Upkeep:
 
     # -- tasks -------------------------------------------------------------------------------------------------------------
 
-    async def collect(self) -> bool:
-        await self._hold.refresh()
-        if self._hold():
-            return False
-        removed = await self._collector.run()
-        if removed:
-            self._freed.set()
-        return removed >= COLLECT_BATCH
+    async def collect(self, payload: Payload) -> None:
+        """Remove what is garbage in one slice, until there is none or it is held."""
+        while True:
+            await self._hold.refresh()
+            if self._hold():
+                return
+            removed = await self._collector.run(payload["slice"], payload["slices"])
+            if removed:
+                self._freed.set()
+            if removed < COLLECT_BATCH:
+                return
 
     async def compact(self) -> bool:
-        for drive in local_drives(self._placement):
+        for drive in self._local():
             await self._hold.refresh()
             if self._hold() or not drive.writable:
                 continue
@@ -182,22 +205,51 @@ class Upkeep:
             for header, ownership in zip(headers, answers, strict=True)
         ]
 
-    async def repair(self) -> bool:
+    async def repair(self, payload: Payload) -> None:
+        """Pay the debts of one slice, until there are none or none can be paid now."""
+        while True:
+            await self._hold.refresh()
+            results = await self._repairer.run(payload["slice"], payload["slices"])
+            for result in results:
+                instruments.SHARD_REPAIRS.labels(str(result)).inc()
+            if len(results) < REPAIR_BATCH or PAID.isdisjoint(results):
+                return
+
+    async def rebalance(self, payload: Payload) -> None:
+        """Bring the shards of one slice to their drives of the newest layout."""
+        version, number = payload["version"], payload["slice"]
         await self._hold.refresh()
-        results = await self._repairer.run()
-        for result in results:
-            instruments.SHARD_REPAIRS.labels(str(result)).inc()
+        if self._placement.layout.version != version:
+            return  # not known here yet, or not any more: whoever leads asks again
+        moved = await self._rebalancer.slice(number)
+        await self._moved(version, number, moved)
+        if moved.waiting:
+            log.info("a slice is not where it belongs yet", extra={"slice": number, "waiting": moved.waiting})
+
+    async def survey(self, payload: Payload) -> None:
+        """Look at the headers of one slice."""
+        findings = await self.surveyor.slice(payload["slice"], hurry=bool(payload.get("hurry")))
+        remarkable = findings.orphans or findings.missing or findings.corrupt or findings.superseded or findings.misplaced
+        log.log(
+            logging.INFO if remarkable else logging.DEBUG,
+            "a slice was surveyed",
+            extra={"slice": payload["slice"], **msgspec.structs.asdict(findings)},
+        )
+
+    async def gauges(self) -> bool:
+        """What the databases know of debts, tasks and usage, for the metrics."""
         missing, corrupt = await self._metadata.unhealthy()
         instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
         instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)
-        return len(results) == REPAIR_BATCH and not PAID.isdisjoint(results)
+        await self._publish_usage()
+        return False
 
     async def sessions(self) -> bool:
         """End leases that ran out, and tidy up after writers that are gone: their segments are sealed, their temporary files go."""
         await self._metadata.expire_sessions()
         live = await self._metadata.live_sessions()
         if live != self._live or self._unfinished:
-            await self._recover(local_drives(self._placement), live)
+            await self._recover(self._local(), live)
             if self._live is not None and self._live - live:
                 self.surveyor.ask("a writer is gone")  # what it left uncommitted is nobody's
         self._live = live
@@ -206,8 +258,11 @@ class Upkeep:
     async def drives(self) -> bool:
         came = self.surveyor.watch()
         if came and self._live is not None:
-            await self._recover([drive for drive in local_drives(self._placement) if drive.drive_id in came], self._live)
+            await self._recover([drive for drive in self._local() if drive.drive_id in came], self._live)
         return False
+
+    def _local(self) -> list[LocalDrive]:
+        return [drive for drive in self._placement.drives.values() if isinstance(drive, LocalDrive)]
 
     async def _recover(self, drives: Sequence[LocalDrive], live: frozenset[SessionId]) -> None:
         self._unfinished = False
@@ -223,15 +278,14 @@ class Upkeep:
             if report.segments or report.leftovers:
                 log.info("leftovers of a writer", extra={"drive": drive.label, **msgspec.structs.asdict(report)})
 
-    async def usage(self) -> bool:
-        if await self._metadata.fold_usage() >= USAGE_FOLD_ROWS_MAX:
-            return True
-        await self._publish_usage()
-        return False
+    async def usage(self, payload: Payload) -> None:
+        """Move the changes of usage into the totals."""
+        while await self._metadata.fold_usage() >= USAGE_FOLD_ROWS_MAX:
+            pass
 
-    async def buckets(self) -> bool:
+    async def buckets(self, payload: Payload) -> None:
+        """Finish creations and deletions of buckets that lost their worker."""
         await self._catalog.resume_bucket_changes()
-        return False
 
     async def _publish_usage(self) -> None:
         """Fill the usage gauges anew, so that what was deleted disappears from them."""
@@ -255,7 +309,7 @@ class Upkeep:
     # -- what was surveyed ---------------------------------------------------------------------------------------------------
 
     def _picture(self) -> str:
-        readable = sorted(drive.drive_id.hex() for drive in local_drives(self._placement) if drive.readable)
+        readable = sorted(drive.drive_id.hex() for drive in self._local() if drive.readable)
         return " ".join([str(self._placement.layout.version), *readable])
 
     def _pictured(self) -> str:

@@ -20,6 +20,7 @@ from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.errors import Unavailable
 from anvil.base.limits import CHANNEL_RECONNECT_S, HEARTBEAT_S
 from anvil.base.metrics import REGISTRY, Snapshot
+from anvil.model.cluster import ClusterView
 from anvil.net.stream import Handler as StreamHandler
 from anvil.node import child
 from anvil.node.catalog import Changes, RemoteCatalog
@@ -44,6 +45,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True):
 
     catalog: Changes
     health: HealthSnapshot | None
+    region: ClusterView | None = None
 
 
 class Serving(Protocol):
@@ -90,11 +92,17 @@ class WorkerLink:
         self.health: HealthSnapshot | None = None
         self.linked = asyncio.Event()
         self._channel: Channel | None = None
+        self._view: ClusterView | None = None
+        self._follow: Callable[[ClusterView], None] | None = None
         self._lost = asyncio.Event()
         self.catalog = RemoteCatalog(lambda: self._channel)
         self.rights = RemoteRights(self.catalog)
         self._handlers: dict[str, Handler] = {**self.catalog.handlers, "metrics.snapshot": self._snapshot}
-        self._listeners: dict[str, Listener] = {**self.catalog.listeners, "health": self._take_health}
+        self._listeners: dict[str, Listener] = {
+            **self.catalog.listeners,
+            "health": self._take_health,
+            "region": self._take_region,
+        }
 
     async def run(self) -> None:
         """Connect, say hello, send heartbeats; again whenever the connection is lost."""
@@ -109,6 +117,8 @@ class WorkerLink:
             self._channel = channel
             self.catalog.connected(welcome.catalog)
             self.health = welcome.health or self.health
+            if welcome.region is not None:
+                self._show(welcome.region)
             self.linked.set()
             await self._beat(channel)
 
@@ -129,6 +139,24 @@ class WorkerLink:
         """Report now."""
         if self._channel is not None:
             self._channel.push("heartbeat", WorkerReport(self.process.lag_s, self.lease(), self.unwritable()))
+
+    def follow(self, follow: Callable[[ClusterView], None]) -> None:
+        """Have every view of the region that comes told, the last one at once."""
+        self._follow = follow
+        if self._view is not None:
+            follow(self._view)
+
+    async def region(self) -> ClusterView:
+        """The region as the database says now. Raises Unavailable."""
+        return await self.catalog.ask("region.view", None, ClusterView)
+
+    def _show(self, view: ClusterView) -> None:
+        self._view = view
+        if self._follow is not None:
+            self._follow(view)
+
+    def _take_region(self, channel: Channel, body: msgspec.Raw) -> None:
+        self._show(msgspec.msgpack.decode(body, type=ClusterView))
 
     def last_words(self) -> None:
         """Leave the final numbers behind."""

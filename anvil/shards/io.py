@@ -284,7 +284,10 @@ class Io:
                 self.waiting.end(number)
         if cancelled is not None:
             future.exception()
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                cancelled = None  # its traceback holds this frame, and with it what the caller works on
         return future.result()
 
     async def index_call(self, work: Callable[..., T], *args: Any) -> T:
@@ -321,7 +324,10 @@ class Io:
                 self.waiting.discard(waiter)
         if cancelled is not None:
             self._waste(task, wasted)
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                cancelled = None  # its traceback holds this frame, and with it the caller's buffers
         return task.result()
 
     def _waste(self, ended: asyncio.Task[T], wasted: Callable[[T], Coroutine[Any, Any, None]] | None) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from anvil.base.errors import AnvilError, DriveFailed
 from anvil.base.limits import COLLECT_BATCH, COLLECT_BLOBS_IN_FLIGHT
 from anvil.engine.context import Placement
-from anvil.engine.ports import Metadata
+from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import Garbage
 from anvil.tasks.several import side_by_side
 
@@ -33,9 +33,10 @@ class Collector:
         self._grace_s = grace_s
         self._hold = hold
 
-    async def run(self) -> int:
-        """One batch, COLLECT_BLOBS_IN_FLIGHT at a time; returns how many blobs were removed, COLLECT_BATCH when there may be more."""
-        items = iter(await self._metadata.garbage(COLLECT_BATCH, self._grace_s))
+    async def run(self, number: int | None = None, slices: int = 1) -> int:
+        """One batch (of one of `slices` pieces), COLLECT_BLOBS_IN_FLIGHT at a time; returns how many blobs were removed, COLLECT_BATCH when
+        there may be more."""
+        items = iter(await self._metadata.garbage(COLLECT_BATCH, self._grace_s, number, slices))
         done: list[int] = []
 
         async def work() -> None:
@@ -53,18 +54,23 @@ class Collector:
         return len(done)
 
     async def _remove(self, item: Garbage) -> bool:
-        asked = 0
-        for drive in self._placement.drives.values():
-            if not drive.readable:
-                continue
-            try:
+        drives = [drive for drive in self._placement.drives.values() if drive.readable]
+        answers = await asyncio.gather(*(self._remove_from(drive, item) for drive in drives))
+        return None not in answers and any(answers)
+
+    async def _remove_from(self, drive: Drive, item: Garbage) -> bool | None:
+        """True: nothing of it is there any more. False: the drive could not be asked, which is the survey's. None: the row must stay."""
+        try:
+            if drive.local:
                 for index in range(item.scheme.width):
                     await drive.remove(item.blob_id, index)
-                asked += 1
                 await asyncio.sleep(0)  # small shards go without a wait, and others use this loop
-            except DriveFailed as error:
-                log.warning("blob %s stays on %s, for the survey: %s", item.blob_id.hex(), drive.label, error)
-            except AnvilError as error:
-                log.warning("blob %s stays for now: %s", item.blob_id.hex(), error)
-                return False
-        return asked > 0
+            else:  # in one message
+                await asyncio.gather(*(drive.remove(item.blob_id, index) for index in range(item.scheme.width)))
+        except DriveFailed as error:
+            log.warning("blob %s stays on %s, for the survey: %s", item.blob_id.hex(), drive.label, error)
+            return False
+        except AnvilError as error:
+            log.warning("blob %s stays for now: %s", item.blob_id.hex(), error)
+            return None
+        return True

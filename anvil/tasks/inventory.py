@@ -14,10 +14,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 import msgspec
 
 from anvil.base.errors import AnvilError, BadRecord, Unavailable
-from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LAYOUT_SLICES, SURVEY_OWNERS_MAX
+from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, SURVEY_OWNERS_MAX
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.layout import PARTITIONS
 from anvil.model.records import BlobId, Ownership
 from anvil.model.shard import ShardHeader, ShardPlace
 from anvil.tasks.several import side_by_side
@@ -122,9 +121,3 @@ async def missing_on(placement: Placement, found: Inventory, blob_id: BlobId, in
         if home is None or home not in found.asked or await came(home, blob_id, index):
             return None
     return homes[0]
-
-
-def slice_partitions(number: int) -> range:
-    """The partitions of one slice: LAYOUT_SLICES of them make up all."""
-    width = PARTITIONS // LAYOUT_SLICES
-    return range(number * width, (number + 1) * width)

@@ -24,9 +24,10 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed, Unavailable
 from anvil.base.limits import MOVE_BLOBS_IN_FLIGHT, MOVE_BYTES_PER_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
+from anvil.model.layout import slice_partitions
 from anvil.model.records import BlobRef, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Inventory, Met, came, owners, slice_partitions, take
+from anvil.tasks.inventory import Inventory, Met, came, owners, take
 from anvil.tasks.repair import Places, Repairer, Result
 from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle

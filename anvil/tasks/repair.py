@@ -53,9 +53,10 @@ class Repairer:
         self._codecs = codecs
         self._retry_s = retry_s
 
-    async def run(self) -> list[Result]:
-        """One batch of debts, oldest first, REPAIR_BLOBS_IN_FLIGHT at a time. Those that cannot be paid now are put off."""
-        debts = iter(await self._metadata.debts(REPAIR_BATCH))
+    async def run(self, number: int | None = None, slices: int = 1) -> list[Result]:
+        """One batch of debts (of one of `slices` pieces), oldest first, REPAIR_BLOBS_IN_FLIGHT at a time. Those that cannot be paid now are
+        put off."""
+        debts = iter(await self._metadata.debts(REPAIR_BATCH, number, slices))
         results: list[Result] = []
         unpaid: list[BlobId] = []
 

@@ -22,9 +22,8 @@ from anvil.base.errors import DriveFailed
 from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SCRUB_PASS_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive
-from anvil.model.layout import PARTITIONS
+from anvil.model.layout import PARTITIONS, slice_partitions
 from anvil.model.records import DriveId
-from anvil.tasks.inventory import slice_partitions
 from anvil.tasks.survey import Findings, Survey
 
 log = logging.getLogger("anvil.survey")

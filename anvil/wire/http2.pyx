@@ -25,6 +25,7 @@ cdef enum:
     FRAME_HEADER = 9
     OUTBOUND_MAX = 2000  # frames that wait because the peer does not read; those of STREAMS_MAX answers are far fewer
     PAID_BYTES = 1024  # of bodies, for one more free action
+    RESETS_MAX = 1 << 30  # at once and per second, as libnghttp2 counts them: no limit
 
 # What `take_events` reports about a stream.
 REQUEST = 0  # its head is complete
@@ -67,6 +68,7 @@ cdef class Exchange:
     cdef object current  # the one being sent: `at` of its `length` bytes are gone
     cdef Py_ssize_t at, length
     cdef bint out_ended, deferred
+    cdef bint answered, leaving  # the answer has gone out; the stream ends with it
     cdef list trailers
 
     def __cinit__(self, Session session, int32_t stream_id):
@@ -205,6 +207,8 @@ cdef class Session:
             raise MemoryError
         nghttp2_option_set_no_auto_window_update(option, 1)
         nghttp2_option_set_no_closed_streams(option, 1)
+        # Resets are free actions; libnghttp2's own count of them knows nothing of bodies that pay for them, and ends the session untold.
+        nghttp2_option_set_stream_reset_rate_limit(option, RESETS_MAX, RESETS_MAX)
         nghttp2_session_callbacks_set_on_begin_frame_callback(callbacks, <void *> on_begin_frame)
         nghttp2_session_callbacks_set_on_begin_headers_callback(callbacks, <void *> on_begin_headers)
         nghttp2_session_callbacks_set_on_header_callback(callbacks, <void *> on_header)
@@ -330,6 +334,13 @@ cdef class Session:
         """End a stream at once; what waits to be sent on it is dropped."""
         if not exchange.closed:
             self._check(nghttp2_submit_rst_stream(self.session, NGHTTP2_FLAG_NONE, exchange.stream_id, code))
+
+    def leave(self, Exchange exchange):
+        """Reset a stream (NO_ERROR) as soon as its answer has gone out: what the peer still sends is not wanted (RFC 9113, 8.1)."""
+        if exchange.answered:
+            self.reset(exchange, NO_ERROR)
+        else:
+            exchange.leaving = True
 
     def notice(self):
         """Ask the peer to open no more streams (GOAWAY that still accepts those under way)."""

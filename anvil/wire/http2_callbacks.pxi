@@ -101,6 +101,13 @@ cdef int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, voi
     """Resets that a peer provokes cost as much as its own (CVE-2025-8671); those of our own making are not its doing."""
     cdef Session self = <Session> arg
     cdef uint32_t code = frame.rst_stream.error_code if frame.hd.type == NGHTTP2_RST_STREAM else 0
+    cdef Exchange exchange
+    if (frame.hd.type == NGHTTP2_HEADERS or frame.hd.type == NGHTTP2_DATA) and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        exchange = exchange_of(session, frame.hd.stream_id)
+        if exchange is not None:
+            exchange.answered = True
+            if exchange.leaving and not exchange.ended:
+                return nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NO_ERROR)
     if code != 0 and code != NGHTTP2_INTERNAL_ERROR and code != NGHTTP2_REFUSED_STREAM and code != NGHTTP2_CANCEL:
         self.free_actions -= 1
     return 0

@@ -1,6 +1,7 @@
-"""One gRPC server process for the benchmarks: `anvil` (the port's host) or `grpcio` (grpc.aio, bare), whose one method returns its message.
+"""One gRPC server process for the benchmarks: `anvil` (the port's host) or `grpcio` (grpc.aio, bare), whose one method returns its message;
+or `sink` (grpc.aio, bare), whose method drops the messages of a stream.
 
-Prints the port it listens on. Run: python -m bench.macro.grpc_server anvil|grpcio.
+Prints the port it listens on. Run: python -m bench.macro.grpc_server anvil|grpcio|sink.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def add_to_server(server: Any) -> None:
 
 
 async def anvil() -> None:
-    from anvil.api.grpc.host import GrpcHost
     from anvil.net.server import serve
     from anvil.net.stream import Stream
+    from anvil.rpc.host import GrpcHost
 
     async def nobody(stream: Stream) -> None:
         await stream.respond(404, ())
@@ -48,5 +49,19 @@ async def grpcio() -> None:
     await server.wait_for_termination()
 
 
+async def sink() -> None:
+    async def drop(requests: Any, context: Any) -> bytes:
+        async for _ in requests:
+            continue
+        return b""
+
+    server = grpc.aio.server()
+    handlers = {"Sink": grpc.stream_unary_rpc_method_handler(drop)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("anvil.bench.Sink", handlers),))
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await server.wait_for_termination()
+
+
 if __name__ == "__main__":
-    uvloop.run({"anvil": anvil, "grpcio": grpcio}[sys.argv[1]]())
+    uvloop.run({"anvil": anvil, "grpcio": grpcio, "sink": sink}[sys.argv[1]]())

@@ -59,7 +59,7 @@ class StoredShard:
 class MemoryDrive:
     """A drive whose shards are in `shards`, keyed (blob id, index)."""
 
-    local: bool = True
+    local = True
 
     def __init__(self, drive_id: bytes, label: str = "memory") -> None:
         self.drive_id = drive_id

@@ -27,6 +27,7 @@ from anvil.base.errors import (
     PreconditionFailed,
     WriterFenced,
 )
+from anvil.model.layout import finest_slices, slice_of
 from anvil.model.records import (
     BlobId,
     BlobRef,
@@ -59,6 +60,13 @@ from anvil.model.records import (
 )
 
 
+def _within(blob_id: BlobId, slice: int | None, slices: int) -> bool:
+    if slice is None:
+        return True
+    first, last = finest_slices(slice, slices)
+    return first <= slice_of(blob_id) <= last
+
+
 @dataclass
 class _Upload:
     record: UploadRecord
@@ -76,7 +84,8 @@ class MemoryMetadata:
         self._outbox_ids = count(1)
         self._buckets: set[BucketId] = set()
         self._dropped: set[BucketId] = set()
-        self._sessions: set[SessionId] = set()
+        self._sessions: dict[SessionId, int] = {}
+        self.layout_version = 0  # of the current layout
         self._keys: dict[BucketId, list[str]] = {}
         self._objects: dict[tuple[BucketId, str], ObjectRecord] = {}
         self._uploads: dict[tuple[BucketId, UploadId], _Upload] = {}
@@ -369,16 +378,24 @@ class MemoryMetadata:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    async def open_session(self, node_id: bytes, worker: int) -> SessionId:
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
+        if 0 < layout_version < self.layout_version:
+            raise WriterFenced
         session = os.urandom(16)
-        self._sessions.add(session)
+        self._sessions[session] = max(layout_version, self.layout_version)
         return session
 
-    async def renew_session(self, session: SessionId) -> bool:
-        return session in self._sessions
+    async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
+        if session not in self._sessions:
+            return False
+        self._sessions[session] = max(layout_version, self._sessions[session])
+        return True
 
     async def close_session(self, session: SessionId) -> None:
-        self._sessions.discard(session)
+        self._sessions.pop(session, None)
+
+    def sessions_behind(self, version: int) -> int:
+        return sum(reported < version for reported in self._sessions.values())
 
     async def live_sessions(self) -> frozenset[SessionId]:
         return frozenset(self._sessions)
@@ -394,19 +411,20 @@ class MemoryMetadata:
         content = row.content if row is not None else None
         return content.blob if content is not None and content.inline is None and content.blob.blob_id == blob_id else None
 
-    async def garbage(self, limit: int, grace_s: float) -> Sequence[Garbage]:
+    async def garbage(self, limit: int, grace_s: float, slice: int | None = None, slices: int = 1) -> Sequence[Garbage]:
         before = self._now_us() - int(grace_s * 1_000_000)
-        old = [garbage for garbage, since_us in self._outbox.values() if since_us <= before]
+        old = [item for item, since_us in self._outbox.values() if since_us <= before and _within(item.blob_id, slice, slices)]
         return [garbage for garbage in old if self._blob(garbage.owner, garbage.blob_id) is None][:limit]
 
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         for outbox_id in outbox_ids:
             self._outbox.pop(outbox_id, None)
 
-    async def debts(self, limit: int) -> Sequence[Debt]:
+    async def debts(self, limit: int, slice: int | None = None, slices: int = 1) -> Sequence[Debt]:
         self._debts = {blob_id: debt for blob_id, debt in self._debts.items() if self._blob(debt.owner, blob_id)}
         now_us = self._now_us()
-        return [debt for debt in self._debts.values() if self._deferred.get(debt.blob.blob_id, 0) <= now_us][:limit]
+        due = [debt for debt in self._debts.values() if self._deferred.get(debt.blob.blob_id, 0) <= now_us]
+        return [debt for debt in due if _within(debt.blob.blob_id, slice, slices)][:limit]
 
     async def debts_deferred(self, blob_ids: Sequence[BlobId], delay_s: float) -> None:
         for blob_id in blob_ids:

@@ -19,6 +19,7 @@ from anvil.base.errors import (
     PreconditionFailed,
     WriterFenced,
 )
+from anvil.base.limits import LAYOUT_SLICES
 from anvil.meta.migrate import Database
 from anvil.model.records import (
     NO_CONDITION,
@@ -631,5 +632,30 @@ def test_exchanges_at_once(run: Run) -> None:
         for commit, end in zip(commits, ends, strict=True):
             [ownership] = await w.store.ownership([(commit.owner, commit.content.blob.blob_id)])
             assert ownership is (Ownership.OWNED if end is None else Ownership.NOBODY)
+
+
+def test_garbage_and_debts_by_slice(run: Run) -> None:
+    """Slices of any fineness are disjoint, together everything, and each in the order of the whole."""
+
+    async def scenario(w: World) -> None:
+        for number in range(60):
+            await w.store.put_object(w.put(f"gone/{number:02}"))
+            await w.store.put_object(w.put(f"short/{number:02}", missing=1))
+        for number in range(60):
+            await w.delete(f"gone/{number:02}")
+        garbage = [g.blob_id for g in await w.store.garbage(100_000, 0.0) if g.owner.bucket_id == w.bucket_id]
+        debts = [d.blob.blob_id for d in await w.store.debts(100_000) if d.owner.bucket_id == w.bucket_id]
+        assert (len(garbage), len(debts)) == (60, 60)
+        for slices in (1, 4, LAYOUT_SLICES):
+            for slice in range(slices):
+                mine = {blob for blob in garbage + debts if blob[0] * slices // 256 == slice}
+                found = [g for g in await w.store.garbage(100_000, 0.0, slice, slices) if g.owner.bucket_id == w.bucket_id]
+                assert [g.blob_id for g in found] == [blob for blob in garbage if blob in mine]
+                owed = [d for d in await w.store.debts(100_000, slice, slices) if d.owner.bucket_id == w.bucket_id]
+                assert [d.blob.blob_id for d in owed] == [blob for blob in debts if blob in mine]
+                assert len(await w.store.garbage(1, 0.0, slice, slices)) <= 1
+        for wrong in ((4, 4), (-1, 4), (0, 3), (0, 128)):
+            with pytest.raises(ValueError, match="no slice"):
+                await w.store.garbage(1, 0.0, *wrong)
 
     run(scenario)

@@ -57,7 +57,8 @@ def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 3
 
 class AnvilNode:
     """`env`: settings beside those that a test node always gets (dev mode, no drain notice). `command`: what runs the server.
-    `tls`: TLS on a port of its own beside plaintext, or alone where `plaintext` is False."""
+    `tls`: TLS on a port of its own beside plaintext, or alone where `plaintext` is False. `host`: where it listens; `within`: what its
+    command is run by (`ip netns exec ...`), which must become the server itself."""
 
     def __init__(
         self,
@@ -67,22 +68,25 @@ class AnvilNode:
         command: tuple[str, ...] = ("anvil.cli.main", "server"),
         tls: Pair | None = None,
         plaintext: bool = True,
+        host: str = "127.0.0.1",
+        within: tuple[str, ...] = (),
     ) -> None:
         self.data_dir = data_dir
+        self.host = host
         self.port = free_port()
         self.tls = tls
         self.tls_port = free_port() if plaintext else self.port
         self._plaintext = plaintext
         secure = {} if tls is None else {"ANVIL_TLS_CERT": str(tls.cert), "ANVIL_TLS_KEY": str(tls.key)}
         if tls is not None and plaintext:
-            secure["ANVIL_TLS_LISTEN_ADDR"] = f"127.0.0.1:{self.tls_port}"
+            secure["ANVIL_TLS_LISTEN_ADDR"] = f"{host}:{self.tls_port}"
         self.region = (env or {}).get("ANVIL_REGION", "us-east-1")
-        self._command = [sys.executable, "-m", *command]
+        self._command = [*within, sys.executable, "-m", *command]
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self._env = {name: value for name, value in os.environ.items() if not name.startswith("ANVIL_")} | {
             "PYTHONPATH": str(ROOT),
             "ANVIL_DATA_DIR": str(data_dir),
-            "ANVIL_API_LISTEN_ADDR": f"127.0.0.1:{self.port}",
+            "ANVIL_API_LISTEN_ADDR": f"{host}:{self.port}",
             "ANVIL_DEV_MODE": "true",
             "ANVIL_DRAIN_NOTICE_S": "0",
             **secure,
@@ -103,7 +107,7 @@ class AnvilNode:
             self.start()
         except BaseException:
             RUNNING.remove(self)
-            self._reap()
+            self.reap()
             raise
         return self
 
@@ -112,19 +116,23 @@ class AnvilNode:
         try:
             self.stop()
         finally:
-            self._reap()
+            self.reap()
         if kind is not None:
             sys.stderr.write(f"\n--- log of the node in {self.data_dir}\n{self.log_tail()}\n")
 
     def start(self, deadline_s: float = START_S) -> None:
         """Start it (again) and wait until it is ready."""
         self.launch()
+        self.wait_ready(deadline_s)
+
+    def wait_ready(self, deadline_s: float = START_S) -> None:
+        """Until a launched node is ready. Raises NodeFailed when it ends before that, or takes longer."""
         end = time.monotonic() + deadline_s
         while not self.is_ready():
             if self.process.poll() is not None:
                 raise NodeFailed(f"the node ended with code {self.process.returncode}\n{self.log_tail()}")
             if time.monotonic() > end:
-                raise NodeFailed(f"the node was not ready within {deadline_s:g} s\n{self.log_tail()}")
+                raise NodeFailed(f"the node was not ready within {deadline_s:g} s: {self._why()}\n{self.log_tail()}")
             time.sleep(0.02)
         self._remember()
 
@@ -154,6 +162,31 @@ class AnvilNode:
         self._remember()
         os.kill(pid, sig)
 
+    def signal_all(self, sig: int) -> None:
+        """Signal every process of the node, the supervisor first, so that it sees nothing of it."""
+        self._remember()
+        for one in [one for one in self._seen.values() if one.is_running()]:
+            try:
+                one.send_signal(sig)
+            except psutil.NoSuchProcess:
+                continue
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process of the node, as if the machine's power was cut (but for what only the page cache has)."""
+        self.signal_all(signal.SIGKILL)
+        psutil.wait_procs([one for one in self._seen.values() if one.pid != self.pid], timeout=30)
+        self.process.wait(30)
+
+    @property
+    def launched(self) -> bool:
+        """Whether it was ever started."""
+        return self._process is not None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the supervisor is there, hung or not."""
+        return self._process is not None and self._process.poll() is None
+
     def _remember(self) -> None:
         """Note everything below the supervisor, so that nothing is left behind whatever happens to it."""
         try:
@@ -162,7 +195,10 @@ class AnvilNode:
         except psutil.NoSuchProcess:
             return
 
-    def _reap(self) -> None:
+    def reap(self) -> None:
+        """Kill whatever is left of the node, children of a dead supervisor included."""
+        if self.runs:
+            self._remember()
         left = [one for one in self._seen.values() if one.is_running() and one.pid != os.getpid()]
         for one in left:
             try:
@@ -185,11 +221,11 @@ class AnvilNode:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}" if self._plaintext else self.tls_endpoint
+        return f"http://{self.host}:{self.port}" if self._plaintext else self.tls_endpoint
 
     @property
     def tls_endpoint(self) -> str:
-        return f"https://127.0.0.1:{self.tls_port}"
+        return f"https://{self.host}:{self.tls_port}"
 
     @property
     def worker_pids(self) -> list[int]:
@@ -219,6 +255,12 @@ class AnvilNode:
         except HTTPError as error:
             return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
 
+    def _why(self) -> str:
+        try:
+            return self.get("/ready", timeout_s=5)[2].decode()
+        except (URLError, OSError) as error:
+            return str(error)
+
     def is_ready(self) -> bool:
         try:
             return self.get("/ready", timeout_s=5)[0] == 200
@@ -232,7 +274,8 @@ class AnvilNode:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric over all its label sets that have these labels."""
-        lines = self.get("/metrics")[2].decode().splitlines()
+        token = self._env.get("ANVIL_METRICS_TOKEN")
+        lines = self.get("/metrics", {"authorization": f"Bearer {token}"} if token else None)[2].decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{")) and all(one in line for one in wanted)]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)

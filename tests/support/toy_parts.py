@@ -29,7 +29,7 @@ from anvil.model.identity import Actor, App, Bucket, BucketRights, BucketState, 
 from anvil.net.stream import Handler, Headers, RequestHead
 from anvil.node.background import BackgroundParts
 from anvil.node.child import Child
-from anvil.node.health import Check, DriveProbe
+from anvil.node.health import Check, DriveProbe, lone
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.worker import WorkerLink
 
@@ -266,7 +266,7 @@ async def build_background(process: Child) -> BackgroundParts:
         DriveProbe(Path(path), label, marked(Path(path)))
         for path, label in zip(process.config.storage.drives, process.config.storage.labels, strict=True)
     ]
-    return BackgroundParts(catalog, ToyRights(catalog), [Check("global_database", database, forgiving=True)], drives, 1, 1)
+    return BackgroundParts(catalog, ToyRights(catalog), [Check("global_database", database, forgiving=True)], drives, lone(1, 1))
 
 
 def marked(path: Path) -> Callable[[], None]:

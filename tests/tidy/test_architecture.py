@@ -29,8 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "meta": BASE | {"model", "engine"},
     "tasks": BASE | {"model", "_ec", "ec", "engine"},
     "net": BASE | {"model", "wire", "auth", "engine"},
-    "api": BASE | {"model", "wire", "auth", "engine", "net", "_ec"},
-    "node": BASE | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli"},
+    "rpc": BASE | {"wire", "net"},
+    "peers": BASE | {"model", "_ec", "engine", "net", "wire", "rpc"},
+    "api": BASE | {"model", "wire", "auth", "engine", "net", "_ec", "rpc"},
+    "node": BASE | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli", "peers"},
     # The client is a program of its own that shares the repository: it knows the contract (.proto files) and no server code.
     "client": BASE | {"_ec", "api"},
     "cli": BASE | {"model", "node", "_ec", "client"},
@@ -56,7 +58,7 @@ ONLY_MODULES: dict[tuple[str, str], set[str]] = {
 ONLY_HERE = {
     "asyncpg": "meta",
     "lmdb": "shards",
-    "grpc": "api or peers or client",  # the services, the calls between nodes, and the users' side of the services
+    "grpc": "api or peers or client or rpc",  # the services, what serves them, the calls between nodes, and the users' side of the services
     "prometheus_client": "node",
     "click": "cli",
     "rich": "cli",

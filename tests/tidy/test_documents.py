@@ -1,4 +1,4 @@
-"""What the documents name is there: files, make targets, metrics."""
+"""What documents and sources name is there: files, make targets, metrics."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from anvil.base import instruments
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
 GENERATED = {"bench/README.md"}  # written by `make bench`
+SOURCES = {".py", ".pyx", ".pyi", ".pxd", ".pxi", ".h", ".proto"}
 FOLDERS = ("anvil", "bench", "docker", "docs", "tests", "tools", ".ci")
 
 
@@ -30,6 +31,18 @@ def test_files_that_are_named_exist(document: Path) -> None:
         name for name in re.findall(r"`([A-Z]+\.md)`", text) if not any((base / name).exists() for base in (ROOT, ROOT / "docs"))
     ]
     assert set(missing) <= GENERATED, f"{document.relative_to(ROOT)} names {missing}"
+
+
+def test_files_that_sources_name_exist() -> None:
+    """A path in backticks is one of the tree, or below one of the folders that the file is in."""
+    wrong = {
+        f"{path.relative_to(ROOT)} names {name}"
+        for path in sorted((ROOT / "anvil").rglob("*"))
+        if path.suffix in SOURCES and "_pb2" not in path.name
+        for name in re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:pyx?|pyi|h|md|proto))`", path.read_text())
+        if not any((base / name).exists() for base in path.parents)
+    }
+    assert not wrong, wrong
 
 
 def test_make_targets_that_are_named_exist() -> None:

@@ -16,9 +16,7 @@ import msgspec
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from anvil.api.finished import Finished, Observer
-from anvil.api.grpc.context import Context
 from anvil.api.grpc.errors import code_of, status_of
-from anvil.api.grpc.host import GrpcHost, Status
 from anvil.api.grpc.proto.auth_pb2_grpc import add_AuthServiceServicer_to_server
 from anvil.api.grpc.proto.bucket_pb2_grpc import add_BucketServiceServicer_to_server
 from anvil.api.grpc.proto.object_pb2_grpc import add_ObjectServiceServicer_to_server
@@ -33,6 +31,8 @@ from anvil.auth.tokens import Tokens
 from anvil.base.errors import AnvilError, InvalidToken
 from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import TrailingStream
+from anvil.rpc.context import Context
+from anvil.rpc.host import GrpcHost, Status
 
 log = logging.getLogger(__name__)
 

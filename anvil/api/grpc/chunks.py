@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
-from anvil.api.grpc.messages import MessageReader
 from anvil.base.errors import IncompleteBody, InvalidRequest
 from anvil.base.limits import GRPC_DIRECT_BYTES_MIN, GRPC_MESSAGE_BYTES_MAX, GRPC_UPLOAD_READ_BYTES
 from anvil.net.stream import TrailingStream
+from anvil.rpc.messages import MessageReader
 from anvil.wire.grpc import ChunkDecoder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -32,7 +32,7 @@ class UploadMessage(Protocol):
 
 def takes_chunks(method: F) -> F:
     """Mark a client-streaming method: it gets an `Incoming` instead of an iterator of messages."""
-    method.takes_chunks = True  # type: ignore[attr-defined]
+    method.takes = Incoming  # type: ignore[attr-defined]
     return method
 
 

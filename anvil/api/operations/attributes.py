@@ -1,7 +1,7 @@
 """What a client may say about an object beside its bytes.
 
 Owns: the rules of values. Invariant: whatever is stored can be said back as headers of an answer, however it came in. Source:
-S3 User Guide, "Working with object metadata". Not here: headers (`api/s3/metadata.py`), messages (`api/grpc/messages.py`).
+S3 User Guide, "Working with object metadata". Not here: headers (`api/s3/metadata.py`), messages (`api/grpc/values.py`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import psutil
 
+from anvil.api.grpc.proto import object_pb2
 from anvil.base.limits import BUFFER_POOL_BYTES_MAX, STRIPE_BYTES
 from tests.integration.bad_input.conftest import World
+from tests.integration.bad_input.test_grpc_calls import Caller
+from tests.support.h2client import H2Client
 from tests.support.node import wait_until
 from tests.support.rawclient import Wire
 
@@ -69,6 +73,56 @@ def test_200_aborted_uploads_of_megabytes_leave_nothing(world: World) -> None:
     assert world.own("GET", "/attacked/kept").body == b"old"
 
 
+def test_200_uploads_aborted_on_http2_connections_leave_nothing(world: World) -> None:
+    """S3 and gRPC mixed on each, as a proxy sends them; it resets the stream of a client that went away."""
+    worker, before, in_all = worker_of(world), stored(world), 200
+    caller = Caller(world)
+    token = caller.head(world.own)
+    caller.close()
+
+    def given_up() -> list[float]:
+        """Over S3, over gRPC."""
+        return [world.node.metric("anvil_api_requests_total", operation="PutObject", code=code) for code in ("499", "1")]
+
+    async def begin(client: H2Client, number: int) -> None:
+        name = f"given-up-{number}"
+        if number % 2:
+            header = object_pb2.PutObjectHeader(bucket="attacked", key=name, size=8 * MIB)
+            message = object_pb2.PutObjectRequest(header=header).SerializeToString()
+            chunk = object_pb2.PutObjectRequest(chunk=PIECE * 9).SerializeToString()
+            data = b"".join(b"\0" + len(one).to_bytes(4, "big") + one for one in (message, *[chunk] * 4))
+            target, headers = "/anvil.v1.ObjectService/PutObject", {"content-type": "application/grpc", **dict(token)}
+        else:
+            data, target = PIECE * 36, f"/attacked/{name}"
+            headers = {**world.own.headers("PUT", target), "content-length": str(8 * MIB)}
+        headers.pop("host", None)
+        fields = [(field.lower(), value) for field, value in headers.items()]
+        stream = client.begin("POST" if number % 2 else "PUT", target, fields, authority=world.own.host, end=False)
+        await client.send(stream, data, end=False)
+        client.cancel(stream)
+
+    async def wave() -> None:
+        clients = [await H2Client.connect("127.0.0.1", world.node.port) for _ in range(4)]
+        try:
+            for start in range(0, in_all, 40):
+                await asyncio.gather(*(begin(clients[number % 4], number) for number in range(start, start + 40)))
+            for client in clients:
+                assert (await client.ask("GET", "/ready", authority=world.own.host)).status == 200, "the connection is as it was"
+        finally:
+            for client in clients:
+                client.close()
+
+    counts = given_up()
+    for _ in range(2):
+        asyncio.run(wave())
+        wait_until("no upload is left", lambda: settled(world))
+        assert worker.memory_info().rss < PROMISED_BYTES, "no wave adds to the one before"
+    assert [after - count for after, count in zip(given_up(), counts, strict=True)] == [in_all, in_all], "none was refused before"
+    wait_until("nothing is left of them on the drives", lambda: stored(world) <= before)
+    for number in (0, 1):
+        assert world.own("GET", f"/attacked/given-up-{number}").face == (404, "NoSuchKey")
+
+
 def test_64_slow_uploads_fit_into_the_memory_that_is_promised(world: World) -> None:
     """Each has sent two megabytes of 64 and goes on at a trickle. A worker stays under 400 MiB (issue, "Shown by")."""
     worker = worker_of(world)
@@ -111,3 +165,28 @@ def test_readers_that_do_not_read_do_not_keep_others_out(world: World) -> None:
         wait_until("there is room again", lambda: world.own("PUT", "/attacked/meanwhile", large).status == 200, 45)
         assert world.own("GET", "/attacked/unread").body == large
     assert world.own("GET", "/attacked/unread").body == large
+
+
+def test_http2_streams_without_a_window_do_not_keep_others_out(world: World) -> None:
+    """Answers that the client lets nothing be sent of, hundreds on a few connections: their buffers are wanted by others."""
+    worker, large = worker_of(world), PIECE * 128
+    assert world.own("PUT", "/attacked/windowless", large).status == 200
+    target = world.own.presigned("GET", "/attacked/windowless")
+
+    def served() -> bool:
+        return world.own("GET", "/attacked/windowless").body == large
+
+    async def main() -> None:
+        clients = [await H2Client.connect("127.0.0.1", world.node.port, window=0) for _ in range(8)]
+        try:
+            begun = [(client, client.begin("GET", target, authority=world.own.host)) for client in clients for _ in range(32)]
+            await asyncio.to_thread(wait_until, "there is room again", served)
+            assert worker.memory_info().rss < PROMISED_BYTES
+            assert any(client.exchanges[stream].reset is not None for client, stream in begun), "some had to make it"
+            assert not any(client.exchanges[stream].body for client, stream in begun)
+        finally:
+            for client in clients:
+                client.close()
+
+    asyncio.run(main())
+    wait_until("no answer is left", lambda: settled(world))

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from anvil.meta import collect, link, objects, uploads
+from anvil.meta import collect, link, objects, tasks, uploads
 from anvil.meta.coalesce import Operation, Query
 from anvil.meta.migrate import Database
 from tests.postgres_fixture import Postgres
@@ -28,6 +28,8 @@ STATEMENTS = {f"{op.name} {n}": query.sql for op in OPERATIONS for n, query in e
     "ownership": collect.OWNERSHIP_SQL,
     "garbage": collect.GARBAGE_SQL,
     "debts": collect.DEBTS_SQL,
+    "garbage by slice": collect.GARBAGE_SLICES_SQL,
+    "debts by slice": collect.DEBTS_SLICES_SQL,
 }
 PLANNER = "".join(f"SET {k} = '{v}';" for k, v in link._SETTINGS.items() if k.startswith("enable_"))
 ONE_ROW = """
@@ -72,6 +74,41 @@ def test_an_owner_is_reached_by_its_key(postgres: Postgres, url: str) -> None:
 def test_the_outbox_is_searched_by_blob(postgres: Postgres, url: str) -> None:
     plan = psql(postgres, url, f"{PLANNER} EXPLAIN (GENERIC_PLAN, COSTS OFF) {collect.OWNERSHIP_SQL};")
     assert "Scan using outbox_blob on outbox" in plan
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (collect.GARBAGE_SQL, "outbox_pkey"),
+        (collect.DEBTS_SQL, "degraded_due"),
+        (collect.GARBAGE_SLICES_SQL, "outbox_slice"),
+        (collect.DEBTS_SLICES_SQL, "degraded_slice"),
+    ],
+)
+def test_work_is_found_in_its_order(postgres: Postgres, url: str, sql: str, index: str) -> None:
+    """Oldest first, without sorting more than a page of each slice."""
+    plan = psql(postgres, url, f"{PLANNER} EXPLAIN (GENERIC_PLAN, COSTS OFF) {sql};")
+    assert f"Scan using {index} on" in plan, plan
+    if index.endswith("_slice"):
+        assert re.search(rf"{index} .*\n *Index Cond: .*get_byte", plan), plan
+
+
+QUEUE = {
+    "claim": (tasks._CLAIM_SQL, "tasks_due"),
+    "reap": (tasks._REAP_SQL, "tasks_leased"),
+    "enqueue": (tasks._ENQUEUE_SQL, "tasks_due"),
+    "complete": (tasks._COMPLETE_SQL, "tasks_pkey"),
+    "fail": (tasks._FAIL_SQL, "tasks_pkey"),
+    "heartbeat": (tasks._HEARTBEAT_SQL, "tasks_leased"),  # what runs is little
+}
+
+
+@pytest.mark.parametrize("name", sorted(QUEUE))
+def test_the_queue_reads_no_finished_task(postgres: Postgres, name: str) -> None:
+    sql, index = QUEUE[name]
+    plan = psql(postgres, postgres.fresh(Database.GLOBAL), f"{PLANNER} EXPLAIN (GENERIC_PLAN, COSTS OFF) {sql};")
+    assert f"Scan using {index} on tasks" in plan, plan
+    assert not re.search(r"Seq Scan on tasks|Hash Join|Merge Join", plan), plan
 
 
 def check(plan: str) -> None:

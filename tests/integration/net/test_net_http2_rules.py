@@ -35,6 +35,7 @@ from test_net_http2_attacks import (
 
 from anvil.base.limits import MIB
 from anvil.net.stream import Stream
+from tests.support.h2client import H2Client
 
 STREAM_CLOSED = 5
 PADDED, PRIORITIZED = 8, 32
@@ -226,6 +227,25 @@ async def test_what_ends_a_stream(name: str) -> None:
         assert whole in ([], [b"a"]), "never more than was whole"
         assert net.errors == []
         raw.writer.close()
+
+
+@pytest.mark.parametrize("place", ["name", "value", "path", "authority", "method"])
+@pytest.mark.parametrize("text", ["\r", "\n", "\0", "\x7f", "\r\nx-c: d", " http/1.1\r\nhost: i\r\n\r\n"])
+@on_loop
+async def test_nothing_that_would_be_a_line_of_http1_gets_in(place: str, text: str) -> None:
+    """CRLF in fields of HTTP/2 (CVE-2025-57804), and characters that other servers end a field with: the request alone is refused."""
+    head = {"name": "x-a", "value": "v", "path": "/", "authority": "h", "method": "GET"}
+    head[place] += f"{text}b"
+    async with rig(echo) as net:
+        client = await H2Client.connect("127.0.0.1", net.port)
+        refused = await client.ask(head["method"], head["path"], [(head["name"], head["value"])], authority=head["authority"])
+        if place in ("name", "value"):
+            assert (refused.status, refused.reset) == (400, None)
+        else:
+            assert (refused.status, refused.reset) == (0, PROTOCOL_ERROR)
+        assert (await client.ask("GET", "/")).body == BODY
+        assert net.errors == []
+        client.close()
 
 
 # -- windows ---------------------------------------------------------------------------------------------------------------

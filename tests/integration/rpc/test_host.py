@@ -14,8 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from anvil.api.grpc.chunks import Incoming, takes_chunks
-from anvil.api.grpc.context import Context
-from anvil.api.grpc.host import GrpcHost, Status
 from anvil.api.grpc.proto import object_pb2
 from anvil.api.grpc.services.health import HealthService
 from anvil.api.grpc.services.reflection import add_reflection
@@ -24,11 +22,14 @@ from anvil.base.limits import GRPC_MESSAGE_BYTES_MAX, GRPC_WATCHES_MAX, KIB, MIB
 from anvil.net.port import NetLimits
 from anvil.net.server import Server, serve
 from anvil.net.stream import Stream
+from anvil.rpc.context import Context
+from anvil.rpc.host import GrpcHost, Status
 from tests.integration.net.net_harness import on_loop, until
 from tests.support.h2client import Exchange, H2Client
 from tests.support.interop import SERVICE, Interop
 
 HEAD = (("content-type", "application/grpc"), ("te", "trailers"))
+PING_BYTES = 17  # of a frame
 CODES = {MessageTooLarge: 8, InvalidRequest: 3, IncompleteBody: 3}
 
 
@@ -231,6 +232,22 @@ async def test_a_deadline_ends_a_call_whose_client_is_silent() -> None:
 
 
 @on_loop
+async def test_a_call_that_ends_before_its_request_does_is_reset_at_once() -> None:
+    """As grpcio's own server does. Its client may otherwise miss both the status and its own deadline, if they come together."""
+    async with rig(linger_s=3600) as running:
+        client = await running.client()
+        for path, headers in (
+            (f"/{SERVICE}/Total", (*HEAD, ("grpc-timeout", "50m"))),
+            (f"/{SERVICE}/Absent", HEAD),
+            (f"/{SERVICE}/Echo", (*HEAD, ("x", "a" * 20_000))),
+        ):
+            answer = client.exchanges[client.begin("POST", path, headers, end=False)]
+            await until(lambda answer=answer: answer.reset is not None)
+            assert answer.reset == 0
+            assert status(answer) in (4, 8, 12)
+
+
+@on_loop
 async def test_a_call_whose_client_is_silent_ends_without_a_deadline_too() -> None:
     async with rig(body_stall_s=0.1) as running:
         client = await running.client()
@@ -252,6 +269,34 @@ async def test_drain_finishes_calls_and_refuses_new_ones() -> None:
         answer = await client.answer(stream)
         assert (status(answer), bytes(answer.body)) == (0, message(b"ba") + message(b"dc"))
         assert await draining == 0
+
+
+@on_loop
+async def test_keepalive_pings_are_answered() -> None:
+    """Of a client that holds a connection by them, amid a silent call and without any: to it a missing answer is a dead server."""
+    options = (
+        ("grpc.keepalive_time_ms", 50),  # grpcio makes a second of it
+        ("grpc.keepalive_timeout_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    )
+    async with rig() as running, grpc.aio.insecure_channel(f"127.0.0.1:{running.port}", options) as channel:
+
+        async def pinged(times: int) -> None:
+            goal = running.server.stats.bytes_in + times * PING_BYTES
+            await until(lambda: running.server.stats.bytes_in >= goal)
+
+        call = channel.stream_stream(f"/{SERVICE}/PingPong")()
+        await call.write(b"ab")
+        assert await call.read() == b"ba"
+        await pinged(2)
+        await call.write(b"cd")
+        assert await call.read() == b"dc"
+        await call.done_writing()
+        assert await call.code() is grpc.StatusCode.OK
+        await pinged(2)
+        assert await channel.unary_unary(f"/{SERVICE}/Echo")(b"still there") == b"still there"
+        assert running.server.stats.accepted == 1
 
 
 # -- uploads and downloads

@@ -15,10 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from anvil.api.grpc import messages
-from anvil.api.grpc.context import Context
 from anvil.api.grpc.errors import status_of
-from anvil.api.grpc.host import GrpcHost, Status
 from anvil.api.grpc.proto import object_pb2
 from anvil.api.grpc.services.health import HealthService
 from anvil.base.limits import (
@@ -32,6 +29,9 @@ from anvil.base.limits import (
 )
 from anvil.net.server import serve
 from anvil.net.stream import Stream
+from anvil.rpc import messages
+from anvil.rpc.context import Context
+from anvil.rpc.host import GrpcHost, Status
 from tests.integration.net.net_harness import on_loop, until
 from tests.integration.rpc.test_host import HEAD, Uploads, chunk, header, message, status
 from tests.support.h2client import H2Client

@@ -15,9 +15,9 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Channel, insecure_channel
 
-from anvil.api.grpc.host import GrpcHost
 from anvil.net.server import serve
 from anvil.net.stream import Stream
+from anvil.rpc.host import GrpcHost
 from tests.integration.net.net_harness import on_loop, until
 from tests.support.interop import SERVICE, Interop
 

@@ -16,8 +16,6 @@ import uvloop
 from grpc.aio import AioRpcError, insecure_channel
 
 from anvil._ec.digest import crc32c
-from anvil.api.grpc.context import Context
-from anvil.api.grpc.host import GrpcHost, Status
 from anvil.api.grpc.proto import bucket_pb2, bucket_pb2_grpc, object_pb2_grpc
 from anvil.api.grpc.proto import object_pb2 as pb
 from anvil.api.grpc.services.bucket import BucketService
@@ -30,6 +28,8 @@ from anvil.meta.migrate import Database
 from anvil.model.identity import Principal
 from anvil.net.server import serve
 from anvil.net.stream import Stream
+from anvil.rpc.context import Context
+from anvil.rpc.host import GrpcHost, Status
 from tests.postgres_fixture import Postgres
 from tests.support.engine import Bench, engine_bench
 from tests.unit.api.fakes import FakeCatalog, app_of

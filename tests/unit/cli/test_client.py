@@ -369,6 +369,17 @@ def test_folders(anvil: Anvil, ready: FakeServer, tmp_path: Path) -> None:
     assert anvil("object", "put", "-r", str(source / "a.txt"), "s3://b").code == Exit.USAGE
 
 
+def test_a_link_that_leads_nowhere_is_told(anvil: Anvil, ready: FakeServer, tmp_path: Path) -> None:
+    source = tmp_path / "from"
+    source.mkdir()
+    (source / "a").write_text("a")
+    (source / "gone").symlink_to(tmp_path / "absent")
+    put = anvil("object", "put", "-r", str(source), "s3://b/x")
+    assert put.code == Exit.FAILED
+    assert f"{source / 'gone'}: No such file or directory" in put.err
+    assert list(ready.objects) == [("b", "x/a")]
+
+
 def test_what_fails_in_a_folder_is_told_and_the_rest_is_done(anvil: Anvil, ready: FakeServer, tmp_path: Path) -> None:
     for key in ("d/../../evil", "d//abs", "d/ok", "d/..", "d/back\\slash", "d/file", "d/file/under"):
         ready.store("b", key, key.encode())
@@ -464,6 +475,30 @@ def test_progress_on_a_terminal_and_an_interrupt_that_aborts(ready: FakeServer, 
         go_on.set()
         process.kill()
         process.wait()
+    assert ready.uploads == {} and ready.calls["AbortMultipartUpload"] == 1
+    assert re.search(r"\rf .*/40\.0 MiB", shown_on(master)), "name and size"
+
+
+def test_progress_shows_speed_and_time_left(home: Path) -> None:
+    code = (
+        "import time\n"
+        "from anvil.cli.progress import Meter\n"
+        "with Meter(quiet=False)('[name]') as meter:\n"
+        "    meter.expect(8 << 20)\n"
+        "    for _ in range(8):\n"
+        "        meter.moved(1 << 19)\n"
+        "        time.sleep(0.05)\n"
+    )
+    master, slave = pty.openpty()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"}
+    subprocess.run([sys.executable, "-c", code], stderr=slave, env=env, check=True, timeout=30)
+    os.close(slave)
+    seen = shown_on(master)
+    assert re.search(r"\[name\] \S+ 4\.0/8\.0 MiB \d+\.\d MB/s 0:00:0\d", seen), seen
+
+
+def shown_on(master: int) -> str:
+    """What was written to a terminal whose other side is closed, without colours."""
     seen = b""
     try:
         while block := os.read(master, 65536):
@@ -471,8 +506,7 @@ def test_progress_on_a_terminal_and_an_interrupt_that_aborts(ready: FakeServer, 
     except OSError:  # the other side of a terminal was closed
         pass
     os.close(master)
-    assert ready.uploads == {} and ready.calls["AbortMultipartUpload"] == 1
-    assert "40.0 MiB" in seen.decode(errors="replace") and b"f" in seen
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
 
 
 def test_the_version_is_quick_and_imports_no_grpc() -> None:

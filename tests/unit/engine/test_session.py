@@ -19,11 +19,11 @@ class Sessions:
         self.opened = 0
         self.renewed = asyncio.Event()
 
-    async def open_session(self, node_id: bytes, worker: int) -> bytes:
+    async def open_session(self, node_id: bytes, worker: int, layout_version: int) -> bytes:
         self.opened += 1
         return self.opened.to_bytes(16, "big")
 
-    async def renew_session(self, session: bytes) -> bool:
+    async def renew_session(self, session: bytes, layout_version: int) -> bool:
         if self.faults:
             raise self.faults.pop(0)
         self.renewed.set()
@@ -52,8 +52,8 @@ def test_whoever_keeps_the_id_has_the_new_one_first(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("anvil.engine.session.SESSION_RENEW_S", 0.001)
 
     class Lost(Sessions):
-        async def renew_session(self, session: bytes) -> bool:
-            await super().renew_session(session)
+        async def renew_session(self, session: bytes, layout_version: int) -> bool:
+            await super().renew_session(session, layout_version)
             return self.opened > 1
 
     async def main() -> None:
@@ -82,6 +82,38 @@ def test_whoever_keeps_the_id_has_the_new_one_first(monkeypatch: pytest.MonkeyPa
                 except WriterFenced:
                     await asyncio.sleep(0)
         assert len(told) == 1
+        keeping.cancel()
+
+    asyncio.run(main())
+
+
+def test_the_layout_of_writes_in_flight_is_reported() -> None:
+    """A session begins with the process's layout; renewals, at once when they are hastened, report the oldest in use."""
+
+    class Reports(Sessions):
+        def __init__(self) -> None:
+            super().__init__([])
+            self.reports: list[tuple[str, int]] = []
+
+        async def open_session(self, node_id: bytes, worker: int, layout_version: int) -> bytes:
+            self.reports.append(("open", layout_version))
+            return await super().open_session(node_id, worker, layout_version)
+
+        async def renew_session(self, session: bytes, layout_version: int) -> bool:
+            self.reports.append(("renew", layout_version))
+            return await super().renew_session(session, layout_version)
+
+    async def main() -> None:
+        sessions, oldest = Reports(), [3]
+        session = WriterSession(cast(Any, sessions), bytes(16), 0, lambda: oldest[0], lambda: 4)
+        await session.open()
+        keeping = asyncio.create_task(session.keep())
+        for version in (3, 4):
+            oldest[0] = version
+            sessions.renewed.clear()
+            session.hasten()
+            await asyncio.wait_for(sessions.renewed.wait(), 5)
+        assert sessions.reports == [("open", 4), ("renew", 3), ("renew", 4)]
         keeping.cancel()
 
     asyncio.run(main())

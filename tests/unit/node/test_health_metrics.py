@@ -13,7 +13,7 @@ from anvil.base.errors import DatabaseUnavailable
 from anvil.base.limits import METRICS_SERIES_MAX, READY_STALE_S
 from anvil.base.metrics import Registry, merge
 from anvil.node.exposition import ProcessMetrics, exposition, process_totals
-from anvil.node.health import Check, DriveProbe, HealthMonitor, WorkerReport, judged
+from anvil.node.health import Check, DriveProbe, HealthMonitor, WorkerReport, judged, lone
 from tests.support.toy_parts import marked
 
 
@@ -34,7 +34,7 @@ def monitor(tmp_path: Path, drives: int = 1, k: int = 1, quorum: int = 1) -> tup
         (tmp_path / f"d{number}" / "drive.json").touch()
         probes.append(DriveProbe(tmp_path / f"d{number}", f"d{number}", marked(tmp_path / f"d{number}")))
     checks = [Check("global_database", database.check, forgiving=True)]
-    return HealthMonitor("n", checks, probes, k, quorum, 1, lambda: reports), database, reports
+    return HealthMonitor("n", checks, probes, lone(k, quorum), 1, lambda: reports), database, reports
 
 
 def statuses(health: HealthMonitor, rounds: int = 1) -> list[str]:
@@ -75,7 +75,7 @@ def test_a_lost_drive_that_is_not_missed_leaves_the_node_ready(tmp_path: Path) -
     snapshot = asyncio.run(health.take())
     assert snapshot.readiness.status == "ready"
     assert snapshot.readiness.checks["drive:d0"].ok is False
-    assert not snapshot.write_quorum
+    assert not snapshot.standing.write_quorum
     (tmp_path / "d1" / "drive.json").unlink()
     snapshot = asyncio.run(health.take())
     assert snapshot.readiness.status == "not_ready"
@@ -88,7 +88,7 @@ def test_a_hanging_check_is_cut_and_a_stale_snapshot_says_no(tmp_path: Path, mon
 
     monkeypatch.setattr(module, "READY_CHECK_TIMEOUT_S", 0.05)
     health = HealthMonitor(
-        "n", [Check("global_database", lambda: asyncio.sleep(60))], [], 1, 1, 1, lambda: [WorkerReport(0.0, True)]
+        "n", [Check("global_database", lambda: asyncio.sleep(60))], [], lone(1, 1), 1, lambda: [WorkerReport(0.0, True)]
     )
     snapshot = asyncio.run(health.take())
     assert snapshot.readiness.reasons == ("global_database: no answer within 0.05 s",)

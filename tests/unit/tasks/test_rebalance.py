@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull
-from anvil.model.layout import partition
+from anvil.model.layout import partition, slice_partitions
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
-from anvil.tasks.inventory import slice_partitions
 from anvil.tasks.rebalance import Moved
 from anvil.tasks.repair import Result
 from anvil.tasks.several import side_by_side

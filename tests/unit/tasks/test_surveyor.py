@@ -11,8 +11,7 @@ import pytest
 
 from anvil.base.errors import DatabaseUnavailable, DriveFailed
 from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
-from anvil.model.layout import PARTITIONS
-from anvil.tasks.inventory import slice_partitions
+from anvil.model.layout import PARTITIONS, slice_partitions
 from anvil.tasks.survey import Findings
 from anvil.tasks.surveyor import TURN_S, Surveyor
 

@@ -252,3 +252,44 @@ def test_frames_in_any_order(frames: list[tuple[int, int, int, bytes]], pieces: 
         for kind, flags, stream, payload in frames
     )
     drive(session(), PREFACE + b"\0\0\0\4\0\0\0\0\0" + data, pieces)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_stream_is_left_when_its_answer_has_gone_out_and_not_before(early: bool) -> None:
+    pair = Pair()
+    exchange = pair.request(end=False)
+    pair.session.respond(exchange, [(b":status", b"200")], True)
+    pair.session.push(exchange, BLOCK)
+    if early:
+        pair.session.leave(exchange)
+    pair.session.end(exchange, [(b"grpc-status", b"4")])
+    pair.turn()
+    pair.session.leave(exchange)
+    pair.turn()
+    assert pair.body() == BLOCK
+    last = [type(event) for event in pair.seen[-3:]]
+    assert last == [h2.events.TrailersReceived, h2.events.StreamEnded, h2.events.StreamReset]
+    assert exchange.closed
+    assert exchange.reset_code == h2.errors.ErrorCodes.NO_ERROR
+
+
+def test_a_stream_whose_request_has_ended_is_left_without_a_reset() -> None:
+    pair = Pair()
+    exchange = pair.request()
+    pair.session.leave(exchange)
+    pair.session.respond(exchange, [(b":status", b"200")], False)
+    pair.turn()
+    assert exchange.closed
+    assert not any(isinstance(event, h2.events.StreamReset) for event in pair.seen)
+
+
+def test_resets_that_bodies_pay_for_do_not_end_the_session() -> None:
+    """libnghttp2 has a count of its own, which would after 1000: a client with many uploads that it gives up is no attacker."""
+    pair = Pair()
+    for _ in range(3000):
+        exchange = pair.request(end=False)
+        pair.client.send_data(exchange.stream_id, b"x" * 2048)
+        pair.client.reset_stream(exchange.stream_id, h2.errors.ErrorCodes.CANCEL)
+        pair.turn()
+        assert pair.events.pop() == (CLOSED, exchange)
+    assert not any(isinstance(event, h2.events.ConnectionTerminated) for event in pair.seen)

@@ -6,12 +6,12 @@ Not here: who may do what (`operations`), what a policy looks like (`policy.py`)
 from __future__ import annotations
 
 from anvil.api.grpc import values
-from anvil.api.grpc.context import Context
 from anvil.api.grpc.proto import bucket_pb2, bucket_pb2_grpc
 from anvil.api.grpc.services.policy import get_bucket_policy, put_bucket_policy
 from anvil.api.operations import access, buckets
 from anvil.api.operations.listing import decode_token, encode_token
 from anvil.base.limits import LIST_BUCKETS_MAX
+from anvil.rpc.context import Context
 
 
 class BucketService(bucket_pb2_grpc.BucketServiceServicer):

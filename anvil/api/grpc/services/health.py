@@ -13,8 +13,8 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2
 
-from anvil.api.grpc.context import Context
 from anvil.base.limits import GRPC_WATCH_EVERY_S, GRPC_WATCHES_MAX
+from anvil.rpc.context import Context
 
 _SERVING: Final[int] = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final[int] = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 
 from anvil.api.grpc import values
 from anvil.api.grpc.chunks import Incoming, takes_chunks
-from anvil.api.grpc.context import Context
 from anvil.api.grpc.proto import object_pb2, object_pb2_grpc
 from anvil.api.operations import access, conditions, listing, objects, ranges, uploads
 from anvil.api.operations.caller import Caller
@@ -26,6 +25,7 @@ from anvil.api.operations.objects import Source
 from anvil.base.errors import InvalidArgument, InvalidRequest
 from anvil.base.limits import LIST_KEYS_MAX
 from anvil.engine.types import ObjectInfo, PutResult
+from anvil.rpc.context import Context
 
 
 class ObjectService(object_pb2_grpc.ObjectServiceServicer):

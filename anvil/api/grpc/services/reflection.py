@@ -8,7 +8,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from anvil.api.grpc.host import GrpcHost
+from anvil.rpc.host import GrpcHost
 
 _NAMES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")  # the messages are the same
 

@@ -15,12 +15,11 @@ from typing import Any, Final, NamedTuple
 import grpc
 from google.protobuf.message import DecodeError
 
-from anvil.api.grpc.chunks import Incoming
-from anvil.api.grpc.context import OK, Aborted, Context
-from anvil.api.grpc.messages import MessageReader, Room
 from anvil.base.errors import AnvilError, InvalidRequest
 from anvil.base.limits import GRPC_SHOWN_METHOD_CHARS_MAX
 from anvil.net.stream import TrailingStream
+from anvil.rpc.context import OK, Aborted, Context
+from anvil.rpc.messages import MessageReader, Room
 from anvil.wire.grpc_head import is_protobuf, parse_timeout
 
 log = logging.getLogger(__name__)
@@ -46,15 +45,18 @@ Describe = Callable[[Exception, Context], Status]
 """The status for what escaped a method. Also logs what is no error of the client's."""
 Observe = Callable[[Context, Exception | None], None]
 """Called once for each call, after it, with what made it fail."""
+Parse = Callable[[bytes], Any]
+Takes = Callable[[TrailingStream, MessageReader, Parse], Any]
+"""The attribute `takes` of a method of several messages: makes what it is called with instead of an iterator of messages."""
 
 
 class _Method(NamedTuple):
     name: str
     handler: grpc.RpcMethodHandler[Any, Any]
     function: Callable[[Any, Context], Any]
-    parse: Callable[[bytes], Any]
+    parse: Parse
     serialize: Callable[[Any], bytes]
-    takes_chunks: bool
+    takes: Takes | None
 
 
 async def everybody(context: Context) -> None:
@@ -103,7 +105,7 @@ class GrpcHost:
                 function,
                 _parser(handler.request_deserializer),
                 handler.response_serializer or bytes,
-                bool(getattr(function, "takes_chunks", False)),
+                getattr(function, "takes", None),
             )
 
     @property
@@ -173,8 +175,8 @@ class GrpcHost:
         request: Any
         if not handler.request_streaming:
             request = method.parse(await reader.only())
-        elif method.takes_chunks:
-            request = Incoming(context.stream, reader, method.parse)
+        elif method.takes is not None:
+            request = method.takes(context.stream, reader, method.parse)
         else:
             request = _Requests(reader, method.parse)
             context.reads_by(request.read)

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 import grpc
 
+from anvil.base.types import Buffer
 from anvil.net.stream import TrailingStream
 from anvil.wire.grpc import chunk_head
 from anvil.wire.grpc_head import Metadata, head_fields, read_metadata, status_fields
@@ -161,6 +162,12 @@ class Context:
         """A message whose field 2 is `view`, which is not copied: it must not change until it was sent."""
         self._open()
         await self.stream.write(chunk_head(len(view)), view)
+
+    async def write_pieces(self, *pieces: Buffer) -> None:
+        """A message whose encoded form is these pieces, which are not copied: they must not change until they were sent."""
+        self._open()
+        length = sum([len(piece) for piece in pieces])
+        await self.stream.write(b"\0" + length.to_bytes(4, "big"), *pieces)
 
     async def answer(self, response: Any) -> None:
         """The end of a call with one message."""

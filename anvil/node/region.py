@@ -1,0 +1,106 @@
+"""What one process knows of its region: drives here and elsewhere, layouts, scheme; kept up to date in place.
+
+Owns: the placement that everything in this process uses, and the remote drives in it. Invariant: whoever holds the placement sees the
+newest view at its next question; a drive of this node is never reached over the network. Not here: how the view is read and who changes
+the region (`node/membership.py`), what a drive does (`shards`, `peers`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from anvil.base.config import StorageConfig
+from anvil.engine.context import Placement
+from anvil.engine.ports import Drive
+from anvil.model.cluster import ClusterView, NodeState
+from anvil.model.layout import Layout
+from anvil.model.records import DriveId
+from anvil.model.scheme import Scheme, default_scheme
+from anvil.node.health import Standing, lone
+from anvil.peers.directory import Peers
+from anvil.shards.drive import LocalDrive
+
+log = logging.getLogger(__name__)
+
+
+class Region:
+    """`local`: this process's drives; `peers`: None on a node that is alone. `view` has at least one layout."""
+
+    def __init__(
+        self, storage: StorageConfig, view: ClusterView, local: Mapping[DriveId, LocalDrive], peers: Peers | None
+    ) -> None:
+        self.local = dict(local)
+        self.peers = peers
+        self.view = view
+        self._storage = storage
+        self.placement = Placement(view.layouts, self._drives(view))
+        self.scheme = scheme_of(storage, view.layout)
+
+    def follow(self, view: ClusterView) -> None:
+        """Use that view from now on, unless it is older than what is known (it came another way)."""
+        if view.layout.version < self.view.layout.version:
+            return
+        before, self.view = self.view, view
+        self.scheme = scheme_of(self._storage, view.layout)
+        self.placement.follow(view.layouts, self._drives(view))
+        if view.layout.version != before.layout.version:
+            log.info("a new layout is in use", extra={"version": view.layout.version, "drives": len(view.layout.drives)})
+
+    def _drives(self, view: ClusterView) -> dict[DriveId, Drive]:
+        """The local ones first."""
+        drives: dict[DriveId, Drive] = {**self.local}
+        if self.peers is None:
+            return drives
+        self.peers.update(view.nodes)
+        removed = {node.node_id for node in view.nodes if node.state is NodeState.REMOVED}
+        for drive in view.drives:
+            if drive.drive_id not in drives and drive.state != "gone" and drive.node_id not in removed:
+                drives[drive.drive_id] = self.peers.drive(drive)
+        return drives
+
+
+class QuorumWatch:
+    """Whether what is written now finds its quorum. Computed anew only when a drive comes or goes, or the layout changes."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+        self._known: dict[frozenset[int], bool] = {}
+        self._version = 0
+
+    def __call__(self, good: int) -> Standing:
+        """`good`: how many of this node's own drives take a write."""
+        region = self._region
+        if region.peers is None:
+            return lone(region.scheme.k, region.scheme.quorum)(good)
+        layout = region.view.layout
+        if layout.version != self._version:
+            self._known, self._version = {}, layout.version
+        drives = region.placement.drives
+        away = frozenset(
+            number
+            for number, place in enumerate(layout.drives)
+            if (drive := drives.get(place.drive_id)) is None or not drive.writable
+        )
+        ours = frozenset(number for number, place in enumerate(layout.drives) if place.drive_id in region.local)
+        up = {node.node_id for node in region.view.nodes if node.leased}
+        return Standing(1, self._holds(layout, away), self._holds(layout, away | ours), len(up))
+
+    def _holds(self, layout: Layout, away: frozenset[int]) -> bool:
+        """Whether each partition has a quorum of drives that are not away."""
+        held = self._known.get(away)
+        if held is None:
+            quorum = self._region.scheme.quorum
+            held = self._known[away] = all(sum(index not in away for index in row) >= quorum for row in layout.rows())
+        return held
+
+
+def domains(layout: Layout) -> int:
+    """How many failure domains a layout has: its nodes, or the drives of a lone node."""
+    nodes = {drive.node_id for drive in layout.drives}
+    return len(nodes) if len(nodes) > 1 else len(layout.drives)
+
+
+def scheme_of(storage: StorageConfig, layout: Layout) -> Scheme:
+    """The configured scheme, or the one that the number of failure domains suggests."""
+    return Scheme.parse(storage.scheme) if storage.scheme else default_scheme(domains(layout))
