@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.proto' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
 
-.PHONY: run test build lint asan bench clean lock dev
+.PHONY: run cluster test storm build lint asan bench clean lock dev
 .DEFAULT_GOAL := build
 
 run: build
@@ -15,8 +15,16 @@ run: build
 
 build: $(VENV)/built
 
+# Six nodes on this machine, for trying out what a cluster does; ARGS="--nodes 8 --drives 2". See docs/CLUSTER.md.
+cluster: build
+	@exec $(BIN)/python tools/cluster.py run $(ARGS)
+
 test: dev
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+# Random faults on six nodes under load, ten minutes unless told otherwise: ARGS="--seed 7 --seconds 600 --nodes 6".
+storm: dev
+	@exec $(BIN)/python -m tests.cluster.storm $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

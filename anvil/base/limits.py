@@ -310,6 +310,7 @@ LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
 LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
+HOLDINGS_READ_S: Final = 600.0  # how long an operator's command may count what is stored, before a node is given up
 MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
 MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
 RAISE_BYTES_PER_S: Final = 64 * MIB  # of plaintext written anew by a higher scheme: nobody waits for it

@@ -1,56 +1,25 @@
 """`anvil admin`: tenants, apps, policies, buckets, usage and drives, straight in the databases.
 
-Invariant: every command takes `--json`; what a command changed is in effect on all nodes within a second. Not here: the SQL
-behind it.
+Invariant: every command takes `--json`; what a command changed is in effect on all nodes within a second. Not here: nodes, layouts and
+tasks (`admin_cluster.py`), the SQL behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import msgspec
 
 from anvil.base.config import load
 from anvil.base.errors import InvalidArgument, InvalidSetting, Unavailable
-from anvil.cli.admin_ops import AdminOps, NewKeys, Opener, database_urls, with_secrets
+from anvil.cli.admin_cluster import layout, node, task
+from anvil.cli.admin_ops import NewKeys
+from anvil.cli.admin_session import Command, Session, as_json
 from anvil.cli.output import emit, table
 from anvil.model.identity import Action, Policy
-
-T = TypeVar("T")
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Session(msgspec.Struct):
-    """What the group's options say."""
-
-    config_file: str | None
-    data_dir: str | None
-    opener: Opener | None = None  # tests put their own here
-
-    def run(self, work: Callable[[AdminOps], Awaitable[T]]) -> T:
-        """Connect, do the work, disconnect."""
-        config = load(config_file=self.config_file, flags={"ANVIL_DATA_DIR": self.data_dir})
-        urls = database_urls(config)
-        opener = self.opener
-        if opener is None:
-            from anvil.node.assemble import open_admin
-
-            opener = open_admin
-
-        async def connected() -> T:
-            async with opener(with_secrets(config), *urls) as ops:
-                return await work(ops)
-
-        return asyncio.run(connected())
-
-
-def as_json(function: Command) -> Command:
-    """The option every command has."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 
 def app_options(function: Command) -> Command:
@@ -64,9 +33,13 @@ def app_options(function: Command) -> Command:
 @click.option("--data-dir", metavar="DIR", help="Data directory of the node (./anvil-data).")
 @click.pass_context
 def command(context: click.Context, config_file: str | None, data_dir: str | None) -> None:
-    """Tenants, apps, policies, buckets, usage and drives."""
+    """Tenants, apps, policies, buckets, usage, drives, nodes, layouts and tasks."""
     if not isinstance(context.obj, Session):
         context.obj = Session(config_file, data_dir)
+
+
+for group in (node, layout, task):
+    command.add_command(group)
 
 
 @command.group()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -57,6 +57,88 @@ class DriveInfo(msgspec.Struct, frozen=True):
     capacity_bytes: int
 
 
+class NodeInfo(msgspec.Struct, frozen=True):
+    """`node`: its id in hex. `up`: its lease runs. `share`: of all places of the layout in use, 0 to 1. `holds`: whether any layout that is
+    not retired names it."""
+
+    node: str
+    name: str
+    zone: str
+    address: str
+    state: str
+    up: bool
+    since_us: int
+    drives: int
+    capacity_bytes: int
+    share: float
+    holds: bool
+
+
+class NodeChange(msgspec.Struct, frozen=True):
+    """`changed`: False where it was so before."""
+
+    node: str
+    name: str
+    state: str
+    changed: bool
+
+
+class DriveShare(msgspec.Struct, frozen=True):
+    """A drive of a layout. `share`: of all its places."""
+
+    node: str
+    name: str
+    drive: str
+    label: str
+    capacity_bytes: int
+    share: float
+
+
+class LayoutMove(msgspec.Struct, frozen=True):
+    """How far the move to a layout is. `writers_behind`: nothing is moved while there are any. `eta_s`: None until it can be told."""
+
+    slices: int
+    slices_done: int
+    shards: int
+    bytes: int
+    writers_behind: int
+    eta_s: float | None
+
+
+class LayoutInfo(msgspec.Struct, frozen=True):
+    """The layout in use. `scheme`: of what is written now, over so many failure domains (`node` or `drive`). `move`: None once no older
+    layout is left."""
+
+    version: int
+    scheme: str
+    domain: str
+    domains: int
+    drives: tuple[DriveShare, ...]
+    move: LayoutMove | None
+
+
+class LayoutPast(msgspec.Struct, frozen=True):
+    version: int
+    state: str
+    created_us: int
+    since_us: int
+    slices: int
+    slices_done: int
+    shards: int
+    bytes: int
+
+
+class TaskInfo(msgspec.Struct, frozen=True):
+    task: int
+    type: str
+    status: str
+    payload: dict[str, Any]
+    attempt: int
+    max_attempts: int
+    locked_by: str
+    error: str
+
+
 class AdminOps(Protocol):
     """Every call raises DatabaseUnavailable; those that name something UnknownName, those that make something NameTaken.
 
@@ -87,6 +169,33 @@ class AdminOps(Protocol):
 
     async def drive_replace(self, path: str) -> DriveInfo:
         """Give the drive that belongs at that folder up for good. Raises UnknownName, Conflict while it is there."""
+        ...
+
+    # `name` of a node: its name, its id in hex, or the beginning of that; raises UnknownName, InvalidArgument where several are meant.
+    async def node_list(self) -> Sequence[NodeInfo]: ...
+    async def node_drain(self, name: str) -> NodeChange:
+        """Raises Conflict where the nodes that are left could not hold what is stored."""
+        ...
+
+    async def node_remove(self, name: str, force: bool) -> NodeChange:
+        """Raises Conflict for a node that is up (unless `force`), and always where data could be lost with it."""
+        ...
+
+    async def layout_show(self) -> LayoutInfo: ...
+    async def layout_history(self, limit: int) -> Sequence[LayoutPast]:
+        """The newest first."""
+        ...
+
+    async def task_list(self, status: str | None, kind: str | None, limit: int) -> Sequence[TaskInfo]:
+        """The newest first."""
+        ...
+
+    async def task_retry(self, number: int) -> None:
+        """A dead one, or one that waits. Raises Conflict."""
+        ...
+
+    async def task_cancel(self, number: int) -> None:
+        """One that waits or runs. Raises Conflict."""
         ...
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from anvil.model.layout import Layout
 from anvil.model.records import DriveId
+from anvil.model.scheme import Scheme
 
 NodeId = bytes  # 16 random bytes, kept in the node's data directory
 
@@ -105,3 +106,12 @@ class LayoutRow(msgspec.Struct, frozen=True):
     slices_done: int
     shards: int
     bytes: int
+
+
+class Holding(msgspec.Struct, frozen=True):
+    """So many blobs of one partition, of one scheme. Bit i of `missing`: none of them has a shard of that index."""
+
+    scheme: Scheme
+    partition: int
+    missing: int
+    blobs: int

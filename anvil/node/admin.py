@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,10 @@ from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.cluster import ClusterTables, DriveRow
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
+from anvil.meta.tasks import TaskQueue
 from anvil.model.identity import Policy, Tenant
+from anvil.node.admin_cluster import ClusterAdmin
+from anvil.node.admin_tasks import TaskAdmin
 from anvil.node.channel import Channel, connect
 from anvil.node.checking import CheckState, Wanted
 from anvil.node.datadir import DataDirectory
@@ -50,7 +54,13 @@ async def open_catalog(
 async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
     """For one command."""
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
-        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url))
+        audit = partial(_audit, catalog.admin)
+        cluster, tasks = ClusterAdmin(config, regional_url, audit), TaskAdmin(TaskQueue(catalog.query), audit)
+        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url), cluster, tasks)
+
+
+async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
+    await admin.audit("operator", action, result=result, source="anvil admin", resource=resource)
 
 
 class NodeDrives:
@@ -124,10 +134,18 @@ async def _node(config: Config) -> AsyncIterator[Channel]:
 class DatabaseAdmin:
     """AdminOps over `meta.admin.Admin`."""
 
-    def __init__(self, admin: Admin, drives: NodeDrives) -> None:
+    def __init__(self, admin: Admin, drives: NodeDrives, cluster: ClusterAdmin, tasks: TaskAdmin) -> None:
         self._admin = admin
         self.drive_list = drives.list
         self.drive_replace = drives.replace
+        self.node_list = cluster.node_list
+        self.node_drain = cluster.node_drain
+        self.node_remove = cluster.node_remove
+        self.layout_show = cluster.layout_show
+        self.layout_history = cluster.layout_history
+        self.task_list = tasks.task_list
+        self.task_retry = tasks.task_retry
+        self.task_cancel = tasks.task_cancel
 
     async def region_create(self, name: str) -> None:
         await self._admin.create_region(name)

@@ -26,8 +26,21 @@ from anvil.base.errors import (
     UnknownName,
 )
 from anvil.cli import doctor
-from anvil.cli.admin import Session, command
-from anvil.cli.admin_ops import AppRow, DriveInfo, NewKeys, UsageRow
+from anvil.cli.admin import command
+from anvil.cli.admin_ops import (
+    AppRow,
+    DriveInfo,
+    DriveShare,
+    LayoutInfo,
+    LayoutMove,
+    LayoutPast,
+    NewKeys,
+    NodeChange,
+    NodeInfo,
+    TaskInfo,
+    UsageRow,
+)
+from anvil.cli.admin_session import Session
 from anvil.cli.exits import Exit, code_of
 from anvil.model.identity import Policy, Tenant
 
@@ -51,6 +64,8 @@ class MemoryOps:
             "/mnt/b": DriveInfo("/mnt/b", "bb" * 16, "absent", 5),
         }
         self.urls: tuple[str, str] = ("", "")
+        self.nodes = {"aa" * 16: "active", "ab" * 16: "down"}
+        self.tasks = {7: "dead", 8: "pending"}
 
     @asynccontextmanager
     async def open(self, config: Config, global_url: str, regional_url: str) -> AsyncIterator[MemoryOps]:
@@ -115,6 +130,45 @@ class MemoryOps:
             raise Conflict(f"the drive at {path!r} is there")
         gone = self.drives.pop(path)
         return DriveInfo(path, gone.drive, "gone", gone.capacity_bytes)
+
+    async def node_list(self) -> Sequence[NodeInfo]:
+        return [
+            NodeInfo(node, f"n{node[:2]}", "", "h:7443", state, state == "active", 0, 1, 1 << 40, 0.5, True)
+            for node, state in self.nodes.items()
+        ]
+
+    async def node_drain(self, name: str) -> NodeChange:
+        [node] = [node for node in self.nodes if node.startswith(name)]
+        if self.nodes[node] == "down":
+            raise Conflict(f"{node} is down")
+        before, self.nodes[node] = self.nodes[node], "draining"
+        return NodeChange(node, "n", "draining", before != "draining")
+
+    async def node_remove(self, name: str, force: bool) -> NodeChange:
+        [node] = [node for node in self.nodes if node.startswith(name)]
+        if self.nodes[node] == "active" and not force:
+            raise Conflict(f"{node} is up: drain it first")
+        self.nodes[node] = "removed"
+        return NodeChange(node, "n", "removed", True)
+
+    async def layout_show(self) -> LayoutInfo:
+        drive = DriveShare("aa" * 16, "n", "bb" * 16, "/mnt/a", 1 << 40, 0.25)
+        return LayoutInfo(3, "4+2", "node", 6, (drive,), LayoutMove(64, 16, 10, 3 << 30, 2, 3725.0))
+
+    async def layout_history(self, limit: int) -> Sequence[LayoutPast]:
+        return [LayoutPast(3, "current", 1_700_000_000_000_000, 1_700_000_000_000_000, 64, 16, 10, 3 << 30)][:limit]
+
+    async def task_list(self, status: str | None, kind: str | None, limit: int) -> Sequence[TaskInfo]:
+        found = [TaskInfo(n, "repair", s, {"slice": 1}, 10, 10, "", "no drive") for n, s in self.tasks.items()]
+        return [one for one in found if status in (None, one.status) and kind in (None, one.type)][:limit]
+
+    async def task_retry(self, number: int) -> None:
+        if self.tasks.get(number) != "dead":
+            raise Conflict(f"there is no dead task {number}")
+        self.tasks[number] = "pending"
+
+    async def task_cancel(self, number: int) -> None:
+        del self.tasks[number]
 
 
 @pytest.fixture
@@ -184,6 +238,42 @@ def test_drives_are_listed_and_given_up(ops: MemoryOps, tmp_path: Path, monkeypa
     assert (code, "restart the node" in told) == (0, True), "a relative path is the one it means here"
     ops.drives.clear()
     assert "no drives" in invoke(ops, "drive", "list")[1]
+
+
+def test_nodes_are_listed_drained_and_removed(ops: MemoryOps) -> None:
+    assert [(row["node"], row["state"], row["up"]) for row in as_json(ops, "node", "list")] == [
+        ("aa" * 16, "active", True),
+        ("ab" * 16, "down", False),
+    ]
+    assert "50.0%" in invoke(ops, "node", "list")[1]
+    assert as_json(ops, "node", "drain", "aa") == {"node": "aa" * 16, "name": "n", "state": "draining", "changed": True}
+    assert "was draining before" in invoke(ops, "node", "drain", "aa")[1]
+    code, told = invoke(ops, "node", "remove", "ab")
+    assert (code, "--yes" in told, ops.nodes["ab" * 16]) == (Exit.USAGE, True, "down"), "not by accident"
+    assert as_json(ops, "node", "remove", "ab", "--yes")["state"] == "removed"
+    ops.nodes["aa" * 16] = "active"
+    assert invoke(ops, "node", "remove", "aa", "--yes")[0] == Exit.CONFLICT
+    assert invoke(ops, "node", "remove", "aa", "--yes", "--force")[0] == 0
+
+
+def test_a_layout_is_shown_with_how_far_it_is(ops: MemoryOps) -> None:
+    shown = as_json(ops, "layout", "show")
+    assert (shown["version"], shown["scheme"], shown["move"]["slices_done"]) == (3, "4+2", 16)
+    text = " ".join(invoke(ops, "layout", "show")[1].split())
+    assert "layout 3, 4+2 over 6 nodes: 16 of 64 parts are moved and verified (10 shards, 3.00 GiB)" in text
+    assert "waiting for 2 writers that use an older one, about 1 h 2 min to go" in text
+    assert as_json(ops, "layout", "history")[0]["slices"] == 64
+    assert "2023-11-14 22:13:20" in invoke(ops, "layout", "history")[1]
+
+
+def test_tasks_are_listed_tried_again_and_cancelled(ops: MemoryOps) -> None:
+    assert [row["task"] for row in as_json(ops, "task", "list")] == [7, 8]
+    assert [row["task"] for row in as_json(ops, "task", "list", "--status", "dead", "--type", "repair")] == [7]
+    assert "no drive" in invoke(ops, "task", "list", "--limit", "1")[1]
+    assert as_json(ops, "task", "retry", "7")["status"] == "pending"
+    assert invoke(ops, "task", "retry", "7")[0] == Exit.CONFLICT
+    assert as_json(ops, "task", "cancel", "8")["cancelled"] is True
+    assert list(ops.tasks) == [7]
 
 
 @pytest.mark.parametrize(

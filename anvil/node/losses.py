@@ -1,0 +1,107 @@
+"""Whether a node may leave: what the others must be able to hold, and what would be lost with it.
+
+Owns: the judgement, from values alone. Invariant: it errs on the safe side. A blob counts as lost with a node when it could be: every drive
+that a layout lists for its partition, spares included, may hold one of its shards, and while a layout is being moved, those of both. Not
+here: reading and changing anything (`node/admin_cluster.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from anvil.base.errors import Conflict
+from anvil.model.cluster import ClusterView, Holding, NodeId, NodeRow, NodeState
+from anvil.model.layout import PARTITIONS
+from anvil.model.records import DriveId
+from anvil.model.scheme import Scheme
+
+
+def called(node: NodeRow) -> str:
+    """A node in messages: its name, and enough of its id."""
+    return f"{node.name} ({node.node_id.hex()[:8]})"
+
+
+def holds(view: ClusterView, node_id: NodeId) -> bool:
+    """Whether any layout that is not retired names a drive of that node: else nothing depends on it."""
+    return any(drive.node_id == node_id for layout in view.layouts for drive in layout.drives)
+
+
+def away(view: ClusterView) -> list[NodeRow]:
+    """Nodes that hold something, as far as layouts know, and do not give it: down, or given up."""
+    lost = (NodeState.DOWN, NodeState.REMOVED)
+    return [node for node in view.nodes if holds(view, node.node_id) and (not node.leased or node.state in lost)]
+
+
+def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
+    """Raises Conflict, with the reason, where the nodes that would be left could not hold what is stored by `scheme`."""
+    if node.state is not NodeState.ACTIVE or not node.leased:
+        remedy = {
+            NodeState.JOINING: "it holds nothing yet: stop it, then `anvil admin node remove`",
+            NodeState.REMOVED: "start it again to have it join",
+        }.get(node.state, "what it holds is rebuilt on the others; `anvil admin node remove` gives it up")
+        raise Conflict(f"{called(node)} is {NodeState.DOWN if node.state is NodeState.ACTIVE else node.state}: {remedy}")
+    others = [other for other in view.nodes if other.node_id != node.node_id and holds(view, other.node_id)]
+    staying = [other for other in others if other.state is NodeState.ACTIVE and other.leased]
+    wanted = scheme.width if len({drive.node_id for drive in view.layout.drives}) > 1 else 1
+    if len(staying) >= wanted:
+        return
+    leaving = ", ".join(f"{called(other)} is {other.state}" for other in others if other not in staying)
+    because = f" ({leaving})" if leaving else ""
+    raise Conflict(
+        f"without {called(node)} {len(staying)} active nodes would be left{because}, and {scheme} needs {max(wanted, 1)}: "
+        "add a node first"
+    )
+
+
+def may_remove(view: ClusterView, node: NodeRow, force: bool) -> bool:
+    """Whether it must be asked what would be lost (`assert_nothing_lost`); no where nothing depends on the node. Raises Conflict."""
+    if not holds(view, node.node_id):
+        return False
+    if not any(other.node_id != node.node_id and holds(view, other.node_id) for other in view.nodes):
+        raise Conflict(f"{called(node)} is the only node that holds anything")
+    if node.leased and node.state is not NodeState.DOWN and not force:
+        if node.state is NodeState.DRAINING:
+            raise Conflict(
+                f"{called(node)} is still draining (`anvil admin layout show`): wait for it, or give it up as it is with --force"
+            )
+        raise Conflict(
+            f"{called(node)} is up: `anvil admin node drain` moves what it holds first. With --force it is given up as if it were dead"
+        )
+    return True
+
+
+def assert_nothing_lost(view: ClusterView, node: NodeRow, stored: Sequence[Holding]) -> None:
+    """Raises Conflict where blobs would lose more shards than they can, with the node and all others that are away."""
+    gone = {other.node_id: other for other in (*away(view), node)}
+    lost = would_lose(view, gone, stored)
+    if not lost:
+        return
+    others = ", ".join(called(other) for other in gone.values() if other.node_id != node.node_id)
+    raise Conflict(
+        f"removing {called(node)} could lose {lost} objects or parts: too many of their shards are on it"
+        + (f" and on {others}, which do not answer: bring these back" if others else " or are owed already")
+        + ", or wait until everything was rebuilt (`anvil admin layout show`). --force does not change this"
+    )
+
+
+def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Holding]) -> int:
+    """How many blobs could no longer be read without these nodes. A drive that is known no more is gone, too."""
+    owners = {drive.drive_id: drive.node_id for drive in view.drives if drive.state == "active"}
+    dead: list[set[DriveId]] = [set() for _ in range(PARTITIONS)]
+    for layout in view.layouts:
+        bad = [owners.get(drive.drive_id, b"") in gone or drive.drive_id not in owners for drive in layout.drives]
+        if any(bad):
+            for number, row in enumerate(layout.rows()):
+                dead[number].update(layout.drives[index].drive_id for index in row if bad[index])
+    nominal = tuple(view.layout.rows()) if len(view.layouts) == 1 else None
+    lost = 0
+    for holding in stored:
+        drives = dead[holding.partition]
+        missing = [index for index in range(holding.scheme.width) if holding.missing >> index & 1]
+        if nominal is not None:
+            # What was never there is not lost with the drive where it belongs.
+            row = nominal[holding.partition]
+            drives = drives - {view.layout.drives[row[index]].drive_id for index in missing if index < len(row)}
+        if len(missing) + len(drives) > holding.scheme.m:
+            lost += holding.blobs
+    return lost
