@@ -36,3 +36,7 @@ class BufferPool:
         """None when it would exceed bytes_max. Raises ValueError above 256 MiB, MemoryError."""
     def trim(self) -> None:
         """Give all idle memory back to the system."""
+
+def keep_freed(piece_bytes: int, spare_bytes: int) -> bool:
+    """Have malloc serve pieces of up to `piece_bytes` from its heap, and keep `spare_bytes` of that when they are freed. Left to itself it
+    gives large pieces back and maps them anew, a page fault for every 4 KiB. For the whole process; False where it cannot be had."""

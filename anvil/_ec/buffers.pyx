@@ -22,6 +22,10 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
+cdef extern from "<malloc.h>" nogil:
+    int mallopt(int parameter, int value)
+    int M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+
 cdef enum:
     SMALL_BYTES = 65536  # up to here: powers of two from 4 KiB, from the heap; above: 8 sizes per doubling, mapped, page-aligned
     SMALLEST_BYTES = 4096
@@ -181,6 +185,11 @@ cdef class BufferPool:
     def trim(self):
         """Give all idle memory back to the system (after a burst, or before a measurement)."""
         self._shrink(0)
+
+
+def keep_freed(int piece_bytes, int spare_bytes):
+    """See the `.pyi`."""
+    return bool(mallopt(M_MMAP_THRESHOLD, piece_bytes) and mallopt(M_TRIM_THRESHOLD, spare_bytes))
 
 
 cdef void release(char *memory, size_t size) noexcept nogil:

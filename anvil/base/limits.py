@@ -286,8 +286,14 @@ PEER_BATCH_READ_BYTES_MAX: Final = (
 )  # read in a batch with others: a frame of a 4+2 stripe; what is longer comes as a stream
 PEER_BATCHES_IN_FLIGHT: Final = 2  # of one drive and kind: while one is on its way, the other is being done
 PEER_STREAMS_MAX: Final = 192  # large shards and scans between two processes at a time; beyond it SlowDown
+PEER_CALLS_MAX: Final = 16_384  # being served on the cluster port of one worker; what they may hold is bounded by its buffers
+PEER_CALLS_PER_NODE_MAX: Final = (
+    2048  # of those, of one node, pings aside: each of its processes has a connection; beyond it SlowDown
+)
 PEER_ANSWER_S: Final = 2 * DRIVE_STALLED_S + PEER_STALLED_S  # a drive of a peer that answers says itself when it is stalled
 PEER_LOST_S: Final = 30.0  # a node of which nothing was heard for so long has left its unfinished shards behind
+PEER_HEAP_PIECE_BYTES: Final = 8 * MIB  # what grpcio allocates up to this comes from the heap ...
+PEER_HEAP_SPARE_BYTES: Final = 16 * MIB  # ... which keeps so much when it is freed: a large shard costs a third of the time
 PEER_RECONNECT_S_MIN: Final = 0.1
 PEER_RECONNECT_S_MAX: Final = 1.0
 PEER_SCAN_PLACES: Final = 128  # in one message of a scan
@@ -357,7 +363,8 @@ assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 *
 assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
 assert OPEN_READ_BYTES < PEER_BATCH_READ_BYTES_MAX < PEER_MESSAGE_BYTES
 assert PEER_STREAMS_MAX + 32 < H2_STREAMS_MAX, "pings and batches find room beside the streams"
-assert PEER_STALLED_S < PEER_LOST_S
+assert PEER_STALLED_S < PEER_LOST_S and PEER_CALLS_PER_NODE_MAX >= 8 * H2_STREAMS_MAX
+assert 2 * GRPC_MESSAGE_BYTES_MAX <= PEER_HEAP_PIECE_BYTES <= PEER_HEAP_SPARE_BYTES
 assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
     "first turn to others, then give up, then call it stalled"
 )

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
-from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, DriveStalled, ReadQuorumLost
+from anvil.base.errors import AnvilError, BadRecord, DataLost, DriveFailed, DriveStalled, ReadQuorumLost, Unavailable
 from anvil.base.limits import DAMAGE_REMEMBERED, OPEN_PATIENCE_S
 from anvil.engine.context import Context
 from anvil.engine.ports import Drive
@@ -66,7 +66,8 @@ class ShardFinder:
         self._damage = damage
         self._owner = owner
         self._blob = blob
-        self._finding: dict[int, asyncio.Lock] = {}
+        self._lock = asyncio.Lock()
+        self._locks: dict[int, asyncio.Lock] = {}  # where shards are looked for side by side
         self._begin()
 
     def place(self, index: int) -> tuple[Drive, ShardPlace] | None:
@@ -83,7 +84,7 @@ class ShardFinder:
     def _begin(self) -> None:
         placement, width = self._context.placement(), self._blob.scheme.width
         order = placement.order(self._blob.blob_id)
-        self._nominal: list[Drive | None] = [*order[:width], *([None] * (width - len(order)))]
+        self._nominal = order if len(order) >= width else order + [None] * (width - len(order))
         self._remote = placement.remote
         self._ranked: Sequence[int] = range(width)
         if self._remote:
@@ -92,9 +93,8 @@ class ShardFinder:
         self._places: dict[int, tuple[Drive, ShardPlace]] = {}
         self._bad: set[int] = set()
         self._slow: set[int] = set()  # their drives kept somebody waiting: turned to when there are no others
-        self._unmet: set[int] = (
-            set()
-        )  # not where they may be expected, and a drive is away: a search everywhere is the last resort
+        # Not where they may be expected, and a drive is away: a search everywhere is the last resort.
+        self._unmet: set[int] = set()
         self.away = False
 
     async def look_again(self, error: AnvilError) -> bool:
@@ -121,6 +121,16 @@ class ShardFinder:
             self._places.pop(index)
             self._bad.add(index)
 
+    def failed(self, drive: Drive, index: int, error: Unavailable) -> None:
+        """Reading it raised that. Of a drive of this node it is the shard that cannot be read, unless the drive is away; of a remote one it
+        may be the way to it, and its own node finds out. Raises what says nothing about drives (too much to do here)."""
+        if not drive.local:
+            self.out_of_reach(index)
+        elif not isinstance(error, DriveFailed):
+            raise error
+        else:
+            self.unreadable(index)
+
     def out_of_reach(self, index: int) -> None:
         """Its drive does not answer: that says nothing about the shard."""
         self.away = True
@@ -131,46 +141,46 @@ class ShardFinder:
         """Up to `count` shards that can be read, finding them where necessary: of local drives first, then data shards. With their places,
         which the reader of another stripe may forget at any time. Slow drives, and a search on all drives for what is not where it may be
         expected, are turned to when the others do not suffice, and only if `patient`."""
-        while True:
-            wanted = [index for index in self._ranked if index not in exclude and not self._passed_over(index)][:count]
-            unknown = [index for index in wanted if index not in self._places]
-            if not unknown:
-                break
-            if self._remote and len(unknown) > 1:
-                await asyncio.gather(*(self._find(index, OPEN_PATIENCE_S) for index in unknown))
-            else:
-                for index in unknown:
-                    await self._find(index, OPEN_PATIENCE_S)
-        found: list[Found] = [(index, *self._places[index]) for index in wanted]
+        if self._remote:
+            await self._find_at_once(count, exclude)
+        found: list[Found] = []
+        for index in self._ranked:
+            if len(found) == count:
+                return found
+            if index in exclude or index in self._bad or index in self._slow or index in self._unmet:
+                continue
+            if index in self._places or await self._find(index, OPEN_PATIENCE_S):
+                found.append((index, *self._places[index]))
         if not patient:
             return found
-        reluctantly = [(index, OPEN_PATIENCE_S) for index in sorted(self._unmet)] + [
-            (index, None) for index in sorted(self._slow)
-        ]
-        for index, patience_s in reluctantly:
+        for index in [*sorted(self._unmet), *sorted(self._slow)]:
             if len(found) == count:
                 break
             if index in exclude or index in self._bad or any(index == other for other, _, _ in found):
                 continue
+            patience_s = None if index in self._slow else OPEN_PATIENCE_S
             if index in self._places or await self._find(index, patience_s, everywhere=True):
                 found.append((index, *self._places[index]))
         return found
 
-    def _passed_over(self, index: int) -> bool:
-        return index in self._bad or index in self._slow or index in self._unmet
+    async def _find_at_once(self, count: int, exclude: set[int]) -> None:
+        """Look for so many shards side by side, so that the network is waited for once."""
+        passed_over = exclude | self._bad | self._slow | self._unmet
+        wanted = [index for index in self._ranked if index not in passed_over][:count]
+        unknown = [index for index in wanted if index not in self._places]
+        if len(unknown) > 1:
+            await asyncio.gather(*(self._find(index, OPEN_PATIENCE_S) for index in unknown))
 
     async def _find(self, index: int, patience_s: float | None, *, everywhere: bool = False) -> bool:
         """Look for a shard: first where it belongs, then where it may be expected, and on all other drives if `everywhere`, or if there is
         no drive away that explains its absence. A drive that takes longer than `patience_s` makes it a slow one, to be asked again, with
         None, only if it is needed: then the drive's own limit holds, which ends in its being away."""
-        async with self._finding.setdefault(index, asyncio.Lock()):
+        async with self._lock if not self._remote else self._locks.setdefault(index, asyncio.Lock()):
             if index in self._places:
                 return True
-            if (
-                index in self._bad
-                or (patience_s is not None and index in self._slow)
-                or (index in self._unmet and not everywhere)
-            ):
+            if index in self._bad or (patience_s is not None and index in self._slow):
+                return False
+            if index in self._unmet and not everywhere:
                 return False
             blob_id, doubts = self._blob.blob_id, _Doubts()
             try:
@@ -211,11 +221,13 @@ class ShardFinder:
                 if patience_s is not None and drive.readable:
                     raise
                 doubts.away = True
-            except DriveFailed:
-                if drive is self._nominal[index] and drive.readable:
+            except Unavailable as error:
+                if drive.local and not isinstance(error, DriveFailed):
+                    raise
+                if drive.local and drive is self._nominal[index] and drive.readable:
                     doubts.damaged = True  # the drive itself is well: then it is this shard that cannot be read
                 else:
-                    doubts.away = True
+                    doubts.away = True  # of a remote one, it may be the way to it
             except BadRecord:
                 doubts.damaged = True
             else:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from anvil._ec.stripe import BlobKey, DecodeJob, NotEnoughUnits, OpenFrame, SealBroken
-from anvil.base.errors import AnvilError, DataLost, DriveFailed, DriveStalled, ReadQuorumLost
+from anvil.base.errors import AnvilError, DataLost, DriveStalled, ReadQuorumLost, Unavailable
 from anvil.base.limits import (
     INLINE_JOB_BYTES_MAX,
     READ_SPARE_AFTER_S,
@@ -252,8 +252,8 @@ class BlobReader:
         except DriveStalled:
             self._shards.out_of_reach(0)
             return None
-        except DriveFailed:
-            self._shards.unreadable(0)
+        except Unavailable as error:
+            self._shards.failed(drive, 0, error)
             return None
         if frame.wants:
             self._shards.unreadable(0)
@@ -332,7 +332,8 @@ class BlobReader:
         except DriveStalled:
             self._shards.out_of_reach(index)
             return False
-        except DriveFailed:
+        except Unavailable as error:
+            self._shards.failed(drive, index, error)
             return False
         if count != len(view):
             return False

@@ -6,8 +6,7 @@ Owns: where shards may be, by all layouts there are (`Placement`), and which lay
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -162,17 +161,29 @@ class LayoutsInUse:
         else:
             del self._writes[version]
 
-    @contextmanager
-    def writing(self, version: int) -> Iterator[None]:
-        self.begin(version)
-        try:
-            yield
-        finally:
-            self.end(version)
+    def writing(self, version: int) -> _Writing:
+        """To be entered: begins, and ends however it is left."""
+        return _Writing(self, version)
 
     def oldest(self, current: int) -> int:
         """What the writer session has to report, where new writes go by `current`."""
         return min([current, *self._writes])
+
+
+class _Writing:
+    """A generator of contextlib costs three times as much, and there is one for each write."""
+
+    __slots__ = ("_layouts", "_version")
+
+    def __init__(self, layouts: LayoutsInUse, version: int) -> None:
+        self._layouts = layouts
+        self._version = version
+
+    def __enter__(self) -> None:
+        self._layouts.begin(self._version)
+
+    def __exit__(self, *raised: object) -> None:
+        self._layouts.end(self._version)
 
 
 async def _nothing_newer() -> bool:

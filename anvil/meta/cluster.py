@@ -91,7 +91,7 @@ _APPEND_SQL: Final = """
     made AS (
         INSERT INTO layouts (version, state, packed)
         SELECT $1, 'current', $2 WHERE EXISTS (SELECT FROM demoted) OR ($3 = 0 AND NOT EXISTS (SELECT FROM layouts))
-        ON CONFLICT (version) DO NOTHING RETURNING version
+        ON CONFLICT DO NOTHING RETURNING version
     ),
     to_move AS (
         INSERT INTO layout_slices (version, slice) SELECT m.version, n FROM made m, demoted, generate_series(0, $5::int - 1) AS n

@@ -59,7 +59,7 @@ _HEARTBEAT_SQL: Final = """
 
 # The token stays when a task leaves its worker, so that a repeated statement finds that it was this claim which did it.
 _FINISHED: Final = (
-    "SELECT true FROM ended UNION ALL SELECT true FROM tasks WHERE task_id = $1 AND lease_token = $2 AND status <> 'running'"
+    "SELECT status FROM ended UNION ALL SELECT status FROM tasks WHERE task_id = $1 AND lease_token = $2 AND status <> 'running'"
 )
 _COMPLETE_SQL: Final = f"""
     WITH ended AS (
@@ -99,9 +99,8 @@ _CANCEL_SQL: Final = """
         last_error = 'cancelled'
     WHERE task_id = $1 AND status IN ('pending', 'running') RETURNING true"""
 _COUNTS_SQL: Final = """
-    SELECT type, status, count(*) AS number,
-        coalesce(greatest(extract(epoch FROM clock_timestamp() - min(run_at) FILTER (WHERE status = 'pending')), 0), 0)::float8
-            AS oldest_due_s
+    SELECT type, status, count(*) AS count,
+        CASE status WHEN 'pending' THEN greatest(extract(epoch FROM clock_timestamp() - min(run_at)), 0)::float8 END AS oldest_s
     FROM tasks GROUP BY type, status ORDER BY type, status"""
 
 
@@ -197,7 +196,7 @@ class TaskQueue:
     async def counts(self) -> Sequence[TaskCount]:
         """For metrics."""
         rows = await self._query(_COUNTS_SQL)
-        return [TaskCount(row["type"], TaskStatus(row["status"]), row["number"], row["oldest_due_s"]) for row in rows]
+        return [TaskCount(**{**row, "status": TaskStatus(row["status"])}) for row in rows]
 
 
 def _fields(row: asyncpg.Record) -> dict[str, Any]:

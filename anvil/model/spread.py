@@ -8,7 +8,8 @@ Why the rules and the quotas can hold together: give every row of a drive's quot
 hold in every row, because the quotas keep to them in total. Where such a fractional assignment exists, so does a whole one (the limits of
 a row are nested, so it is a flow). A first layout is one directly, by systematic sampling (W. G. Madow, "On the theory of systematic
 sampling, II", Ann. Math. Statist. 20, 1949): with the drives of a node and the nodes of a zone side by side, equal steps meet a run of
-weights the rounded number of times. A later layout starts from what is there and exchanges single places, then pairs of them.
+weights the rounded number of times. A later layout starts from what is there and exchanges single places, then
+pairs and chains of them.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final
 
 import msgspec
 
 EMPTY: Final = -1
 Rows = list[list[int]]
+Open = dict[int, list[tuple[list[int], int]]]  # by drive: rows and places
 
 _ORDERS: Final = 64  # different orders of the drives, for a first layout
 _SAMPLE: Final = 16  # drives that are looked at for a place, of those that have fewer than they should
 _PASSES: Final = 8  # over all rows, exchanging single places
 _TOLERANCE: Final = 100  # a drive within 1 % of its quota is not worth a pair of moves
+_SCANS: Final = 96  # of the whole table, in search of longer chains
 _STEPS: Final = 200  # of bisection: more than a double has bits
 
 
@@ -192,6 +195,7 @@ class _Places(ABC):
         self.order = list(range(len(table)))
         rng.shuffle(self.order)
         self.below: list[int] = []
+        self.scans = 0
 
     def count(self) -> None:
         for row in self.table:
@@ -262,12 +266,7 @@ class _Places(ABC):
         for needy in sorted(self.below, key=self.need, reverse=True):
             if self.lack[needy] * _TOLERANCE <= self.quota[needy]:
                 continue
-            open_places: dict[int, list[tuple[list[int], int]]] = {}
-            for number in self.order:
-                row = self.table[number]
-                for at in self.places:
-                    if self.fits(row, at, needy):
-                        open_places.setdefault(row[at], []).append((row, at))
+            open_places = self._open_places(needy)
             for number in self.order:
                 if self.lack[needy] <= 0:
                     break
@@ -276,7 +275,7 @@ class _Places(ABC):
                     if self.lack[row[at]] < 0 and self.lack[needy] > 0:
                         self._pair(row, at, needy, open_places)
 
-    def _pair(self, row: list[int], at: int, needy: int, open_places: dict[int, list[tuple[list[int], int]]]) -> None:
+    def _pair(self, row: list[int], at: int, needy: int, open_places: Open) -> None:
         for third, places in open_places.items():
             if not self.fits(row, at, third):
                 continue
@@ -286,6 +285,61 @@ class _Places(ABC):
                     self.put(other, place, needy)
                     self.put(row, at, third)
                     return
+
+    def _open_places(self, drive: int) -> Open:
+        """The places it may take, by who has them."""
+        places: Open = {}
+        for number in self.order:
+            row = self.table[number]
+            for at in self.places:
+                if self.fits(row, at, drive):
+                    places.setdefault(row[at], []).append((row, at))
+        return places
+
+    def exchange_chains(self) -> None:
+        """What pairs cannot settle, where rules and ceilings leave little room: from drive to drive, each giving a place to the next, until
+        one is met that has more than its quota. At most _SCANS looks at the whole table."""
+        opened: dict[int, Open] = {}
+        for needy in sorted(self.below, key=self.need, reverse=True):
+            opened.clear()  # what was seen before the last exchanges may not be so any more
+            while self.lack[needy] * _TOLERANCE > self.quota[needy]:
+                chain = self._chain(needy, opened)
+                if not chain:
+                    break
+                picks = [self._pick(opened[taker], giver, taker) for giver, taker in pairwise(chain)]
+                rows = [id(pick[0]) for pick in picks if pick is not None]
+                if len(rows) == len(set(rows)) == len(picks):
+                    for pick, taker in zip(picks, chain[1:], strict=True):
+                        assert pick is not None
+                        self.put(*pick, taker)
+
+    def _chain(self, needy: int, opened: dict[int, Open]) -> list[int]:
+        """The shortest chain of drives that ends with `needy` and begins with one above its quota; empty if there is none."""
+        following = {needy: EMPTY}
+        for taker in (queue := [needy]):
+            if taker not in opened:
+                if self.scans >= _SCANS:
+                    return []
+                self.scans += 1
+                opened[taker] = self._open_places(taker)
+            for giver, places in opened[taker].items():
+                if places and giver not in following:
+                    following[giver] = taker
+                    queue.append(giver)
+                    if self.lack[giver] < 0:
+                        chain = [giver]
+                        while chain[-1] != needy:
+                            chain.append(following[chain[-1]])
+                        return chain
+        return []
+
+    def _pick(self, places: Open, giver: int, taker: int) -> tuple[list[int], int] | None:
+        """A place that is still the giver's, and still open to the taker. What was looked at is not looked at again."""
+        while places[giver]:
+            row, at = places[giver].pop()
+            if row[at] == giver and self.fits(row, at, taker):
+                return row, at
+        return None
 
 
 class _Primaries(_Places):
@@ -302,6 +356,7 @@ class _Primaries(_Places):
         self.fill()
         self.exchange()
         self.exchange_pairs()
+        self.exchange_chains()
 
     def _keep_limits(self, row: list[int]) -> None:
         """Vacate what breaks a rule: of the drives that could go, the one that has the most beyond its quota."""

@@ -48,9 +48,9 @@ class TaskRow(msgspec.Struct, frozen=True):
 
 
 class TaskCount(msgspec.Struct, frozen=True):
-    """How many tasks of a type are in a state, and for how long the oldest pending one could have been claimed."""
+    """How many tasks of a type are in a state, and of pending ones for how long the oldest could have been claimed."""
 
     type: str
     status: TaskStatus
-    number: int
-    oldest_due_s: float = 0.0
+    count: int
+    oldest_s: float | None = None

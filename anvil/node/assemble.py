@@ -191,17 +191,8 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(metadata.close)
         await metadata.start()
         await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
-        layouts, known = (
-            LayoutsInUse(),
-            list[Placement](),
-        )  # a session opened before a layout is known goes by the one current then
-        session = WriterSession(
-            metadata,
-            plan.node_id,
-            plan.index,
-            lambda: layouts.oldest(known[0].layout.version) if known else 0,
-            lambda: known[0].layout.version if known else 0,
-        )
+        layouts, known = LayoutsInUse(), list[Placement]()
+        session = _session(metadata, plan, layouts, known)
         current = await session.open()
         opened.push_async_callback(session.close)
         native = NativeExecutor(loop, CODING_THREADS)
@@ -233,29 +224,47 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
                 refresh=partial(_refresh, region, link),
             )
         )
-        endpoint = config.api.public_urls[0]
-        services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, {config.node.region: endpoint})
-        grpc = GrpcApi(
-            services,
-            Tokens(config.security.jwt_secret, time.time, link.catalog),
-            ready=lambda: link.readiness().status == "ready",
-            draining=lambda: link.readiness().status == "draining",
-            request_ids=request_id,
-            observers=(request_finished,),
-        )
-        api = S3Api(
-            services,
-            open_body,
-            Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
-            base_domains=config.api.bucket_hosts,
-            observers=(request_finished,),
-            host_id=plan.node_id.hex(),
-            request_ids=request_id,
-        )
+        api, grpc = _apis(process, link, engine)
         certificate = await _certificate(process)
         if certificate is not None:
             opened.callback(loop.create_task(certificate.keep()).cancel)
         return Worker(process, api, grpc, metadata, session, region, owned, buffers, certificate, opened.pop_all())
+
+
+def _session(metadata: RegionalStore, plan: Plan, layouts: LayoutsInUse, known: list[Placement]) -> WriterSession:
+    """`known`: the placement, once there is one; a session opened before goes by the layout that is current then."""
+    return WriterSession(
+        metadata,
+        plan.node_id,
+        plan.index,
+        lambda: layouts.oldest(known[0].layout.version) if known else 0,
+        lambda: known[0].layout.version if known else 0,
+    )
+
+
+def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, GrpcApi]:
+    """Both APIs over one engine."""
+    config = process.config
+    endpoint = config.api.public_urls[0]
+    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, {config.node.region: endpoint})
+    grpc = GrpcApi(
+        services,
+        Tokens(config.security.jwt_secret, time.time, link.catalog),
+        ready=lambda: link.readiness().status == "ready",
+        draining=lambda: link.readiness().status == "draining",
+        request_ids=request_id,
+        observers=(request_finished,),
+    )
+    api = S3Api(
+        services,
+        open_body,
+        Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
+        base_domains=config.api.bucket_hosts,
+        observers=(request_finished,),
+        host_id=process.plan.node_id.hex(),
+        request_ids=request_id,
+    )
+    return api, grpc
 
 
 def _follow(region: Region, session: WriterSession, view: ClusterView) -> None:

@@ -241,6 +241,11 @@ class Upkeep:
         missing, corrupt = await self._metadata.unhealthy()
         instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
         instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)
+        instruments.TASKS.clear()
+        instruments.TASK_OLDEST.clear()
+        for row in await self._catalog.tasks.counts():
+            instruments.TASKS.labels(row.type, str(row.status)).set(row.number)
+            instruments.TASK_OLDEST.labels(row.type).inc(row.oldest_due_s)
         await self._publish_usage()
         return False
 

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from anvil._ec.buffers import keep_freed
+from anvil.base.limits import PEER_HEAP_PIECE_BYTES, PEER_HEAP_SPARE_BYTES
 from anvil.base.owned import OwnedTasks
 from anvil.model.cluster import ClusterDrive, NodeId, NodeRow, NodeState
 from anvil.model.records import DriveId
@@ -25,9 +27,10 @@ def _ignore(rpc: str, seconds: float, reason: str) -> None:
 
 
 class Peers:
-    """Used from one event loop."""
+    """Used from one event loop. Makes this process keep some of the memory it frees (`keep_freed`): grpcio copies every message."""
 
     def __init__(self, own: NodeId, secret: str, *, observe: Observe = _ignore, times: PeerTimes | None = None) -> None:
+        keep_freed(PEER_HEAP_PIECE_BYTES, PEER_HEAP_SPARE_BYTES)
         self._own: Final = own
         self._keys: Final = Keys(own, secret)
         self._observe: Final = observe

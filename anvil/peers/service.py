@@ -22,6 +22,8 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed, IncompleteBody
 from anvil.base.limits import (
     H2_STREAMS_MAX,
     JOIN_BYTES_MAX,
+    PEER_CALLS_MAX,
+    PEER_CALLS_PER_NODE_MAX,
     PEER_LOST_S,
     PEER_MESSAGE_BYTES,
     PEER_SCAN_PLACES,
@@ -75,7 +77,9 @@ def shard_host(own: NodeId, secret: str, drives: Drives, buffers: Buffers) -> Tr
 def port_limits() -> NetLimits:
     """Of the cluster port. A large shard comes as fast as some client sends the object, and a scan is taken as fast as a survey may work:
     there is no least rate. A node that went away is noticed by its silence (PEER_LOST_S)."""
-    return NetLimits(body_stall_s=math.inf, write_stall_s=math.inf, streams_shown=H2_STREAMS_MAX)
+    return NetLimits(
+        body_stall_s=math.inf, write_stall_s=math.inf, streams_shown=H2_STREAMS_MAX, requests_in_flight=PEER_CALLS_MAX
+    )
 
 
 def _takes_raw(method: F) -> F:
@@ -97,12 +101,10 @@ class ShardService:
     # -- for the host
 
     async def admit(self, context: Context) -> None:
-        """Raises NotAuthentic, SlowDown."""
+        """Raises NotAuthentic."""
         head = context.stream.head.all(HEAD_NAME.encode())
         context.known = False
         served = self._keys.admit(context.method, head)
-        if self._calls[served.caller] >= H2_STREAMS_MAX * 4:
-            raise SlowDown
         self._calls[served.caller] += 1
         self._heard[served.caller] = asyncio.get_running_loop().time()
         context.caller, context.known = served, True
@@ -141,7 +143,7 @@ class ShardService:
         request, data = await self._only(stream, context, pb.BatchRequest)
         pieces: list[Buffer] = []
         try:
-            answer, pieces = await Batch(self._drive(request.drive_id), request, data, self._buffers).run()
+            answer, pieces = await Batch(self._drive(context, request.drive_id), request, data, self._buffers).run()
         except AnvilError as error:
             answer = pb.BatchAnswer(failure=failure_of(error))
         del data  # what was put needs no room any more
@@ -151,7 +153,7 @@ class ShardService:
     async def partitions(self, stream: TrailingStream, context: Context) -> bytes:
         request, _ = await self._only(stream, context, pb.PartitionsRequest)
         try:
-            answer = pb.PartitionsAnswer(partitions=sorted(await self._drive(request.drive_id).partitions()))
+            answer = pb.PartitionsAnswer(partitions=sorted(await self._drive(context, request.drive_id).partitions()))
         except AnvilError as error:
             answer = pb.PartitionsAnswer(failure=failure_of(error))
         return _whole(context.caller, answer)
@@ -165,7 +167,7 @@ class ShardService:
         try:
             with _Lifeline(self._heard, context.caller.caller):
                 header = read_header(request.header)
-                shard = await self._drive(request.drive_id).create(header)
+                shard = await self._drive(context, request.drive_id).create(header)
                 await _receive(shard, header.blob.geometry.shard_bytes, requests, out)
         except (NotAuthentic, IncompleteBody):
             raise
@@ -180,7 +182,7 @@ class ShardService:
         request, _ = await self._only(stream, context, pb.ReadShardRequest)
         try:
             with _Lifeline(self._heard, context.caller.caller):
-                await self._send_range(self._drive(request.drive_id), request, out)
+                await self._send_range(self._drive(context, request.drive_id), request, out)
         except AnvilError as error:
             await out.last(pb.ReadShardAnswer(failure=failure_of(error)))
         else:
@@ -196,7 +198,7 @@ class ShardService:
             if partition is not None and partition >= PARTITIONS:
                 raise InvalidRequest("There is no such partition.")
             with _Lifeline(self._heard, context.caller.caller):
-                async for place in self._drive(request.drive_id).scan(partition):
+                async for place in self._drive(context, request.drive_id).scan(partition):
                     places.append(pb.Place(header=encode_plain(place.header), damaged=place.damaged))
                     if len(places) >= PEER_SCAN_PLACES:
                         await out.document(pb.ScanAnswer(places=places))
@@ -228,7 +230,9 @@ class ShardService:
     async def _only(self, stream: TrailingStream, context: Context, message: type[Message]) -> tuple[Any, memoryview]:
         return await Requests(stream, context.caller, self._buffers).document(message, last=True)
 
-    def _drive(self, drive_id: DriveId) -> Drive:
+    def _drive(self, context: Context, drive_id: DriveId) -> Drive:
+        if self._calls[context.caller.caller] > PEER_CALLS_PER_NODE_MAX:
+            raise SlowDown  # pings are answered also then: a node that has much to do is not one that does not answer
         drive = self._drives().get(drive_id)
         if drive is None:
             raise DriveFailed("The node does not have that drive.", reason="unknown")

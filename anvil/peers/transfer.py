@@ -58,8 +58,8 @@ class _Stream:
         return seal(self._signed.sealer, kind, *payload)
 
     def fail(self, error: AnvilError) -> None:
-        """Whoever waits gets it, and the call is over."""
-        if self.error is None:
+        """Whoever waits gets it, and the call is over; nothing if it was ended from here before."""
+        if self.error is None and self._open:
             self.error = type(error)(error.message, **{**error.fields, "drive": self.label})
         if not self.lost.done():
             self.lost.set_result(None)
@@ -228,14 +228,21 @@ class RemoteShard(_Stream):
 
     async def message(self) -> tuple[Kind, memoryview] | None:
         """As for all streams, but without a bound: nothing is said while the shard is being written."""
-        raw = await self.call.read()
-        if not isinstance(raw, bytes):
-            return None
-        self.peer.heard()
         try:
+            raw = await self.call.read()
+            if not isinstance(raw, bytes):
+                return None
+            self.peer.heard()
             return self._answers.open(raw)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise self.peer.fault(error) from None  # the call was cancelled, not this task
         except NotAuthentic as error:
             raise self.peer.fault(error) from None
+        except Exception:
+            raise await self._status() from None  # what grpcio raises at the end of a call depends on when it is asked
 
 
 class Incoming(_Stream):

@@ -19,6 +19,7 @@ from anvil.base.limits import COLLECT_BATCH, COLLECT_BLOBS_IN_FLIGHT
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import Garbage
+from anvil.tasks.several import side_by_side
 
 log = logging.getLogger("anvil.collect")
 
@@ -46,9 +47,7 @@ class Collector:
                     done.append(item.outbox_id)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(COLLECT_BLOBS_IN_FLIGHT):
-                    group.create_task(work())
+            await side_by_side(COLLECT_BLOBS_IN_FLIGHT, work)
         finally:
             if done:
                 await self._metadata.garbage_done(done)

@@ -8,12 +8,12 @@ Not here: how the survey decides (`survey.py`), who asks (`node/checking.py`).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import msgspec
 
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, SlowDown
 from anvil.base.limits import FSCK_BYTES_PER_S, FSCK_EXAMPLES, FSCK_OPENS_IN_FLIGHT, OWNED_PAGE_ROWS
 from anvil.engine.context import Buffers, Placement
 from anvil.engine.ports import Drive, Metadata
@@ -21,6 +21,7 @@ from anvil.model.layout import PARTITIONS
 from anvil.model.records import BlobId, BlobRef, OwnedMark, Owner, Ownership
 from anvil.model.shard import ShardPlace
 from anvil.tasks.inventory import Inventory, Met, missing_on, owners, take
+from anvil.tasks.several import side_by_side
 from anvil.tasks.survey import Survey
 from anvil.tasks.throttle import Throttle
 from anvil.tasks.verify import shard_sound
@@ -198,7 +199,7 @@ class Fsck:
         await self.throttle.take(copy[1].header.blob.geometry.shard_bytes)
         try:
             return await shard_sound(self._buffers, *copy)
-        except DriveFailed:
+        except (DriveFailed, SlowDown):
             return True
 
     async def _owned(self, owner: Owner, blob: BlobRef) -> bool:
@@ -213,9 +214,7 @@ class Fsck:
         while after is not None:
             page = await self._metadata.owned_blobs(after, OWNED_PAGE_ROWS)
             todo = iter(page.blobs)
-            async with asyncio.TaskGroup() as group:
-                for _ in range(FSCK_OPENS_IN_FLIGHT):
-                    group.create_task(self._some_rows(todo, report))
+            await side_by_side(FSCK_OPENS_IN_FLIGHT, partial(self._some_rows, todo, report))
             report.rows += len(page.blobs)
             after = page.next_after
 

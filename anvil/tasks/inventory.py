@@ -7,19 +7,19 @@ from it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Sequence
 
 import msgspec
 
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed
+from anvil.base.errors import AnvilError, BadRecord, Unavailable
 from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, SURVEY_OWNERS_MAX
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, Ownership
 from anvil.model.shard import ShardHeader, ShardPlace
+from anvil.tasks.several import side_by_side
 
 log = logging.getLogger("anvil.survey")
 
@@ -92,9 +92,7 @@ async def take(drives: Iterable[Drive], number: int) -> Inventory:
             else:
                 found.asked.append(drive)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(INVENTORY_DRIVES_IN_FLIGHT):
-            group.create_task(look())
+    await side_by_side(INVENTORY_DRIVES_IN_FLIGHT, look)
     return found
 
 
@@ -112,7 +110,7 @@ async def came(drive: Drive, blob_id: BlobId, index: int) -> bool:
         return await drive.open(blob_id, index) is not None
     except BadRecord:
         return False
-    except DriveFailed:
+    except Unavailable:
         return True
 
 

@@ -8,9 +8,9 @@ anywhere: what was raised is not met again. Needs buckets' keys and a writer ses
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import partial
 
 import msgspec
 
@@ -34,6 +34,7 @@ from anvil.model.records import (
     Owner,
 )
 from anvil.model.scheme import Scheme, scheme_for
+from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
 
 log = logging.getLogger("anvil.raise")
@@ -72,9 +73,7 @@ class SchemeRaiser:
         wanted = self._context.scheme()
         todo = iter([one for one in page.blobs if is_lower(one[1].scheme, scheme_for(one[1].size, wanted))])
         if after.table != "versions":  # whose rows nothing exchanges
-            async with asyncio.TaskGroup() as group:
-                for _ in range(RAISE_BLOBS_IN_FLIGHT):
-                    group.create_task(self._some(todo, raised))
+            await side_by_side(RAISE_BLOBS_IN_FLIGHT, partial(self._some, todo, raised))
         return page.next_after
 
     async def _some(self, todo: Iterator[tuple[Owner, BlobRef]], raised: Raised) -> None:

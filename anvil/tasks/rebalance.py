@@ -14,7 +14,6 @@ superfluous copies (`survey`), what was written short of shards (`repair`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -30,6 +29,7 @@ from anvil.model.records import BlobRef, Ownership
 from anvil.model.shard import ShardPlace
 from anvil.tasks.inventory import Inventory, Met, came, owners, take
 from anvil.tasks.repair import Places, Repairer, Result
+from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
 from anvil.tasks.verify import frame_sound, shard_sound
 
@@ -116,9 +116,7 @@ class Rebalancer:
                 await self._move(met, found, moved, written)
 
         try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(MOVE_BLOBS_IN_FLIGHT):
-                    group.create_task(work())
+            await side_by_side(MOVE_BLOBS_IN_FLIGHT, work)
         finally:
             await self._take_back(written)
 

@@ -8,7 +8,6 @@ damage (`engine/blobs_read.py`, `scrub`).
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
 from enum import StrEnum
@@ -21,6 +20,7 @@ from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
 from anvil.model.records import BlobId, BlobRef, Debt, Owner, Ownership
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
+from anvil.tasks.several import side_by_side
 from anvil.tasks.verify import frame_sound, shard_sound
 
 log = logging.getLogger("anvil.repair")
@@ -67,9 +67,7 @@ class Repairer:
                 if result in (Result.WAITING, Result.LOST):
                     unpaid.append(debt.blob.blob_id)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(REPAIR_BLOBS_IN_FLIGHT):
-                group.create_task(work())
+        await side_by_side(REPAIR_BLOBS_IN_FLIGHT, work)
         if unpaid:
             await self._metadata.debts_deferred(unpaid, self._retry_s)
         return results
@@ -81,17 +79,20 @@ class Repairer:
         if ownership is not Ownership.OWNED:
             await self._metadata.debt_paid(blob.blob_id, debt.missing)
             return Result.GONE
-        found = await self._locate(blob)
+        found, unsure = await self._locate(blob)
         suspects = [index for index in range(width) if debt.missing >> index & 1]
-        bad = [index for index in suspects if not await self._sound(found.get(index))]
-        healed = sum(1 << index for index in suspects if index not in bad)
+        sound: dict[int, bool | None] = {index: None if index in unsure else False for index in suspects}
+        for index in found.keys() & sound.keys():
+            sound[index] = await self._sound(found[index])
+        bad = [index for index, verdict in sound.items() if verdict is False]
+        healed = sum(1 << index for index, verdict in sound.items() if verdict)
         if healed:
             await self._metadata.debt_paid(blob.blob_id, healed)
         if not bad:
-            return Result.HEALTHY
+            return Result.WAITING if None in sound.values() else Result.HEALTHY
         good = {index: entry for index, entry in found.items() if index not in bad}
         if len(good) < blob.scheme.k:
-            return Result.WAITING if self.away(blob) else self._lost(blob)
+            return Result.WAITING if unsure or self.away(blob) else self._lost(blob)
         targets = self._targets(blob, bad, good)
         if not targets:
             return Result.WAITING
@@ -123,8 +124,10 @@ class Repairer:
         log.error("blob %s has fewer than %d good shards: its object cannot be read", blob.blob_id.hex(), blob.scheme.k)
         return Result.LOST
 
-    async def _locate(self, blob: BlobRef) -> Places:
+    async def _locate(self, blob: BlobRef) -> tuple[Places, set[int]]:
+        """Where shards are, and the indexes that a drive of another node may have, which did not answer just now."""
         found: Places = {}
+        unsure: set[int] = set()
         order = self._placement.order(blob.blob_id)
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
@@ -133,18 +136,36 @@ class Repairer:
                     continue
                 try:
                     place = await drive.open(blob.blob_id, index)
-                except (DriveFailed, BadRecord):
+                except BadRecord:
+                    continue
+                except Unavailable:
+                    if not drive.local:
+                        unsure.add(index)
                     continue
                 if place is not None:
                     found[index] = (drive, place)
                     break
-        return found
+        return found, unsure - found.keys()
 
-    async def _sound(self, entry: tuple[Drive, ShardPlace] | None) -> bool:
+    async def _sound(self, entry: tuple[Drive, ShardPlace]) -> bool | None:
+        """None where that cannot be learned now. A drive of another node that fails may be out of reach; if it answers in between and then
+        fails once more, it is the shard."""
+        drive, place = entry
         try:
-            return entry is not None and await shard_sound(self._buffers, *entry)
+            return await shard_sound(self._buffers, drive, place)
+        except DriveStalled:
+            return None
         except DriveFailed:
-            return False
+            if drive.local:
+                return False
+        try:
+            if await drive.open(place.header.blob.blob_id, place.header.index) is None:
+                return False
+            return await shard_sound(self._buffers, drive, place)
+        except DriveStalled:
+            return None
+        except (DriveFailed, BadRecord):
+            return None if not drive.readable else False
 
     def _targets(self, blob: BlobRef, bad: Iterable[int], good: Places) -> dict[int, Drive]:
         """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob, if

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from anvil.base.errors import AnvilError, DriveFailed
+from anvil.base.errors import AnvilError, DriveFailed, SlowDown
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, Ownership
@@ -28,6 +28,16 @@ from anvil.tasks.inventory import Inventory, Met, missing_on, owners, rank, take
 from anvil.tasks.verify import shard_sound
 
 log = logging.getLogger("anvil.survey")
+Ours = Callable[[Drive], bool]
+"""Whether what is on that drive is to be acted on."""
+
+
+def _any(drive: Drive) -> bool:
+    return True
+
+
+def _local(drive: Drive) -> bool:
+    return drive.local
 
 
 class Findings(msgspec.Struct):
@@ -66,27 +76,30 @@ class Survey:
         self._hold = hold
         self._settled = settled
 
-    async def partition(self, number: int, *, deep: bool) -> Findings:
+    async def partition(self, number: int, *, deep: bool, mine: bool = False) -> Findings:
         """One partition on all drives. `deep` reads and checks every byte on the drives of this node (each node reads what it has);
-        otherwise only presence and headers are looked at. Raises DatabaseUnavailable (nothing was decided)."""
+        otherwise only presence and headers are looked at. `mine`: what is on other nodes' drives is met, but left to them. Raises
+        DatabaseUnavailable (nothing was decided)."""
         found = await take(self._placement.drives.values(), number)
         findings = Findings(shards=found.shards)
-        self._nameless(found, findings)
+        ours = _local if mine else _any
+        self._nameless(found, findings, ours)
         if not found.named:
             return findings
         living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
         async for batch in owners(self._metadata, found.named):
             for met, ownership in batch:
                 if ownership is Ownership.OWNED:
-                    await self._check(met, found, findings, deep=deep)
+                    await self._check(met, found, findings, ours, deep=deep)
                 elif ownership is Ownership.NOBODY and met.header.session not in living:
-                    findings.orphans += await self._drop(met.header.blob.blob_id, met.places, "orphan")
+                    places = [place for place in met.places if ours(place[0])]
+                    findings.orphans += await self._drop(met.header.blob.blob_id, places, "orphan")
         return findings
 
-    def _nameless(self, found: Inventory, findings: Findings) -> None:
+    def _nameless(self, found: Inventory, findings: Findings, ours: Ours) -> None:
         """Nothing is left that says whose they are: readers of their objects tell, and the operator must know."""
         for blob_id, met in found.nameless:
-            for drive, index in met.rotten:
+            for drive, index in filter(lambda place: ours(place[0]), met.rotten):
                 self._events.damage("corrupt", drive.label, blob_id, index)
                 findings.corrupt += 1
 
@@ -105,7 +118,7 @@ class Survey:
         """Whether everybody who removes superfluous copies keeps the same ones."""
         return len(self._placement.layouts) == 1 and self._settled()
 
-    async def _check(self, met: Met, found: Inventory, findings: Findings, *, deep: bool) -> None:
+    async def _check(self, met: Met, found: Inventory, findings: Findings, ours: Ours, *, deep: bool) -> None:
         blob = met.header.blob
         order = self._placement.order(blob.blob_id)
         masks = {"missing": 0, "corrupt": 0}
@@ -115,7 +128,7 @@ class Survey:
             if copies := met.by_preference(nominal, index):
                 if nominal in found.asked and copies[0][0] is not nominal:
                     findings.misplaced += 1
-                if await self._check_copies(nominal, copies, rotten, findings, deep=deep):
+                if await self._check_copies(nominal, copies, rotten, findings, ours, deep=deep):
                     continue
                 kind, drive = "corrupt", copies[0][0]
             elif rotten:
@@ -123,6 +136,8 @@ class Survey:
             elif (lacking := await missing_on(self._placement, found, blob.blob_id, index)) is not None:
                 kind, drive = "missing", lacking
             else:
+                continue
+            if not ours(drive):
                 continue
             masks[kind] |= 1 << index
             self._events.damage(kind, drive.label, blob.blob_id, index)
@@ -134,6 +149,7 @@ class Survey:
         copies: list[tuple[Drive, ShardPlace]],
         rotten: list[Drive],
         findings: Findings,
+        ours: Ours,
         *,
         deep: bool,
     ) -> bool:
@@ -144,6 +160,7 @@ class Survey:
             # Never of the drive that keeps it, should it have been met there twice.
             spare = [other for other, _ in copies[1:] if other is not drive]
             spare += [other for other in rotten if other is not drive and rank(nominal, drive) < rank(nominal, other)]
+        spare = [other for other in spare if ours(other)]
         if not (spare or (deep and drive.local)):
             return True
         sound = await self._sound(drive, place)
@@ -165,5 +182,5 @@ class Survey:
         """None where that cannot be learned: the drive is the trouble, not the shard."""
         try:
             return await shard_sound(self._buffers, drive, place)
-        except DriveFailed:
+        except (DriveFailed, SlowDown):
             return None

@@ -161,7 +161,13 @@ class Surveyor:
             self._scrubbed = turn - 1
         self._scrubbed = max(self._scrubbed, turn - PARTITIONS)
         while self._scrubbed < turn:
-            await self._partition((self._scrubbed + 1) % PARTITIONS, deep=True)
+            number = (self._scrubbed + 1) % PARTITIONS
+            if self._placement.remote:
+                # All nodes are at this one now: each acts on what it has, and nobody moves what all of them would move.
+                await self._before()
+                await self._survey.partition(number, deep=True, mine=True)
+            else:
+                await self._partition(number, deep=True)
             self._scrubbed += 1
             await asyncio.sleep(SCRUB_FASTEST_PARTITION_S)
         return False

@@ -30,6 +30,8 @@ from anvil.shards.drive import LocalDrive
 from anvil.shards.nativeio import NativeJobs
 from anvil.shards.settings import DriveSettings
 from anvil.tasks.collect import Collector
+from anvil.tasks.fsck import Fsck
+from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 
@@ -68,6 +70,10 @@ def plain_spec(**fields: object) -> PutSpec:
     return PutSpec(attributes=Attributes(), verify=lambda digests: None, **fields)  # type: ignore[arg-type]
 
 
+async def nothing() -> None:
+    return
+
+
 class Bench:
     """The parts, by name."""
 
@@ -80,6 +86,8 @@ class Bench:
     bucket: Bucket
     repairer: Repairer
     survey: Survey
+    rebalancer: Rebalancer
+    fsck: Fsck
     layout: Layout
     hold = False  # as while a backup is taken
 
@@ -159,6 +167,8 @@ async def engine_bench(
     bench.engine = Engine(bench.context)
     bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for, retry_s=0.0)
     bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: bench.hold)
+    bench.rebalancer = Rebalancer(bench.metadata, placement, buffers, bench.repairer, bench.events, lambda: bench.hold)
+    bench.fsck = Fsck(bench.metadata, placement, buffers, bench.survey, nothing, bench.rebalancer.partition)
     bench.bucket = new_bucket()
     await bench.metadata.add_bucket(bench.bucket.bucket_id)
     try:

@@ -29,17 +29,13 @@ from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 from tests.contract.memory_drive import MemoryDrive
 from tests.contract.memory_metadata import MemoryMetadata
-from tests.support.engine import Bytes, Events, new_bucket, plain_spec
+from tests.support.engine import Bytes, Events, new_bucket, nothing, plain_spec
 
 SPARES = 2
 
 
 async def nothing_newer() -> bool:
     return False
-
-
-async def nothing() -> None:
-    return
 
 
 class Region:

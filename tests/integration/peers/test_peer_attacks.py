@@ -10,6 +10,7 @@ from base64 import b64encode
 import pytest
 
 from anvil.base import instruments
+from anvil.base.errors import SlowDown
 from anvil.base.ids import random_id
 from anvil.base.limits import GRPC_MESSAGE_BYTES_MAX, MIB, PEER_BATCH_OPS_MAX
 from anvil.peers import service
@@ -221,6 +222,26 @@ async def test_a_node_that_fell_silent_has_its_shard_taken_back(monkeypatch: pyt
         await live.write(bytes(MIB))
         await live.abort()
         asked.close()
+
+
+@on_loop
+async def test_a_node_that_asks_too_much_is_told_so_and_still_sees_how_the_drives_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PEER_CALLS_PER_NODE_MAX", 2)
+    drive = MemoryDrive(b"d" * 16)
+    async with served([drive]) as node, peers_of([node], times=QUICK) as peers:
+        remote = peers.drive(node.row_of(drive))
+        held = [await remote.create(make_header(2 * MIB)) for _ in range(2)]
+        with pytest.raises(SlowDown):
+            await remote.create(make_header(2 * MIB))
+        with pytest.raises(SlowDown):
+            await remote.open(random_id(), 0)
+        seen = peers.last_seen[node.node_id]
+        await until(lambda: peers.last_seen[node.node_id] > seen + 2 * QUICK.ping_s)
+        assert remote.readable and remote.writable
+        await held[0].abort()
+        await until(lambda: node.server.stats.requests_in_flight == 1)
+        assert await remote.open(random_id(), 0) is None
+        await held[1].abort()
 
 
 @on_loop

@@ -6,6 +6,8 @@ import asyncio
 import ctypes
 import gc
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -324,3 +326,23 @@ def test_many_tasks_share_a_small_pool() -> None:
         assert (buffers.used, buffers.waiting) == (0, 0)
 
     run(scenario)
+
+
+def test_what_is_freed_is_kept_when_asked_for() -> None:
+    """In a process of its own, since it is for the whole process: the second round meets no new pages."""
+    program = """
+import resource
+from anvil._ec.buffers import keep_freed
+assert keep_freed(8 << 20, 16 << 20)
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def rounds(count):
+    for _ in range(count):
+        bytearray(2 << 20)[::4096] = bytes(512)
+rounds(4)
+before = faults()
+rounds(50)
+print(faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) < 512, "one round's worth, of fifty"

@@ -9,7 +9,15 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from anvil.base.errors import DatabaseUnavailable, DataLost, NoSuchUpload, PreconditionFailed, ReadQuorumLost
+from anvil.base.errors import (
+    DatabaseUnavailable,
+    DataLost,
+    DriveFailed,
+    NoSuchUpload,
+    PreconditionFailed,
+    ReadQuorumLost,
+    SlowDown,
+)
 from anvil.engine.types import CompletePart
 from anvil.model.records import NO_CONDITION, Attributes, Condition
 from anvil.model.scheme import Scheme
@@ -139,6 +147,26 @@ def test_an_object_that_was_replaced_meanwhile_is_not_lost() -> None:
             async for _ in made.engine.read(made.bucket, info, 0, info.size):
                 pass
         assert await made.get("k") == b"another" * 1000
+
+    on_region(scenario)
+
+
+@pytest.mark.parametrize("operation", ["open", "read"])
+@pytest.mark.parametrize("error", [DriveFailed(), SlowDown()])
+def test_a_call_that_fails_on_the_way_says_nothing_about_the_shard(operation: str, error: Exception) -> None:
+    async def scenario(made: Region) -> None:
+        objects = {f"k{size}": data_of(size) for size in (5_000, 300_000, 2_500_000)}
+        for key, data in objects.items():
+            await made.put(key, data)
+        for number in (1, 2):
+            setattr(made.drives[number][0].faults, operation, error)
+        for key, data in objects.items():
+            assert await made.get(key) == data
+        setattr(made.drives[3][0].faults, operation, error)
+        with pytest.raises(ReadQuorumLost):
+            await made.get("k300000")
+        assert made.events.damages == []
+        assert list(await made.metadata.debts(10)) == []
 
     on_region(scenario)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -13,7 +12,6 @@ from anvil.base.errors import ShuttingDown
 from anvil.meta.migrate import Database
 from anvil.node.child import Plan
 from anvil.node.local import attach_drives, detach_drives, prepare_drives
-from anvil.shards.drive import LocalDrive
 from anvil.shards.nativeio import NativeJobs
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 from tests.postgres_fixture import Postgres
@@ -29,13 +27,13 @@ def test_no_drive_waits_for_anothers_threads(tmp_path: Path, postgres: Postgres)
 
     async def main() -> None:
         await prepare_drives(config, plan.regional_url, node_id)
-        placement = await attach_drives(plan, SESSION)
-        drives = [cast(LocalDrive, drive) for drive in placement.drives.values()]
+        _, attached = await attach_drives(plan, SESSION)
+        drives = list(attached.values())
         assert len({id(drive.executor) for drive in drives}) == 3
         for drive in drives:
             header = make_header()
             await drive.put(header, make_frames(header), make_footer())
-        await detach_drives(placement)
+        await detach_drives(drives)
         for drive in drives:
             with pytest.raises(ShuttingDown):
                 await drive.executor.run(NativeJobs().sync_folder("/", None))

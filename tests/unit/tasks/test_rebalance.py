@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from anvil.base.errors import DriveFailed, StorageFull
+from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull
 from anvil.model.layout import partition, slice_partitions
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
 from anvil.tasks.rebalance import Moved
 from anvil.tasks.repair import Result
+from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
 from tests.contract.memory_drive import MemoryDrive
 from tests.support.memory_region import Region, region
@@ -384,6 +385,70 @@ def test_a_nodes_scrub_reads_its_own_drives_only() -> None:
         assert await made.get("k") == data_of(3_000_000)
 
     on_region(scenario)
+
+
+def test_a_node_acts_on_what_it_has_when_all_of_them_look() -> None:
+    async def scenario(made: Region) -> None:
+        blobs = await filled(made)
+        large = blobs["large"]
+        mine = next(index for index in range(6) if made.nominal(large, index).local)
+        others = [index for index in range(6) if index != mine]
+        made.nominal(large, others[0]).lose(large.blob_id, others[0])
+        made.nominal(large, others[1]).damage_header(large.blob_id, others[1])
+        number = partition(large.blob_id)
+        found = await made.survey.partition(number, deep=True, mine=True)
+        assert (found.missing, found.corrupt) == (0, 0), "theirs"
+        own = made.nominal(large, mine).shards.pop((large.blob_id, mine))
+        found = await made.survey.partition(number, deep=True, mine=True)
+        assert (found.missing, found.corrupt) == (1, 0)
+        made.nominal(large, mine).shards[large.blob_id, mine] = own
+        await made.engine.delete_object(made.bucket, "large", NO_CONDITION)
+        for garbage in await made.metadata.garbage(10, 0.0):
+            await made.metadata.garbage_done([garbage.outbox_id])
+        await made.session.close()
+        assert (await made.survey.partition(number, deep=False, mine=True)).orphans == 1
+        assert not any(name[0] == large.blob_id for drive in made.drives[0] for name in drive.shards)
+        assert len([name for drive in made.all for name in drive.shards if name[0] == large.blob_id]) == 4
+
+    on_region(scenario)
+
+
+def test_a_call_that_fails_on_the_way_is_no_reason_to_rebuild() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(3_000_000))
+        index = next(index for index in range(6) if not made.nominal(blob, index).local)
+        remote = made.nominal(blob, index)
+        await made.metadata.add_debt([(await made.owner("k"), blob.blob_id, 1 << index)])
+        remote.faults.open = DriveFailed()
+        assert await made.repairer.run() == [Result.WAITING]
+        remote.faults.open, remote.faults.read = None, DriveStalled()
+        assert await made.repairer.run() == [Result.WAITING]
+        assert sum(len(made.holders(blob, number)) for number in range(6)) == 6
+        remote.faults.read = DriveFailed()  # it answers, and fails again: it is the shard
+        assert await made.repairer.run() == [Result.REPAIRED]
+        remote.faults.read = None
+        assert await made.get("k") == data_of(3_000_000)
+
+    on_region(scenario)
+
+
+def test_what_one_of_several_raises_is_raised_as_it_is() -> None:
+    async def main() -> None:
+        todo = iter(range(10))
+        done: list[int] = []
+
+        async def work() -> None:
+            for number in todo:
+                await asyncio.sleep(0)
+                if number == 4:
+                    raise DatabaseUnavailable
+                done.append(number)
+
+        with pytest.raises(DatabaseUnavailable):
+            await side_by_side(3, work)
+        assert len(done) < 9
+
+    asyncio.run(main())
 
 
 # -- pace, slices ---------------------------------------------------------------------------------------------------------------

@@ -70,11 +70,12 @@ class World:
     async def move(self, number: int) -> None:
         self.moved.append(number)
 
-    async def partition(self, number: int, *, deep: bool) -> Findings:
+    async def partition(self, number: int, *, deep: bool, mine: bool = False) -> Findings:
         if number == self.fail_at:
             raise DatabaseUnavailable
         self.clock_s += self.took_s
         self.looked.append((number, deep))
+        self.mine = mine
         return Findings(shards=1, misplaced=int(number in self.misplaced))
 
 
@@ -250,3 +251,12 @@ def test_a_slice_is_swept_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> N
     assert findings.shards == world.refreshed == len(numbers)
     assert set(world.rests) == {TOOK_S * (1 / SWEEP_BUSY_SHARE - 1)}
     assert world.surveyor.state.number == 0, "no pass of its own"
+
+
+def test_with_other_nodes_each_scrubs_what_it_has_and_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.placement.remote = True
+    world.misplaced = {50}
+    world.clock_s = 50.5 * TURN_S
+    run(world.surveyor.scrub())
+    assert (world.looked, world.mine, world.moved, world.refreshed) == ([(50, True)], True, [], 1)

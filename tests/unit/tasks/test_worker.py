@@ -84,7 +84,6 @@ def test_what_fails_is_given_back_and_does_not_end_the_loop() -> None:
 
     run(queue, work, lambda: len(queue.failed) == 2)
     assert {error for _, error in queue.failed} == {SlowDown.default, "broken"}
-    queue.waiting = [Task(7)]
 
 
 def test_a_queue_that_is_away_is_asked_again() -> None:
