@@ -350,7 +350,7 @@ class AnvilCluster:
         ]
         expected = {(blob_id, index) for blob_id, scheme in rows for index in range(Scheme.unpack(scheme).width)}
         held = Counter(
-            shard for number in range(len(self.nodes)) for drive in self.drives(number) for shard in shards_held(drive)
+            shard for number in self.members for drive in self.drives(number) for shard in shards_held(drive)
         )
         return Holdings(
             missing={blob_id.hex() for blob_id, index in expected if not held[blob_id, index]},
