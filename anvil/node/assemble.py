@@ -185,7 +185,7 @@ class Worker:
 
 async def build_worker(process: Child, link: WorkerLink) -> Worker:
     """Everything a request needs. Raises DatabaseUnavailable, DriveFailed."""
-    loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
+    loop, plan = asyncio.get_running_loop(), process.plan
     async with AsyncExitStack() as opened:
         metadata = RegionalStore(plan.regional_url, name=f"anvil {plan.name}", observe=_batch)
         opened.push_async_callback(metadata.close)

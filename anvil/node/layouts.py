@@ -149,8 +149,11 @@ class LayoutKeeper:
         """Whether the present layout is not one of these drives."""
         if not layouts:
             return True
-        width = min(self._width(wanted) + SPARE_DRIVES, len(wanted))
-        return set(layouts[-1].drives) != set(wanted) or layouts[-1].width != width
+        shards, present = self._width(wanted), layouts[-1]
+        width, primaries = min(shards + SPARE_DRIVES, len(wanted)), min(shards, len(wanted))
+        return (
+            set(present.drives) != set(wanted) or present.width != width or present.primaries not in (0, primaries)
+        )  # 0: made before that was written down
 
     def _width(self, drives: Sequence[LayoutDrive]) -> int:
         return self._scheme(drives).width

@@ -244,8 +244,9 @@ class Upkeep:
         instruments.TASKS.clear()
         instruments.TASK_OLDEST.clear()
         for row in await self._catalog.tasks.counts():
-            instruments.TASKS.labels(row.type, str(row.status)).set(row.number)
-            instruments.TASK_OLDEST.labels(row.type).inc(row.oldest_due_s)
+            instruments.TASKS.labels(row.type, str(row.status)).set(row.count)
+            if row.oldest_s is not None:
+                instruments.TASK_OLDEST.labels(row.type).set(row.oldest_s)
         await self._publish_usage()
         return False
 
