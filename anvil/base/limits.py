@@ -313,6 +313,7 @@ LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 HOLDINGS_READ_S: Final = 600.0  # how long an operator's command may count what is stored, before a node is given up
 MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
 MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
+RAISE_EVERY_S: Final = 60.0  # how often the leader looks whether older objects are to be written anew
 RAISE_BYTES_PER_S: Final = 64 * MIB  # of plaintext written anew by a higher scheme: nobody waits for it
 RAISE_BLOBS_IN_FLIGHT: Final = 2
 THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on

@@ -266,6 +266,14 @@ class RegionalStore:
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]
 
+    async def note(self, name: str, value: str) -> None:
+        """Remember something about the region, under a name of its own."""
+        await self.query(collect.NOTE_SQL, name, value)
+
+    async def noted(self, name: str) -> str | None:
+        rows = await self.query(collect.NOTED_SQL, name)
+        return rows[0][0] if rows else None
+
     async def hold_garbage(self, reason: str | None) -> None:
         """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None). Setting it takes HOLD_SETTLE_S: once this
         returns, no process unlinks anything, also none that was in the middle of a batch."""
