@@ -23,6 +23,7 @@ from anvil.base.limits import (
     HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
     UNHEALTHY_COUNTED,
+    UPLOADS_EXPIRED_MAX,
     USAGE_FOLD_ROWS_MAX,
 )
 from anvil.meta import collect, contents, listing, objects, owned, sessions, uploads, usage
@@ -185,6 +186,11 @@ class RegionalStore:
 
     async def replace_content(self, commit: ContentCommit) -> None:
         await self._replace_content.submit(commit)
+
+    async def expire_uploads(self, idle_s: float) -> int:
+        """Abort uploads in progress that were begun, and got their last part, longer ago than `idle_s`; UPLOADS_EXPIRED_MAX at most.
+        Returns how many."""
+        return len(await self.query(uploads.EXPIRE_SQL, int(idle_s * 1_000_000), UPLOADS_EXPIRED_MAX))
 
     # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
 

@@ -364,6 +364,7 @@ async def build_background(process: Child) -> BackgroundParts:
             membership.moved,
             Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
+            config.storage.uploads_expire_s,
         )
         worker = TaskWorker(
             catalog.tasks,

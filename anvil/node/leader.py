@@ -21,6 +21,7 @@ from anvil.base.limits import (
     RAISE_EVERY_S,
     SWEEP_EVERY_S,
     TASKS_KEEP_S,
+    UPLOADS_EVERY_S,
     WORK_SLICES,
 )
 from anvil.meta.cluster import ClusterTables
@@ -69,6 +70,8 @@ class Leader:
             await self._ask("usage")
         if self._is_due("buckets", BUCKET_CHANGE_STALE_S):
             await self._ask("buckets")
+        if self._is_due("uploads", UPLOADS_EVERY_S):
+            await self._ask("uploads")
         if self._is_due("survey", SWEEP_EVERY_S):
             await self._ask("survey", range(LAYOUT_SLICES), LAYOUT_SLICES)
         if self._is_due("raise", RAISE_EVERY_S):
