@@ -64,6 +64,7 @@ from anvil.node.membership import Membership
 from anvil.node.observe import EngineEvents, internode, request_finished, task_ended
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
+from anvil.node.raising import Raising
 from anvil.node.region import QuorumWatch, Region
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
@@ -346,7 +347,7 @@ async def build_background(process: Child) -> BackgroundParts:
         hold = Hold(metadata, config.storage.gc_grace_s)
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
-        leader = Leader(config, metadata, region.placement, catalog.tasks)
+        leader = Leader(config, metadata, region, catalog.tasks)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
@@ -363,8 +364,15 @@ async def build_background(process: Child) -> BackgroundParts:
             membership.moved,
             Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
+            config.storage.uploads_expire_s,
         )
-        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended)
+        worker = TaskWorker(
+            catalog.tasks,
+            plan.node_id.hex(),
+            config.node.region,
+            {**upkeep.work, "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers)},
+            task_ended,
+        )
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),

@@ -1,8 +1,9 @@
 """Tasks of the queue, done by whoever comes first: claimed, kept alive, completed or given back.
 
 Owns: one node's share of the queue: how many at a time, the pauses, the renewal of leases. Invariants: a task whose lease was lost is
-cancelled before its next step, and its end is not reported; one that fails goes back with a pause that grows; nothing that a task does
-wrong ends the loop. Handlers are idempotent: a task may be done twice, or by two at once. Not here: the queue (`meta/tasks.py`), the work.
+cancelled before its next step, and its end is not reported; one that fails goes back with a pause that grows; one that met something that
+is away for now (Unavailable) counts as done, since whoever leads asks again for what is still due, and soon; nothing that a task does wrong
+ends the loop. Handlers are idempotent: a task may be done twice, or by two at once. Not here: the queue (`meta/tasks.py`), the work.
 """
 
 from __future__ import annotations
@@ -98,6 +99,11 @@ class TaskWorker:
         except asyncio.CancelledError:
             self._ended(task, "retry", began)
             raise
+        except Unavailable as error:
+            log.warning("task %d (%s) is put off: %s", task.task_id, task.type, error)
+            await self._report(self._queue.complete(task), task)
+            self._ended(task, "retry", began)
+            return
         except Exception as error:
             if isinstance(error, AnvilError):
                 log.warning("task %d (%s): %s", task.task_id, task.type, error)
