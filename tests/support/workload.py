@@ -125,6 +125,11 @@ class Workload:
 
         wait_until(f"{count} more answers (so far {dict(self.done)}, failed: {self.failures[-3:]})", reached, deadline_s)
 
+    def go_round(self) -> None:
+        """Until every request that was under way has ended: what begins now knows of changed `targets`."""
+        before = [writer.steps for writer in self._writers]
+        wait_until("each thread went on", lambda: all(w.steps > n for w, n in zip(self._writers, before, strict=True)), 120)
+
     def assert_right(self) -> None:
         if self.wrong:
             raise Wrong(f"seed {self.seed}: {len(self.wrong)} wrong answers: {self.wrong[:5]}")
@@ -174,6 +179,7 @@ class _Writer:
         self._rng = random.Random(f"{load.seed}/{number}")
         self._clients: dict[int, Any] = {}
         self._made = 0
+        self.steps = 0
         self._writable: list[str] = []
         self.possible: dict[str, Possible] = {}
 
@@ -181,6 +187,7 @@ class _Writer:
         try:
             while not self._load.stopping:
                 self._step()
+                self.steps += 1
                 self._load.pause()
         except Exception as error:  # a mistake of this file must not look like a quiet success
             self._load.wrong.append(f"the load ended: {type(error).__name__}: {error}")
