@@ -25,7 +25,14 @@ from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
 from anvil.base.errors import DatabaseUnavailable, Unavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
-from anvil.base.limits import DRAIN_S, PEER_BUFFERS_BYTES_MAX, PEERS_DRAIN_S, PEERS_SETTLE_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.limits import (
+    DRAIN_S,
+    PEER_BUFFERS_BYTES_MAX,
+    PEERS_DRAIN_S,
+    PEERS_SETTLE_S,
+    REGIONAL_CONNECTIONS_MAX,
+    TASKS_AT_ONCE,
+)
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
@@ -75,6 +82,7 @@ from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
+from anvil.tasks.worker import Handler as TaskHandler
 from anvil.tasks.worker import TaskWorker
 
 log = logging.getLogger(__name__)
@@ -366,13 +374,14 @@ async def build_background(process: Child) -> BackgroundParts:
             config.node.data_path / "surveyed",
             config.storage.uploads_expire_s,
         )
-        worker = TaskWorker(
-            catalog.tasks,
-            plan.node_id.hex(),
-            config.node.region,
-            {**upkeep.work, "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers)},
-            task_ended,
-        )
+        patient: dict[str, TaskHandler] = {
+            "survey": upkeep.survey,
+            "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers),
+        }
+        workers = [
+            TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
+            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1))
+        ]
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
@@ -390,7 +399,7 @@ async def build_background(process: Child) -> BackgroundParts:
             [drive_probe(drive) for drive in region.local.values()],
             QuorumWatch(region),
             membership,
-            {**upkeep.tasks, "membership": membership.run, "tasks": worker.run},
+            {**upkeep.tasks, "membership": membership.run, "tasks": workers[0].run, "patient tasks": workers[1].run},
             upkeep.handlers,
             opened.pop_all().aclose,
         )

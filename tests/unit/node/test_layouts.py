@@ -43,6 +43,9 @@ class Region:
             self.left = [SliceRow(2, 0), SliceRow(2, 1)] if len(self.layouts) > 1 else []
         return following
 
+    async def advance_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout:
+        raise AssertionError("only at the start of a node that is alone")
+
     async def sessions_behind(self, version: int) -> int:
         return self.behind
 
