@@ -338,6 +338,7 @@ CHANNEL_PENDING_MAX: Final = 8192  # calls of one process waiting for an answer;
 CHANNEL_CALL_S: Final = 15.0  # longer than DATABASE_WAIT_S, so that the other side's own error arrives
 CHANNEL_RECONNECT_S: Final = 0.2
 CATALOG_PUSH_S: Final = 0.25  # how often the background process tells the workers that it has read the change log
+CATALOG_PAUSE_S: Final = 0.02  # at least so long between two readings, however many changes are notified
 CATALOG_WAIT_S: Final = 5.0  # how long a request waits for a fresh catalog before 503
 INVALIDATE_ACK_S: Final = 0.5  # how long creating or deleting a bucket waits for the other workers to forget its row
 HEARTBEAT_S: Final = 0.5  # how often a worker reports itself, and how often its loop's lag is sampled
@@ -383,6 +384,7 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
+assert CATALOG_PAUSE_S < CATALOG_PUSH_S
 assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
 assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S

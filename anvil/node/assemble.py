@@ -100,7 +100,8 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
     await prepare_drives(config, regional_url, node_id)
     async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, regional):
         await regional.fence(node_id)  # whoever wrote here before is gone: nothing of it waits for its lease
-        first = await catalog.admin.bootstrap(config.node.region)
+        api = config.api
+        first = await catalog.admin.bootstrap(config.node.region, api.announced_url, stated=bool(api.public_addrs))
     await await_layout(regional_url)
     return KeyPair(first.access_key, first.secret)
 
@@ -254,8 +255,7 @@ def _session(metadata: RegionalStore, plan: Plan, layouts: LayoutsInUse, known: 
 def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, GrpcApi]:
     """Both APIs over one engine."""
     config = process.config
-    endpoint = config.api.public_urls[0]
-    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, {config.node.region: endpoint})
+    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, config.api.public_urls[0])
     grpc = GrpcApi(
         services,
         Tokens(config.security.jwt_secret, time.time, link.catalog),

@@ -19,13 +19,13 @@ from anvil.api.finished import CLIENT_GONE, Observer
 from anvil.api.operations.caller import Services
 from anvil.api.s3 import features
 from anvil.api.s3.call import Call
-from anvil.api.s3.errors import classify, error_headers, error_xml
+from anvil.api.s3.errors import classify, error_headers, error_xml, redirect_endpoint
 from anvil.api.s3.ports import Authenticator, OpenBody
 from anvil.api.s3.request import Address, parse_address, parse_request
 from anvil.api.s3.routes import refuse, resolve
 from anvil.api.s3.xml import CONTENT_TYPE, Xml
 from anvil.auth.hosts import Hosts
-from anvil.base.errors import AnvilError
+from anvil.base.errors import AnvilError, PermanentRedirect
 from anvil.base.limits import DRAIN_BODY_BYTES_MAX, LINGER_S, READ_BYTES
 from anvil.net.stream import Headers, RequestHead, Stream
 
@@ -141,6 +141,9 @@ class S3Api:
 
     async def _fail(self, call: Call, error: Exception) -> None:
         face = classify(error)
+        if isinstance(error, PermanentRedirect) and (url := error.fields.get("Endpoint")):
+            virtual = self._virtual_bucket is not None and self._virtual_bucket(call.stream.head.authority) is not None
+            error.fields["Endpoint"] = redirect_endpoint(str(url), str(error.fields["Bucket"]), virtual=virtual)
         call.error_code = face.code
         if not isinstance(error, AnvilError):
             log.error("request %s (%s) failed", call.request_id, call.operation, exc_info=error)

@@ -208,6 +208,9 @@ class FakeCatalog:
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
         return [bucket for _, bucket in sorted(self.rows.items()) if bucket.tenant.tenant_id == tenant_id]
 
+    async def regions(self) -> Mapping[str, str]:
+        return {REGION: "https://us.example.com", "eu-west-1": "https://eu.example.com:8443", "mars-1": ""}
+
     async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:
         found = self.rows.get(name)
         if found is not None:
@@ -234,7 +237,6 @@ class World:
             authorizer=FakeAuthorizer(),
             rights=None,  # type: ignore[arg-type]  # S3 has no operation that changes any
             region=REGION,
-            endpoints={"eu-west-1": "https://eu.example.com"},
         )
         self.api = S3Api(
             services,
