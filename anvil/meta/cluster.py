@@ -44,15 +44,15 @@ _REGISTER_SQL: Final = """
     INSERT INTO nodes AS n (node_id, name, zone, address, state) VALUES ($1, $2, $3, $4, 'joining')
     ON CONFLICT (node_id) DO UPDATE SET
         name = EXCLUDED.name, zone = EXCLUDED.zone, address = EXCLUDED.address,
-        state = CASE WHEN n.state IN ('down', 'removed') THEN 'joining' ELSE n.state END,
-        since_us = CASE WHEN n.state IN ('down', 'removed') THEN now_us() ELSE n.since_us END,
-        lease_until = CASE WHEN n.state IN ('down', 'removed') THEN NULL ELSE n.lease_until END"""
+        state = CASE n.state WHEN 'removed' THEN 'joining' ELSE n.state END,
+        since_us = CASE n.state WHEN 'removed' THEN now_us() ELSE n.since_us END,
+        lease_until = CASE n.state WHEN 'removed' THEN NULL ELSE n.lease_until END"""
 _RENEW_SQL: Final = """
     UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2)
     WHERE node_id = $1 AND state <> 'removed' RETURNING true"""
 _MARK_DOWN_SQL: Final = """
     UPDATE nodes SET state = 'down', since_us = now_us()
-    WHERE state IN ('joining', 'active', 'draining') AND lease_until < clock_timestamp() RETURNING node_id"""
+    WHERE state IN ('joining', 'active') AND lease_until < clock_timestamp() RETURNING node_id"""
 _STATE_SQL: Final = """
     UPDATE nodes SET state = $2, since_us = now_us() WHERE node_id = $1 AND state = ANY ($3::text[]) RETURNING true"""
 
@@ -172,7 +172,8 @@ class ClusterTables:
     # -- nodes --------------------------------------------------------------------------------------------------------
 
     async def register_node(self, node_id: NodeId, name: str, zone: str = "", address: str = "") -> None:
-        """Joining, unless it is active or draining. One that was down or removed joins again, without a lease at first. Idempotent."""
+        """Joining, if it is new or was removed, without a lease at first. One that is down stays so until it holds a lease again: a start
+        may take long, and meanwhile nothing of what it holds is to be moved. Idempotent."""
         await self._query(_REGISTER_SQL, node_id, name, zone, address)
 
     async def renew_node(self, node_id: NodeId, lease_s: float) -> bool:
@@ -180,7 +181,8 @@ class ClusterTables:
         return bool(await self._query(_RENEW_SQL, node_id, lease_s))
 
     async def mark_down(self) -> Sequence[NodeId]:
-        """Take the nodes out whose lease ran out. Returns those that this call took. One that never had a lease is left alone."""
+        """Take the nodes out whose lease ran out. Returns those that this call took. One that never had a lease is left alone, and one that
+        drains goes on doing so, though nobody reaches it: else it would be taken back when it returns."""
         return [row[0] for row in await self._query(_MARK_DOWN_SQL)]
 
     async def set_state(self, node_id: NodeId, state: NodeState, *, when: Sequence[NodeState]) -> bool:

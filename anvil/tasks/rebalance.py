@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 
 class Moved(msgspec.Struct):
-    """Shards that were copied and `rebuilt` (with the `bytes` of both). What is left: `waiting`, for a drive that failed, is full or cannot be
-    reached from here; `away`, whose own drive is down, so that they stay where they are; `lost`, of blobs with too few good shards
+    """Shards that were copied and `rebuilt` (with the `bytes` of both). What is left: `waiting`, for a drive that failed, is full or not to
+    be reached from here; `away`, whose own drive is down, so that they stay where they are; `lost`, of blobs with too few good shards
     anywhere."""
 
     shards: int = 0
