@@ -8,7 +8,8 @@ Leaders. Whoever holds the advisory lock of `lead` acts for the region. The lock
 learns of it at its next call, while another leads already. So nothing here depends on there being one. Each action is one statement that
 says in its own conditions what must still hold (a lease that ran out, a state out of which a node is taken, a layout that is still the
 current one, slices that are all done), under the row's lock. Of two leaders the second finds the condition gone and changes nothing; an
-action that comes late is either still right or has no effect. The lock spares work, and keeps two from undoing each other for long.
+action that comes late is either still right or has no effect. The lock spares work, and keeps two from undoing each other for long. One who
+hangs, or whose machine is gone without a word, would keep it for hours: the server ends a connection on which nothing is asked.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import asyncpg
 import msgspec
 
 from anvil.base.errors import DatabaseUnavailable
-from anvil.base.limits import BATCH_RETRIES_MAX, DATABASE_WAIT_S, LAYOUT_HISTORY_MAX, LAYOUT_SLICES
+from anvil.base.limits import BATCH_RETRIES_MAX, DATABASE_WAIT_S, LAYOUT_HISTORY_MAX, LAYOUT_SLICES, LEADER_SILENT_S
 from anvil.meta.coalesce import Rows, call
 from anvil.meta.link import Link
 from anvil.model.cluster import (
@@ -137,13 +138,20 @@ class ClusterTables:
 
     Calls wait up to `wait_s` for a database that is away, then raise DatabaseUnavailable; what they were to change may have happened all
     the same, and every call may be repeated. `changed`: called on every change of nodes (not of their leases), drives and layouts, and
-    when the connection was made, since changes may have been missed before; must neither take long nor raise.
+    when the connection was made, since changes may have been missed before; must neither take long nor raise. `idle_s`: the connection ends
+    when nothing was asked for so long, and the leader's lock with it.
     """
 
     def __init__(
-        self, url: str, *, name: str = "anvil", wait_s: float = DATABASE_WAIT_S, changed: Callable[[], None] | None = None
+        self,
+        url: str,
+        *,
+        name: str = "anvil",
+        wait_s: float = DATABASE_WAIT_S,
+        changed: Callable[[], None] | None = None,
+        idle_s: float = LEADER_SILENT_S,
     ) -> None:
-        self._link = Link(url, f"{name} cluster", on_connect=self._connected)
+        self._link = Link(url, f"{name} cluster", on_connect=self._connected, idle_s=idle_s)
         self._wait_s = wait_s
         self._changed = changed
         self._decode = msgspec.json.Decoder(_Seen).decode

@@ -240,6 +240,19 @@ def test_one_leads_until_its_connection_ends(postgres: Postgres) -> None:
     asyncio.run(main())
 
 
+def test_a_leader_that_hangs_is_followed_by_another(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres) as (_, [second], url), ClusterTables(url, idle_s=0.2) as hung:
+            assert await hung.lead()
+            async with asyncio.timeout(10):
+                while not await second.lead():
+                    await asyncio.sleep(0.01)
+            assert not await hung.lead(), "when it goes on it has another connection"
+            assert (await hung.view()).nodes == ()
+
+    asyncio.run(main())
+
+
 def test_who_listens_is_told_of_changes_but_not_of_leases(postgres: Postgres) -> None:
     async def main() -> None:
         async with tables(postgres, many=1) as (beside, [region], url):
