@@ -279,6 +279,7 @@ REPAIR_DELAY_S_DEFAULT: Final = (
 )
 NODE_LEASE_S: Final = 6.0  # a node that has not renewed for so long is down
 NODE_RENEW_S: Final = 2.0
+LEADER_SILENT_S: Final = 20.0  # a leader that asks its database nothing for so long is one no more
 VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
@@ -363,6 +364,7 @@ assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, 
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert DATABASE_WAIT_S + VIEW_EVERY_S < LEADER_SILENT_S, "the other database may be waited for"
 assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
 assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
 assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX

@@ -359,13 +359,13 @@ async def build_background(process: Child) -> BackgroundParts:
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
-        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold, away=region.away)
         upkeep = Upkeep(
             catalog,
             metadata,
             region.placement,
             hold,
-            Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
+            Collector(metadata, region.placement, config.storage.gc_grace_s, hold, region.away),
             repairer,
             surveying,
             rebalancer,

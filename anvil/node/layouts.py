@@ -118,8 +118,11 @@ class LayoutKeeper:
     def wanted(self, view: ClusterView) -> tuple[LayoutDrive, ...]:
         """The drives that should hold data, by id."""
         nodes = {node.node_id: node for node in view.nodes}
-        staying = {node.node_id for node in view.nodes if self._stays(node)}
-        lost = {node.node_id for node in view.nodes if node.state is NodeState.DOWN and self._given_up(node)}
+        held = {drive.node_id for drive in view.layout.drives} if view.layouts else set[bytes]()
+        # One that is down is not brought in: it stays where it is, or has left.
+        down = {node.node_id: node for node in view.nodes if node.state is NodeState.DOWN and node.node_id in held}
+        lost = {node_id for node_id, node in down.items() if self._given_up(node)}
+        staying = {node.node_id for node in view.nodes if self._stays(node)} | (down.keys() - lost)
         drives = [drive for drive in view.drives if drive.state != "gone"]
 
         def of(chosen: set[bytes]) -> tuple[LayoutDrive, ...]:
@@ -138,7 +141,7 @@ class LayoutKeeper:
     def _stays(self, node: NodeRow) -> bool:
         if node.state is NodeState.JOINING:
             return node.leased
-        return node.state is NodeState.ACTIVE or (node.state is NodeState.DOWN and not self._given_up(node))
+        return node.state is NodeState.ACTIVE
 
     def _given_up(self, node: NodeRow) -> bool:
         return node.lease_left_s is not None and -node.lease_left_s > self._repair_delay_s
