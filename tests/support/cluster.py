@@ -369,10 +369,11 @@ class AnvilCluster:
 
     def wait_clean(self, deadline_s: float = HEAL_S) -> None:
         """Until every shard that a row names is on exactly one drive, and there is no other one. Nothing may be writing."""
-        self.look()
-        self.wait_healthy(deadline_s)
         end = time.monotonic() + deadline_s
-        while (found := self.holdings()) != CLEAN:
+        while True:
+            self.look()  # again and again: what a repair has made twice is met by the next one
+            self.wait_healthy(deadline_s)
+            if (found := self.holdings()) == CLEAN:
+                return
             counts = {name: len(blobs) for name, blobs in found._asdict().items()}
             assert time.monotonic() < end, f"not clean within {deadline_s:g} s: {counts}, debts {self.debts()}: {found}"
-            time.sleep(0.5)
