@@ -185,6 +185,10 @@ DATABASE_WAIT_S: Final = 10.0  # how long a request waits for a database that is
 STATEMENT_TIMEOUT_S: Final = 30.0
 SESSION_LEASE_S: Final = 30.0
 SESSION_RENEW_S: Final = 10.0
+SESSION_ROTATE_S: Final = (
+    24 * 3600.0
+)  # shards of deleted blobs that a drive brings back are known for orphans at the latest after this ...
+SESSION_RETIRE_S: Final = 24 * 3600.0  # ... and this: how long one write may take, at 60 KB/s for the largest
 CATALOG_FRESH_S: Final = 1.0
 REGIONAL_CONNECTIONS_MAX: Final = 3  # per worker
 BATCH_SCAN_ROWS_MAX: Final = 1024  # waiting rows looked at to fill one batch (rows of a key already in it are passed over)
