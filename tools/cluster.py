@@ -68,6 +68,12 @@ class Node:
     def runs(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def identity(self) -> str:
+        """Its id, as `anvil admin node list` shows it."""
+        file = self.data_dir / "node-id"
+        return file.read_text().strip() if file.exists() else ""
+
     def launch(self) -> None:
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches the runner, which stops nodes before the database.
@@ -216,10 +222,10 @@ class Cluster:
             return f"{name}: {verb}"
 
     def status(self) -> str:
-        lines = [f"{'node':6} {'supervisor':>10}  {'endpoint':24} {'log'}"]
+        lines = [f"{'node':6} {'id':10} {'supervisor':>10}  {'endpoint':24} {'log'}"]
         for node in self.nodes:
             pid = str(node.process.pid) if node.process is not None and node.runs else "-"
-            lines.append(f"n{node.number:<5} {pid:>10}  {node.endpoint:24} {node.log}")
+            lines.append(f"n{node.number:<5} {node.identity[:8]:10} {pid:>10}  {node.endpoint:24} {node.log}")
         return "\n".join(lines)
 
 

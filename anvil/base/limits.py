@@ -185,6 +185,10 @@ DATABASE_WAIT_S: Final = 10.0  # how long a request waits for a database that is
 STATEMENT_TIMEOUT_S: Final = 30.0
 SESSION_LEASE_S: Final = 30.0
 SESSION_RENEW_S: Final = 10.0
+SESSION_ROTATE_S: Final = (
+    24 * 3600.0
+)  # shards of deleted blobs that a drive brings back are known for orphans at the latest after this ...
+SESSION_RETIRE_S: Final = 24 * 3600.0  # ... and this: how long one write may take, at 60 KB/s for the largest
 CATALOG_FRESH_S: Final = 1.0
 REGIONAL_CONNECTIONS_MAX: Final = 3  # per worker
 BATCH_SCAN_ROWS_MAX: Final = 1024  # waiting rows looked at to fill one batch (rows of a key already in it are passed over)
@@ -245,6 +249,9 @@ FSCK_EXAMPLES: Final = 20  # of each kind of trouble that fsck names
 FSCK_OPENS_IN_FLIGHT: Final = 16  # blobs of rows being looked for at a time
 FSCK_BYTES_PER_S: Final = 256 * MIB  # read by a deep check
 OWNED_PAGE_ROWS: Final = 1000  # read at a time by who walks all rows that own a blob
+UPLOADS_EVERY_S: Final = 600.0  # how often uploads that nobody goes on with are looked for
+UPLOADS_EXPIRE_S_DEFAULT: Final = 7 * 24 * 3600.0  # longer than any upload that is still being worked on pauses
+UPLOADS_EXPIRED_MAX: Final = 100  # aborted by one statement: each takes up to 10,000 parts with it
 SESSIONS_EVERY_S: Final = 5.0  # how often leases are looked at: a dead worker's leftovers are collected soon after
 SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
@@ -276,6 +283,7 @@ REPAIR_DELAY_S_DEFAULT: Final = (
 )
 NODE_LEASE_S: Final = 6.0  # a node that has not renewed for so long is down
 NODE_RENEW_S: Final = 2.0
+LEADER_SILENT_S: Final = 20.0  # a leader that asks its database nothing for so long is one no more
 VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
@@ -313,6 +321,7 @@ LAYOUT_HISTORY_MAX: Final = 100  # how many layouts are shown
 HOLDINGS_READ_S: Final = 600.0  # how long an operator's command may count what is stored, before a node is given up
 MOVE_BYTES_PER_S: Final = 128 * MIB  # read by the movers of a node: half of what a disk gives, an eighth of a 10 Gb/s link
 MOVE_BLOBS_IN_FLIGHT: Final = 4  # copied at a time: a copy waits for one disk and then for another
+RAISE_EVERY_S: Final = 60.0  # how often the leader looks whether older objects are to be written anew
 RAISE_BYTES_PER_S: Final = 64 * MIB  # of plaintext written anew by a higher scheme: nobody waits for it
 RAISE_BLOBS_IN_FLIGHT: Final = 2
 THROTTLE_STEP_S: Final = 0.005  # what is ahead of its rate by less goes on
@@ -359,6 +368,7 @@ assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, 
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert DATABASE_WAIT_S + VIEW_EVERY_S < LEADER_SILENT_S, "the other database may be waited for"
 assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
 assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
 assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX

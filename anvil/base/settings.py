@@ -26,6 +26,7 @@ from anvil.base.limits import (
     GC_GRACE_S_DEFAULT,
     REPAIR_DELAY_S_DEFAULT,
     SECRET_CHARS_MIN,
+    UPLOADS_EXPIRE_S_DEFAULT,
 )
 
 REDACTED = "[redacted]"
@@ -222,6 +223,15 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ge=0,
         ),
     ] = GC_GRACE_S_DEFAULT
+    uploads_expire_s: Annotated[
+        float,
+        _setting(
+            "ANVIL_UPLOADS_EXPIRE_S",
+            "Seconds after which a multipart upload that got no part meanwhile is aborted, with all its parts; 0 keeps them for ever.",
+            example="86400",
+            ge=0,
+        ),
+    ] = UPLOADS_EXPIRE_S_DEFAULT
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -106,6 +106,11 @@ class Placement:
         by_index = self._by_index[-1]
         return [by_index[index] for index in self.layouts[-1].order(blob_id)]
 
+    def listed(self, number: int) -> set[Drive]:
+        """The drives that any layout lists for that partition, as far as they are known."""
+        rows = zip(self.layouts, self._by_index, strict=True)
+        return {drive for layout, by_index in rows for index in layout.row(number) if (drive := by_index[index]) is not None}
+
     def homes(self, blob_id: BlobId, index: int) -> list[Drive | None]:
         """Where that shard belongs by each layout, the newest first. It is missing only if all of them were asked: while one cannot be, it
         may be there."""

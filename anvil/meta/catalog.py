@@ -184,6 +184,11 @@ class GlobalCatalog:
             raise BucketAlreadyOwnedByYou
         return self._bucket_from(rows[0])
 
+    async def bucket_by_id(self, bucket_id: BucketId) -> Bucket | None:
+        """For background work, which knows rows and no names; whatever its state."""
+        rows = await self.query(_BY_ID_SQL, bucket_id)
+        return self._bucket_from(rows[0]) if rows else None
+
     async def delete_bucket(self, bucket: Bucket) -> None:
         if bucket.region != self._region:
             raise PermanentRedirect(Bucket=bucket.name, Region=bucket.region)  # nothing here can tell whether it is empty

@@ -105,6 +105,10 @@ DUE_SLICES_SQL: Final = """
     SELECT DISTINCT false, get_byte(blob_id, 0) * $1 / 256
     FROM (SELECT blob_id FROM degraded WHERE due_us <= now_us() ORDER BY due_us, since_us LIMIT $3) AS d"""
 
+NOTE_SQL: Final = """
+    INSERT INTO settings (name, value) VALUES ($1, to_jsonb($2::text))
+    ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, changed_us = now_us()"""
+NOTED_SQL: Final = "SELECT value #>> '{}' FROM settings WHERE name = $1"
 HOLD_SQL: Final = """
     INSERT INTO settings (name, value) VALUES ('backup_hold', to_jsonb($1::text))
     ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, changed_us = now_us()"""

@@ -23,6 +23,7 @@ from anvil.base.limits import (
     HOLD_SETTLE_S,
     REGIONAL_CONNECTIONS_MAX,
     UNHEALTHY_COUNTED,
+    UPLOADS_EXPIRED_MAX,
     USAGE_FOLD_ROWS_MAX,
 )
 from anvil.meta import collect, contents, listing, objects, owned, sessions, uploads, usage
@@ -186,6 +187,11 @@ class RegionalStore:
     async def replace_content(self, commit: ContentCommit) -> None:
         await self._replace_content.submit(commit)
 
+    async def expire_uploads(self, idle_s: float) -> int:
+        """Abort uploads in progress that were begun, and got their last part, longer ago than `idle_s`; UPLOADS_EXPIRED_MAX at most.
+        Returns how many."""
+        return len(await self.query(uploads.EXPIRE_SQL, int(idle_s * 1_000_000), UPLOADS_EXPIRED_MAX))
+
     # -- writer sessions (on the connection of the commits: if it is stuck, the lease had better run out) -----------------
 
     async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
@@ -265,6 +271,14 @@ class RegionalStore:
 
     async def ownership(self, blobs: Sequence[tuple[Owner, BlobId]]) -> Sequence[Ownership]:
         return [Ownership(row[0]) for row in await self.query(collect.OWNERSHIP_SQL, *collect.pack_owners(blobs))]
+
+    async def note(self, name: str, value: str) -> None:
+        """Remember something about the region, under a name of its own."""
+        await self.query(collect.NOTE_SQL, name, value)
+
+    async def noted(self, name: str) -> str | None:
+        rows = await self.query(collect.NOTED_SQL, name)
+        return rows[0][0] if rows else None
 
     async def hold_garbage(self, reason: str | None) -> None:
         """Stop all unlinking while a backup runs (`reason` says whose), or end the hold (None). Setting it takes HOLD_SETTLE_S: once this

@@ -39,6 +39,18 @@ from anvil.model.records import (
     UploadsQuery,
 )
 
+# A completion that is under way holds the row: when it is through, the row is no upload in progress any more, and is passed over. A part
+# that is being committed in this very moment goes with the upload, as it would if it had come a moment later.
+EXPIRE_SQL: Final = """
+    WITH idle AS MATERIALIZED (
+        SELECT x.bucket_id, x.upload_id FROM uploads x
+        WHERE x.version_id IS NULL AND x.initiated_us < now_us() - $1::bigint AND NOT EXISTS (
+            SELECT FROM parts p WHERE p.bucket_id = x.bucket_id AND p.upload_id = x.upload_id AND p.modified_us >= now_us() - $1::bigint)
+        ORDER BY x.bucket_id, x.key, x.initiated_us, x.upload_id LIMIT $2
+    )
+    DELETE FROM uploads u USING idle i
+    WHERE u.bucket_id = i.bucket_id AND u.upload_id = i.upload_id AND u.version_id IS NULL RETURNING true"""
+
 
 class UploadCommit(msgspec.Struct, frozen=True):
     """An upload to create (`record`), or to abort (`record` is None)."""

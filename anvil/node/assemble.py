@@ -25,7 +25,14 @@ from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
 from anvil.base.errors import DatabaseUnavailable, Unavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
-from anvil.base.limits import DRAIN_S, PEER_BUFFERS_BYTES_MAX, PEERS_DRAIN_S, PEERS_SETTLE_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.limits import (
+    DRAIN_S,
+    PEER_BUFFERS_BYTES_MAX,
+    PEERS_DRAIN_S,
+    PEERS_SETTLE_S,
+    REGIONAL_CONNECTIONS_MAX,
+    TASKS_AT_ONCE,
+)
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
@@ -64,6 +71,7 @@ from anvil.node.membership import Membership
 from anvil.node.observe import EngineEvents, internode, request_finished, task_ended
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
+from anvil.node.raising import Raising
 from anvil.node.region import QuorumWatch, Region
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
@@ -74,6 +82,7 @@ from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
+from anvil.tasks.worker import Handler as TaskHandler
 from anvil.tasks.worker import TaskWorker
 
 log = logging.getLogger(__name__)
@@ -352,25 +361,33 @@ async def build_background(process: Child) -> BackgroundParts:
         hold = Hold(metadata, config.storage.gc_grace_s)
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
-        leader = Leader(config, metadata, region.placement, catalog.tasks)
+        leader = Leader(config, metadata, region, catalog.tasks)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
-        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold, away=region.away)
         upkeep = Upkeep(
             catalog,
             metadata,
             region.placement,
             hold,
-            Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
+            Collector(metadata, region.placement, config.storage.gc_grace_s, hold, region.away),
             repairer,
             surveying,
             rebalancer,
             membership.moved,
             Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
+            config.storage.uploads_expire_s,
         )
-        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended)
+        patient: dict[str, TaskHandler] = {
+            "survey": upkeep.survey,
+            "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers),
+        }
+        workers = [
+            TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
+            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1))
+        ]
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
@@ -388,7 +405,7 @@ async def build_background(process: Child) -> BackgroundParts:
             [drive_probe(drive) for drive in region.local.values()],
             QuorumWatch(region),
             membership,
-            {**upkeep.tasks, "membership": membership.run, "tasks": worker.run},
+            {**upkeep.tasks, "membership": membership.run, "tasks": workers[0].run, "patient tasks": workers[1].run},
             upkeep.handlers,
             opened.pop_all().aclose,
         )

@@ -18,11 +18,12 @@ from anvil.base.limits import (
     COLLECT_EVERY_S,
     FOLD_USAGE_EVERY_S,
     LAYOUT_SLICES,
+    RAISE_EVERY_S,
     SWEEP_EVERY_S,
     TASKS_KEEP_S,
+    UPLOADS_EVERY_S,
     WORK_SLICES,
 )
-from anvil.engine.context import Placement
 from anvil.meta.cluster import ClusterTables
 from anvil.meta.regional import RegionalStore
 from anvil.meta.tasks import TaskQueue
@@ -30,6 +31,8 @@ from anvil.model.cluster import ClusterView
 from anvil.model.layout import slice_partitions
 from anvil.model.task import Payload
 from anvil.node.layouts import LayoutKeeper
+from anvil.node.raising import RAISED, calm
+from anvil.node.region import Region
 
 log = logging.getLogger("anvil.leader")
 
@@ -41,14 +44,14 @@ class Leader:
         self,
         config: Config,
         metadata: RegionalStore,
-        placement: Placement,
+        region: Region,
         queue: TaskQueue,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._region = config.node.region
         self._grace_s = config.storage.gc_grace_s
         self._metadata = metadata
-        self._placement = placement
+        self._here = region
         self._queue = queue
         self._now_s = now_s
         self._due: dict[str, float] = {}
@@ -67,8 +70,12 @@ class Leader:
             await self._ask("usage")
         if self._is_due("buckets", BUCKET_CHANGE_STALE_S):
             await self._ask("buckets")
+        if self._is_due("uploads", UPLOADS_EVERY_S):
+            await self._ask("uploads")
         if self._is_due("survey", SWEEP_EVERY_S):
             await self._ask("survey", range(LAYOUT_SLICES), LAYOUT_SLICES)
+        if self._is_due("raise", RAISE_EVERY_S):
+            await self._raise()
         if self._is_due("queue", COLLECT_EVERY_S):
             await self._queue.reap()
             await self._queue.prune(TASKS_KEEP_S)
@@ -79,6 +86,11 @@ class Leader:
             return False
         self._due[what] = now + every_s
         return True
+
+    async def _raise(self) -> None:
+        """Have older objects written anew when the scheme is another than they were last brought to, and nothing else is going on."""
+        if calm(self._here) and await self._metadata.noted(RAISED) != str(self._here.scheme):
+            await self._ask("raise")
 
     async def _relay(self) -> None:
         """From the regional outbox and the debts to tasks."""
@@ -97,7 +109,7 @@ class Leader:
     async def _held(self) -> frozenset[int] | None:
         """The partitions of which any drive holds anything; None where one cannot be asked."""
         held: set[int] = set()
-        for drive in self._placement.drives.values():
+        for drive in self._here.placement.drives.values():
             try:
                 held |= await drive.partitions()
             except AnvilError:

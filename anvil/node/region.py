@@ -47,6 +47,15 @@ class Region:
         if view.layout.version != before.layout.version:
             log.info("a new layout is in use", extra={"version": view.layout.version, "drives": len(view.layout.drives)})
 
+    def away(self, drive: Drive) -> bool:
+        """Whether a drive that is not readable here is so for all of the region: its node is down, or answers and says so itself. Else it
+        is the way from here to there."""
+        node_id = next((one.node_id for one in self.view.drives if one.drive_id == drive.drive_id), b"")
+        node = self.view.node(node_id)
+        if drive.local or node is None or not node.leased or node.state in (NodeState.DOWN, NodeState.REMOVED):
+            return True
+        return self.peers is not None and self.peers.reachable(node_id)
+
     def _drives(self, view: ClusterView) -> dict[DriveId, Drive]:
         """The local ones first."""
         drives: dict[DriveId, Drive] = {**self.local}

@@ -110,6 +110,7 @@ class Upkeep:
         moved: Progress,
         checking: Checking,
         surveyed: Path,
+        uploads_expire_s: float,
     ) -> None:
         self._catalog = catalog
         self._metadata = metadata
@@ -121,6 +122,7 @@ class Upkeep:
         self._moved = moved
         self._checking = checking
         self._surveyed = surveyed
+        self._uploads_expire_s = uploads_expire_s
         self._live: frozenset[SessionId] | None = None
         self._unfinished = False  # recovery has left something that may be a leftover when it is older
         self._freed = asyncio.Event()
@@ -147,14 +149,14 @@ class Upkeep:
 
     @property
     def work(self) -> dict[str, TaskHandler]:
-        """By type, what this node does of the queue."""
+        """By type, what this node does of the queue; `survey`, which takes its time, excepted."""
         return {
             "collect": self.collect,
             "repair": self.repair,
             "rebalance": self.rebalance,
-            "survey": self.survey,
             "usage": self.usage,
             "buckets": self.buckets,
+            "uploads": self.uploads,
         }
 
     @property
@@ -292,6 +294,13 @@ class Upkeep:
     async def buckets(self, payload: Payload) -> None:
         """Finish creations and deletions of buckets that lost their worker."""
         await self._catalog.resume_bucket_changes()
+
+    async def uploads(self, payload: Payload) -> None:
+        """Abort the uploads that nobody goes on with."""
+        if not self._uploads_expire_s:
+            return
+        while aborted := await self._metadata.expire_uploads(self._uploads_expire_s):
+            log.info("uploads were given up by their clients, and are aborted", extra={"uploads": aborted})
 
     async def _publish_usage(self) -> None:
         """Fill the usage gauges anew, so that what was deleted disappears from them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -22,6 +22,16 @@ from anvil.model.shard import ShardHeader, ShardPlace
 from anvil.tasks.several import side_by_side
 
 log = logging.getLogger("anvil.survey")
+
+
+Away = Callable[[Drive], bool]
+"""Whether a drive that is not readable here is away for all of the region, so that nobody need wait for it. Not where its node is up as far
+as the region knows, and only this node cannot reach it."""
+
+
+def nobody_waits(drive: Drive) -> bool:
+    """Of one's own drives."""
+    return True
 
 
 class Met(msgspec.Struct):

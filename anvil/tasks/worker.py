@@ -1,8 +1,9 @@
 """Tasks of the queue, done by whoever comes first: claimed, kept alive, completed or given back.
 
 Owns: one node's share of the queue: how many at a time, the pauses, the renewal of leases. Invariants: a task whose lease was lost is
-cancelled before its next step, and its end is not reported; one that fails goes back with a pause that grows; nothing that a task does
-wrong ends the loop. Handlers are idempotent: a task may be done twice, or by two at once. Not here: the queue (`meta/tasks.py`), the work.
+cancelled before its next step, and its end is not reported; one that fails goes back with a pause that grows; one that met something that
+is away for now (Unavailable) counts as done, since whoever leads asks again for what is still due, and soon; nothing that a task does wrong
+ends the loop. Handlers are idempotent: a task may be done twice, or by two at once. Not here: the queue (`meta/tasks.py`), the work.
 """
 
 from __future__ import annotations
@@ -38,14 +39,24 @@ class Queue(Protocol):
 
 
 class TaskWorker:
-    """`name`: this node's, for the queue."""
+    """`name`: this node's, for the queue. `at_once`: tasks that take their time by intent are done by a worker of their own, or the others
+    would wait for them."""
 
-    def __init__(self, queue: Queue, name: str, region: str, handlers: Mapping[str, Handler], observe: Observe) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        name: str,
+        region: str,
+        handlers: Mapping[str, Handler],
+        observe: Observe,
+        at_once: int = TASKS_AT_ONCE,
+    ) -> None:
         self._queue = queue
         self._name = name
         self._region = region
         self._handlers = dict(handlers)
         self._observe = observe
+        self._at_once = at_once
         self._running: dict[int, tuple[Task, asyncio.Task[None]]] = {}
         self._freed = asyncio.Event()
 
@@ -59,7 +70,7 @@ class TaskWorker:
                 except Unavailable as error:
                     log.debug("the task queue is away: %s", error)  # who needs the database says so
                     claimed = 0
-                if not claimed or len(self._running) >= TASKS_AT_ONCE:
+                if not claimed or len(self._running) >= self._at_once:
                     await self._pause()
         finally:
             keeping.cancel()
@@ -69,7 +80,7 @@ class TaskWorker:
             await asyncio.gather(keeping, *tasks, return_exceptions=True)
 
     async def _claim(self) -> int:
-        room = TASKS_AT_ONCE - len(self._running)
+        room = self._at_once - len(self._running)
         if room <= 0:
             return 0
         self._freed.clear()
@@ -98,6 +109,11 @@ class TaskWorker:
         except asyncio.CancelledError:
             self._ended(task, "retry", began)
             raise
+        except Unavailable as error:
+            log.warning("task %d (%s) is put off: %s", task.task_id, task.type, error)
+            await self._report(self._queue.complete(task), task)
+            self._ended(task, "retry", began)
+            return
         except Exception as error:
             if isinstance(error, AnvilError):
                 log.warning("task %d (%s): %s", task.task_id, task.type, error)

@@ -138,15 +138,9 @@ class Storm:
         """Until nothing is owed and every shard was looked for."""
         self.say("heal")
         self._cluster.wait_active(self._nodes)
-        self._look()
+        self._cluster.look()
         self._cluster.wait_healthy()
         self._unhealed = 0
-
-    def _look(self) -> None:
-        """Every node looks for its shards; what it misses becomes a debt."""
-        for number in self._nodes:
-            done = self._cluster.nodes[number].anvil("admin", "scrub", "--shallow", timeout_s=180)
-            assert done.returncode == 0, done.stderr
 
     def _mend(self) -> None:
         while self._down or self._hung or self._wiped:
@@ -158,7 +152,7 @@ class Storm:
     def _verify(self, load: Workload) -> None:
         load.check(self._nodes)
         self.say(f"{len(load.model)} keys read back: all as acknowledged")
-        self._look()
+        self._cluster.look()
         self._cluster.wait_healthy()
         wait_until("the outbox is empty", lambda: self._cluster.sql("SELECT count(*) FROM outbox") == [(0,)], 120)
         self._cluster.wait_clean()

@@ -202,10 +202,10 @@ def test_postgresql_restarting_under_load(cluster: AnvilCluster, bucket: str, se
 
 
 def test_what_was_deleted_meanwhile_does_not_come_back(cluster: AnvilCluster, bucket: str, rng: random.Random) -> None:
-    objects = put_all(cluster.s3(0), bucket, rng)
     victim = rng.randrange(6)
     over = the_others(victim)
     s3 = cluster.s3(over[0])
+    objects = put_all(cluster.s3(victim), bucket, rng)  # by a writer whose session ends with the node
     gone = {key: cluster.blobs_of(bucket, key) for key in list(objects)[::2]}
     cluster.kill(victim)
     for key in gone:
@@ -226,6 +226,7 @@ def test_what_was_deleted_meanwhile_does_not_come_back(cluster: AnvilCluster, bu
     assert_all(cluster, range(6), bucket, objects)
     cluster.mend()
     cluster.wait_clean()
+    assert not any(cluster.holders(blobs).values())
     assert_all(cluster, range(6), bucket, objects)
 
 

@@ -34,7 +34,7 @@ from anvil.meta.embedded import DATABASE_GLOBAL, DATABASE_REGIONAL, EmbeddedPost
 from anvil.model.scheme import Scheme
 from tests.support.network import Network
 from tests.support.node import RUNNING, AnvilNode, free_port, wait_until
-from tests.support.shards import damage, shards_held, shards_on
+from tests.support.shards import damage, session_of, shards_held, shards_on
 
 START_S = 60.0  # six nodes on two processors
 HEAL_S = 180.0
@@ -43,7 +43,8 @@ PATIENT = Config(retries={"max_attempts": 1, "mode": "standard"}, connect_timeou
 
 
 class Holdings(NamedTuple):
-    """Blobs, in hex: rows name a shard that no drive holds; a drive holds a shard that no row names; two drives hold the same shard."""
+    """Blobs, in hex: rows name a shard that no drive holds; a drive holds a shard that no row names, and nobody may commit it any more
+    (its writer's session is gone); two drives hold the same shard."""
 
     missing: set[str]
     orphans: set[str]
@@ -349,19 +350,30 @@ class AnvilCluster:
             for row in self.sql(f"SELECT blob_id, scheme FROM {table} WHERE blob_id IS NOT NULL AND inline IS NULL")
         ]
         expected = {(blob_id, index) for blob_id, scheme in rows for index in range(Scheme.unpack(scheme).width)}
-        held = Counter(
-            shard for number in range(len(self.nodes)) for drive in self.drives(number) for shard in shards_held(drive)
-        )
+        places = [(drive, shard) for number in self.members for drive in self.drives(number) for shard in shards_held(drive)]
+        held = Counter(shard for _, shard in places)
+        sessions = {row[0] for row in self.sql("SELECT session_id FROM writer_sessions")}
+        orphans = {shard[0] for drive, shard in places if shard not in expected and session_of(drive, *shard) not in sessions}
         return Holdings(
             missing={blob_id.hex() for blob_id, index in expected if not held[blob_id, index]},
-            orphans={blob_id.hex() for blob_id, index in held if (blob_id, index) not in expected},
+            orphans={blob_id.hex() for blob_id in orphans},
             doubled={blob_id.hex() for (blob_id, index), copies in held.items() if copies > 1},
         )
+
+    def look(self) -> None:
+        """Have every node look for its shards now: what is missing becomes a debt, what is left over goes. By themselves they do that every
+        hour. Nodes that were removed do not count."""
+        for number in self.members:
+            done = self.nodes[number].anvil("admin", "scrub", "--shallow", timeout_s=HEAL_S)
+            assert done.returncode == 0, done.stderr
 
     def wait_clean(self, deadline_s: float = HEAL_S) -> None:
         """Until every shard that a row names is on exactly one drive, and there is no other one. Nothing may be writing."""
         end = time.monotonic() + deadline_s
-        while (found := self.holdings()) != CLEAN:
+        while True:
+            self.look()  # again and again: what a repair has made twice is met by the next one
+            self.wait_healthy(deadline_s)
+            if (found := self.holdings()) == CLEAN:
+                return
             counts = {name: len(blobs) for name, blobs in found._asdict().items()}
             assert time.monotonic() < end, f"not clean within {deadline_s:g} s: {counts}, debts {self.debts()}: {found}"
-            time.sleep(0.5)

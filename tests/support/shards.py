@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from anvil.base.limits import RECORD_HEADER_BYTES_MAX
 from anvil.shards.files import blob_path, blobs_in, inspect, outer_folders
+from anvil.shards.format import decode_header
 from anvil.shards.index import Entry, ShardIndex
 from anvil.shards.segments import segment_name
 
@@ -49,6 +51,21 @@ def shards_on(drive: Path, blobs: set[bytes]) -> list[tuple[Path, int, int]]:
                 record, _ = inspect(file.fileno(), blob_id, number)
             found.append((path, record.header_bytes, record.payload_bytes))
     return found
+
+
+def session_of(drive: Path, blob_id: bytes, number: int) -> bytes:
+    """The writer session that a shard names; empty when it is gone meanwhile."""
+    for entry in small_shards(drive):
+        if (entry.blob_id, entry.shard) == (blob_id, number):
+            path, offset = drive / "segments" / segment_name(entry.place.segment), entry.place.offset
+            break
+    else:
+        path, offset = blob_path(drive / "blobs", blob_id, number), 0
+    try:
+        with path.open("rb") as file:
+            return decode_header(os.pread(file.fileno(), RECORD_HEADER_BYTES_MAX, offset)).header.session
+    except FileNotFoundError:
+        return b""
 
 
 def damage(path: Path, offset: int, length: int, times: int) -> None:

@@ -43,6 +43,9 @@ class Region:
             self.left = [SliceRow(2, 0), SliceRow(2, 1)] if len(self.layouts) > 1 else []
         return following
 
+    async def advance_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout:
+        raise AssertionError("only at the start of a node that is alone")
+
     async def sessions_behind(self, version: int) -> int:
         return self.behind
 
@@ -169,6 +172,28 @@ def test_a_node_that_is_down_stays_where_the_others_could_not_hold_the_scheme() 
     wide.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
     wide.settled()
     assert name(5) not in wide.holders()
+
+
+def test_a_node_that_left_because_it_was_down_is_not_brought_back_by_another_loss() -> None:
+    region = Region(7)
+    region.settled()
+    region.change(name(0), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    assert name(0) not in {drive.node_id for drive in region.settled().drives}
+    region.change(name(1), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    region.settled()
+    assert region.holders() == set(region.nodes) - {name(0)}, (
+        "the others cannot do without the second, and the first holds nothing"
+    )
+
+
+def test_a_node_that_is_down_before_it_held_anything_gets_nothing() -> None:
+    region = Region(3)
+    region.settled()
+    joined = Region(4)
+    region.nodes, region.drives = joined.nodes, joined.drives
+    region.change(name(3), state=NodeState.DOWN, lease_left_s=-5.0)
+    region.settled()
+    assert name(3) not in region.holders()
 
 
 def test_a_drive_that_was_given_up_leaves_and_a_larger_one_is_used() -> None:

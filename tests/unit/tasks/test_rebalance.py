@@ -185,6 +185,36 @@ def test_what_cannot_be_read_by_anybody_is_lost_and_stops_nothing() -> None:
     on_region(scenario)
 
 
+def test_who_is_cut_off_calls_nothing_done() -> None:
+    async def scenario(made: Region) -> None:
+        blobs = await filled(made)
+        replaced(made)
+        made.cut_off = frozenset(range(1, 12))
+        for number in made.cut_off:
+            made.down(number)
+        assert (await moved(made, *blobs.values())).waiting > 0, "others reach them"
+        unmet = next(number for number in range(4096) if number not in {partition(blob.blob_id) for blob in blobs.values()})
+        assert (await made.rebalancer.partition(unmet)).waiting > 0, "nor does it know what it does not see"
+        made.cut_off = frozenset()
+        assert (await moved(made, *blobs.values())).waiting == 0, "they are down: everything stays where it is"
+
+    on_region(scenario, scheme=Scheme(1, 5))
+
+
+def test_who_is_cut_off_forgets_no_garbage() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        await made.engine.delete_object(made.bucket, "k", NO_CONDITION)
+        made.cut_off = frozenset((3,))
+        made.down(3)
+        assert await made.collector().run() == 0
+        made.down(3, away=False)
+        assert await made.collector().run() == 1
+        assert not any(made.holders(blob, index) for index in range(6))
+
+    on_region(scenario)
+
+
 def test_a_good_copy_takes_the_place_of_a_damaged_one() -> None:
     async def scenario(made: Region) -> None:
         blobs = await filled(made)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anvil.base.errors import DatabaseUnavailable, SlowDown
+from anvil.base.errors import BadRecord, DatabaseUnavailable, SlowDown
 from anvil.base.limits import TASKS_AT_ONCE
 from anvil.model.task import Task
 from anvil.tasks import worker as module
@@ -74,16 +74,24 @@ def test_everything_is_done_and_only_so_many_at_once() -> None:
 
 
 def test_what_fails_is_given_back_and_does_not_end_the_loop() -> None:
-    queue, ended = Queue(2), list[str]()
+    queue, errors = Queue(3), iter([ValueError("broken"), BadRecord("worn"), ValueError()])
 
     async def work(payload: Mapping[str, Any]) -> None:
-        if len(ended) == 0:
-            ended.append("first")
-            raise SlowDown
-        raise ValueError("broken")
+        raise next(errors)
 
-    run(queue, work, lambda: len(queue.failed) == 2)
-    assert {error for _, error in queue.failed} == {SlowDown.default, "broken"}
+    run(queue, work, lambda: len(queue.failed) == 3)
+    assert sorted(error for _, error in queue.failed) == ["ValueError", "broken", "worn"]
+    assert queue.completed == []
+
+
+def test_what_met_something_that_is_away_is_asked_for_again_by_whoever_leads() -> None:
+    queue, ended = Queue(1), list[str]()
+
+    async def work(payload: Mapping[str, Any]) -> None:
+        raise SlowDown
+
+    run(queue, work, lambda: queue.completed == [0], ended)
+    assert (queue.failed, ended) == ([], ["retry"])
 
 
 def test_a_queue_that_is_away_is_asked_again() -> None:
