@@ -267,7 +267,13 @@ def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, Grpc
     api = S3Api(
         services,
         open_body,
-        Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
+        Authenticator(
+            link.catalog,
+            config.node.region,
+            config.api.bucket_hosts,
+            trusted_proxies=config.api.trusted_proxies,
+            regions=link.catalog.regions,
+        ),
         base_domains=config.api.bucket_hosts,
         observers=(request_finished,),
         host_id=process.plan.node_id.hex(),

@@ -12,10 +12,11 @@ import msgspec
 from anvil.api.finished import Finished
 from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
-from anvil.auth.types import Authenticated, Payload
+from anvil.auth.types import Authenticated, Payload, SignedElsewhere
 from anvil.base.errors import (
     AccessDenied,
     AnvilError,
+    AuthorizationHeaderMalformed,
     BucketAlreadyExists,
     BucketAlreadyOwnedByYou,
     BucketNotEmpty,
@@ -144,8 +145,11 @@ class FakeAuthenticator:
 
     def __init__(self) -> None:
         self.auth = Authenticated(Principal(app_of(ACME)))
+        self.signed_for = REGION
 
     async def authenticate(self, head: RequestHead) -> Authenticated:
+        if self.signed_for != REGION:
+            raise SignedElsewhere(self.auth.principal, AuthorizationHeaderMalformed(Region=REGION))
         return self.auth
 
 

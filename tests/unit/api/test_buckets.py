@@ -140,6 +140,23 @@ def test_a_redirect_speaks_as_it_was_spoken_to() -> None:
     assert (nowhere.status, nowhere.headers["x-amz-bucket-region"], nowhere.text("Endpoint")) == (301, "mars-1", None)
 
 
+def test_who_signed_for_the_buckets_region_is_told_to_go_there() -> None:
+    world = World()
+    world.catalog.add("west", region="eu-west-1")
+    world.catalog.add("theirs", OTHER, region="eu-west-1")
+    world.authenticator.signed_for = "eu-west-1"
+    answer = world.ask("GET", "/west/key")
+    assert (answer.code, answer.text("Region"), answer.text("Endpoint")) == (
+        "PermanentRedirect",
+        "eu-west-1",
+        "eu.example.com:8443",
+    )
+    for method, target in (("GET", "/bucket/key"), ("PUT", "/west-2"), ("GET", "/theirs/key"), ("GET", "/none")):
+        answer = world.ask(method, target)
+        assert (answer.status, answer.code, answer.text("Region")) == (400, "AuthorizationHeaderMalformed", "us-east-1")
+    assert "west-2" not in world.catalog.rows
+
+
 def test_every_region_knows_where_a_bucket_is() -> None:
     world = World()
     world.catalog.add("west", region="eu-west-1")
