@@ -25,6 +25,7 @@ from anvil.base.errors import DatabaseUnavailable
 from anvil.base.limits import BATCH_RETRIES_MAX, DATABASE_WAIT_S, LAYOUT_HISTORY_MAX, LAYOUT_SLICES, LEADER_SILENT_S
 from anvil.meta.coalesce import Rows, call
 from anvil.meta.link import Link
+from anvil.meta.sessions import FENCE_SQL
 from anvil.model.cluster import (
     ClusterDrive,
     ClusterView,
@@ -194,8 +195,11 @@ class ClusterTables:
         return [row[0] for row in await self._query(_MARK_DOWN_SQL)]
 
     async def set_state(self, node_id: NodeId, state: NodeState, *, when: Sequence[NodeState]) -> bool:
-        """True if the node was in one of the states `when`, and is in that state now."""
-        return bool(await self._query(_STATE_SQL, node_id, state.value, [each.value for each in when]))
+        """True if the node was in one of the states `when`, and is in that state now. One that was removed writes no more."""
+        changed = bool(await self._query(_STATE_SQL, node_id, state.value, [each.value for each in when]))
+        if changed and state is NodeState.REMOVED:
+            await self._query(FENCE_SQL, node_id, None)
+        return changed
 
     async def view(self) -> ClusterView:
         """One snapshot: all nodes, the drives that are not gone for good, the layouts that are not retired. Cheap to repeat: a layout is

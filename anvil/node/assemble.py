@@ -308,7 +308,7 @@ async def open_region(
     if plan.cluster_port:
         peers = Peers(plan.node_id, config.security.cluster_secret, observe=internode)
         opened.push_async_callback(peers.close)
-    region = Region(config.storage, view, local, peers)
+    region = Region(config.storage, plan.node_id, view, local, peers)
     if peers is not None:
         await peers.settled(PEERS_SETTLE_S)
     return region

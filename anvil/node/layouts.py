@@ -1,10 +1,10 @@
 """When the layout changes, and into what: the leader's part of a region.
 
 Owns: which drives belong in the layout, and the one transition at a time: begun, moved slice by slice, ended. Invariants: a step only asks
-the database for what its rows allow (two leaders for a moment do no harm); movers are sent only when no writer uses an older layout; the
-old layout is retired only when every slice was verified. A node that is down leaves the layout only when it has been so for the repair
-delay and the others can hold the scheme so that another node's loss is borne. Not here: how a layout is computed (`model/layout.py`),
-moving (`tasks/rebalance.py`).
+the database for what its rows allow (two leaders for a moment do no harm); movers are sent only when no writer uses an older layout and
+every process knows of the new one; the old layout is retired only when every slice was verified. A node that is down leaves the layout only
+when it has been so for the repair delay and the others can hold the scheme so that another node's loss is borne. Not here: how a layout is
+computed (`model/layout.py`), moving (`tasks/rebalance.py`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class LayoutKeeper:
             if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.retire(version):
                 log.info("the layout is in effect everywhere", extra={"version": version})
             return
-        if await tables.sessions_behind(version) == 0:
+        # Nor may a survey that has not seen it yet take what is moved for a second copy.
+        if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.sessions_behind(version) == 0:
             await self._move(version, left)
 
     async def _consider(self, tables: Tables, view: ClusterView) -> None:

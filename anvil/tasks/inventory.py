@@ -53,14 +53,15 @@ class Met(msgspec.Struct):
         """Whether that drive has a copy with a readable header."""
         return any(other is drive for other, _ in self.copies.get(index, ()))
 
-    def by_preference(self, nominal: Drive | None, index: int) -> list[tuple[Drive, ShardPlace]]:
+    def by_preference(self, placement: Placement, nominal: Drive | None, index: int) -> list[tuple[Drive, ShardPlace]]:
         """The copies of one index in the order in which they are kept."""
-        return sorted(self.copies.get(index, ()), key=lambda copy: rank(nominal, copy[0]))
+        return sorted(self.copies.get(index, ()), key=lambda copy: rank(placement, nominal, copy[0]))
 
 
-def rank(nominal: Drive | None, drive: Drive) -> tuple[bool, bytes]:
-    """The order in which copies of one index are kept: the same for everybody who goes by the same layout, whatever was met."""
-    return drive is not nominal, drive.drive_id
+def rank(placement: Placement, nominal: Drive | None, drive: Drive) -> tuple[bool, bool, bytes]:
+    """The order in which copies of one index are kept: the same for everybody who goes by the same layout, whatever was met. One on a drive
+    that is leaving is never kept in place of one on a drive that stays."""
+    return drive is not nominal, not placement.current(drive), drive.drive_id
 
 
 class Inventory(msgspec.Struct):

@@ -336,6 +336,32 @@ def test_sessions_report_the_layout_they_write_by(postgres: Postgres) -> None:
     asyncio.run(main())
 
 
+def test_a_node_that_was_removed_writes_no_more(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres) as (beside, [region], url):
+            store = RegionalStore(url)
+            await store.start()
+            try:
+                for node in (A, B):
+                    await region.register_node(node, "one")
+                mine, other = await store.open_session(A, 0), await store.open_session(B, 0)
+                assert await region.set_state(A, NodeState.REMOVED, when=LIVE)
+                assert not await store.renew_session(mine)
+                assert await store.renew_session(other)
+                with pytest.raises(WriterFenced):
+                    await store.open_session(A, 0)
+
+                await region.register_node(A, "one")
+                late = await store.open_session(A, 0)
+                await beside.execute("UPDATE nodes SET state = 'removed' WHERE node_id = $1", A)
+                assert list(await store.expire_sessions()) == [late], "one that was being opened meanwhile"
+                assert await store.live_sessions() == {other}
+            finally:
+                await store.close()
+
+    asyncio.run(main())
+
+
 def test_no_session_opens_unseen_while_the_layout_changes(postgres: Postgres) -> None:
     async def main() -> None:
         async with tables(postgres) as (beside, [region], url):

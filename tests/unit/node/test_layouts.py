@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from anvil.base.config import StorageConfig
-from anvil.base.limits import LAYOUT_SETTLE_S
+from anvil.base.limits import HOLD_FRESH_S, LAYOUT_SETTLE_S
 from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState, SliceRow
 from anvil.model.layout import Layout
 from anvil.node.layouts import LayoutKeeper
@@ -114,7 +114,7 @@ def test_a_layout_is_retired_when_all_is_moved_and_movers_wait_for_writers() -> 
     assert [layout.version for layout in region.layouts] == [1, 2]
     assert not region.asked, "a writer still uses the older layout"
     region.behind = 0
-    region.look()
+    region.look(2)
     assert region.asked[-1] == (2, (0, 1))
     region.done(0)
     region.look()
@@ -123,6 +123,21 @@ def test_a_layout_is_retired_when_all_is_moved_and_movers_wait_for_writers() -> 
     region.done(1)
     region.look(3)
     assert [layout.version for layout in region.layouts] == [2]
+
+
+def test_movers_wait_until_every_survey_knows_of_the_change() -> None:
+    region = Region(2)
+    region.settled()
+    joined = Region(3)
+    region.nodes, region.drives = joined.nodes, joined.drives
+    region.look(3)
+    assert len(region.layouts) == 2
+    region.asked.clear()
+    region.keeper = LayoutKeeper(StorageConfig(), DELAY_S, region._move, lambda: region.now_s)  # another leader
+    region.look(2, every_s=HOLD_FRESH_S)
+    assert not region.asked, "who saw one layout a moment ago removes second copies"
+    region.look(2)
+    assert region.asked
 
 
 def test_one_transition_at_a_time() -> None:

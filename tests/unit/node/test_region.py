@@ -50,7 +50,21 @@ def view(**states: NodeState) -> ClusterView:
 
 def region(seen: ClusterView) -> tuple[Region, Peers]:
     own, peers = seen.drives[0], Peers()
-    return Region(StorageConfig(), seen, {own.drive_id: MemoryDrive(own.drive_id, "own")}, peers), peers  # type: ignore[dict-item,arg-type]
+    return Region(StorageConfig(), name(0), seen, {own.drive_id: MemoryDrive(own.drive_id, "own")}, peers), peers  # type: ignore[dict-item,arg-type]
+
+
+def test_a_node_that_was_removed_uses_its_own_drives_no_more_than_the_others_do() -> None:
+    async def main() -> None:
+        seen = view()
+        made, _ = region(seen)
+        others = {drive.drive_id for drive in seen.drives[1:]}
+        assert made.placement.drives.keys() == others | {seen.drives[0].drive_id}
+        made.follow(view(n0=NodeState.REMOVED))
+        assert made.placement.drives.keys() == others
+        made.follow(view(n0=NodeState.JOINING))
+        assert made.placement.drives.keys() == others | {seen.drives[0].drive_id}
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
