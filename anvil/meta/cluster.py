@@ -180,6 +180,11 @@ class ClusterTables:
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
+    async def belongs_to(self, region: str) -> str:
+        """The region that this database is of: `region`, if it was of none."""
+        await self._query("INSERT INTO region (name) VALUES ($1) ON CONFLICT DO NOTHING", region)
+        return str((await self._query("SELECT name FROM region"))[0][0])
+
     async def register_node(self, node_id: NodeId, name: str, zone: str = "", address: str = "") -> None:
         """Joining, if it is new or was removed, without a lease at first. One that is down stays so until it holds a lease again: a start
         may take long, and meanwhile nothing of what it holds is to be moved. Idempotent."""

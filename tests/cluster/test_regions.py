@@ -180,6 +180,14 @@ def test_operators_see_all_regions_and_the_usage_of_theirs(two: TwoRegions, buck
     assert f"ask a node of {US} for the others" in node.anvil("admin", "usage").stderr
 
 
+def test_a_node_of_another_region_is_refused_by_a_regional_database(two: TwoRegions, tmp_path: Path) -> None:
+    stray = two.add_stray(tmp_path / "stray", "us-2", two.database(US))
+    stray.launch()
+    assert stray.process.wait(60) == 2
+    assert f"the regional database is that of the region '{US}', not of ANVIL_REGION='us-2'" in stray.log_text()
+    assert two.global_sql("SELECT count(*) FROM regions") == [(len(REGIONS),)]
+
+
 def test_an_endpoint_that_changes_is_told_by_every_node_within_a_second(two: TwoRegions, buckets: dict[str, str]) -> None:
     clients = [two.s3(US, number) for number in (0, 1)]
     for url in ("https://eu.example.com", two.nodes[EU][0].endpoint):

@@ -33,7 +33,7 @@ class TwoRegions:
 
     def __init__(self, folder: Path) -> None:
         self.postgres = EmbeddedPostgres(folder / "postgres")
-        common = {
+        self._common = common = {
             "ANVIL_WORKERS": "1",
             "ANVIL_GC_GRACE_S": "0",
             "ANVIL_SECRET_ENCRYPTION_KEY": secrets.token_hex(32),
@@ -50,6 +50,12 @@ class TwoRegions:
                 )
             first.configure(ANVIL_INIT_CLUSTER="true")
             self.nodes[region] = (first, second)
+
+    def add_stray(self, folder: Path, region: str, database: str) -> AnvilNode:
+        """A node of that region on that regional database, not started. It is the caller's."""
+        urls = {"GLOBAL": self.postgres.url(DATABASE_GLOBAL), "REGIONAL": self.postgres.url(database)}
+        env = {f"ANVIL_{kind}_DATABASE_URL": url for kind, url in urls.items()}
+        return AnvilNode(folder, env=self._common | env | {"ANVIL_REGION": region})
 
     @staticmethod
     def database(region: str) -> str:

@@ -41,6 +41,16 @@ def successor(current: Layout | None) -> Layout:
     return layout(1 if current is None else current.version + 1)
 
 
+def test_a_database_is_of_the_region_that_came_first(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres, many=2) as (_, both, _):
+            found = await asyncio.gather(both[0].belongs_to("us-1"), both[1].belongs_to("eu-1"))
+            assert found[0] == found[1] in ("us-1", "eu-1")
+            assert await both[0].belongs_to("mars-1") == found[0]
+
+    asyncio.run(main())
+
+
 def test_a_node_joins_rests_and_joins_again(postgres: Postgres) -> None:
     async def main() -> None:
         async with tables(postgres) as (beside, [region], _):
