@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from hmac import compare_digest
 
 from anvil.auth.credentials import (
@@ -29,9 +29,10 @@ from anvil.auth.credentials import (
 from anvil.auth.hosts import Hosts
 from anvil.auth.sigv2 import claim_v2, verify_v2
 from anvil.auth.sigv4 import PRESIGNED, VERBATIM, canonical_request, derive_key, signature, string_to_sign, unsigned_headers
-from anvil.auth.types import Authenticated, ChunkSeed, Payload
+from anvil.auth.types import Authenticated, ChunkSeed, Payload, SignedElsewhere
 from anvil.base.errors import (
     AccessDenied,
+    AnvilError,
     AuthorizationHeaderMalformed,
     AuthorizationQueryError,
     InvalidAccessKey,
@@ -58,10 +59,11 @@ Headers = tuple[tuple[bytes, bytes], ...]
 class Authenticator:
     """Verifies SigV4 in the header or the query, or finds that a request is anonymous.
 
-    `region` is the node's; `public_endpoints` are the names clients use when a proxy stands between (`Hosts`); `clock` gives Unix
-    seconds; `trusted_proxies` are addresses or networks whose X-Forwarded-Host counts."""
+    `region` is the node's; `regions` tells all there are (without it, those of others are like unknown ones);
+    `public_endpoints` are the names clients use when a proxy stands between (`Hosts`); `clock` gives Unix seconds;
+    `trusted_proxies` are addresses or networks whose X-Forwarded-Host counts."""
 
-    __slots__ = ("_catalog", "_clock", "_keys", "_region", "_regions", "hosts")
+    __slots__ = ("_all_regions", "_catalog", "_clock", "_keys", "_region", "_regions", "hosts")
 
     def __init__(
         self,
@@ -71,7 +73,9 @@ class Authenticator:
         clock: Callable[[], float] = time.time,
         *,
         trusted_proxies: Sequence[str] = (),
+        regions: Callable[[], Awaitable[Container[str]]] | None = None,
     ) -> None:
+        self._all_regions = regions
         self._catalog = catalog
         self._clock = clock
         self._region = region
@@ -83,7 +87,8 @@ class Authenticator:
         """Who sent it. Costs no look-up for the anonymous, one (`Catalog.app`) otherwise, after every check that needs none.
 
         Raises InvalidRequest, InvalidArgument, NotSupported, InvalidToken, AuthorizationHeaderMalformed, AuthorizationQueryError,
-        RequestTimeSkewed, RequestExpired, AccessDenied, InvalidAccessKey, SignatureMismatch; and DatabaseUnavailable."""
+        RequestTimeSkewed, RequestExpired, AccessDenied, InvalidAccessKey, SignatureMismatch; SignedElsewhere; and
+        DatabaseUnavailable."""
         headers = single_headers(head)
         params = query_credentials(head.query) if head.query else None
         if params is not None and b"authorization" in headers:
@@ -105,6 +110,7 @@ class Authenticator:
                 raise InvalidRequest("Missing required header for this request: x-amz-content-sha256")
         else:
             return _anonymous(headers)
+        elsewhere = None if claim.region in self._regions else await self._elsewhere(claim)
         self._check_scope(claim)
         self._check_time(claim)
         payload, digest = parse_payload(declared)
@@ -121,6 +127,8 @@ class Authenticator:
             raise InvalidAccessKey(AWSAccessKeyId=claim.access_key)
         key = self._signing_key(app, claim)
         self._verify(head, claim, key, declared or _UNSIGNED)
+        if elsewhere is not None:
+            raise SignedElsewhere(Principal(app), elsewhere)
         seed = None
         if payload in _SIGNED_STREAMING:
             seed = ChunkSeed(key, claim.signature.decode(), claim.amz_date.decode(), claim.scope.decode())
@@ -138,15 +146,20 @@ class Authenticator:
         verify_v2(head, claim, app, self.hosts.virtual_bucket(head.authority))
         return Authenticated(Principal(app), payload, digest, None, True)
 
+    async def _elsewhere(self, claim: Claim) -> AnvilError:
+        """What a signature for another region of the deployment is refused with, if it is good. SDKs that were told of a bucket's region
+        sign for it, but some ask the same node again (boto3, given an endpoint): they deserve to be told once more where to go.
+
+        Raises AuthorizationHeaderMalformed, AuthorizationQueryError for any other, before all other checks: clients mend it and repeat."""
+        prefix, error = _scope_error(claim)
+        wrong = error(f"{prefix}; the region '{claim.region}' is wrong; expecting '{self._region}'", Region=self._region)
+        if self._all_regions is None or claim.region not in await self._all_regions():
+            raise wrong
+        return wrong
+
     def _check_scope(self, claim: Claim) -> None:
-        """Region, service and date of the credential. The region comes first: clients mend it and repeat."""
-        error: type[AuthorizationHeaderMalformed] | type[AuthorizationQueryError]
-        prefix, error = "The authorization header is malformed", AuthorizationHeaderMalformed
-        if claim.presigned:
-            prefix, error = "Error parsing the X-Amz-Credential parameter", AuthorizationQueryError
-        if claim.region not in self._regions:
-            text = f"{prefix}; the region '{claim.region}' is wrong; expecting '{self._region}'"
-            raise error(text, Region=self._region)
+        """Service and date of the credential."""
+        prefix, error = _scope_error(claim)
         if claim.service != _SERVICE:
             service = claim.service.decode()
             raise error(f'{prefix}; incorrect service "{service}". This endpoint belongs to "s3".')
@@ -223,6 +236,12 @@ class Authenticator:
             StringToSign=printable(string_to_sign(claim.amz_date, claim.scope, canonical)),
             **({} if b"-customer-key" in canonical.lower() else {"CanonicalRequest": printable(canonical)}),
         )
+
+
+def _scope_error(claim: Claim) -> tuple[str, type[AuthorizationHeaderMalformed] | type[AuthorizationQueryError]]:
+    if claim.presigned:
+        return "Error parsing the X-Amz-Credential parameter", AuthorizationQueryError
+    return "The authorization header is malformed", AuthorizationHeaderMalformed
 
 
 def _declared_presigned(headers: dict[bytes, bytes], params: dict[str, list[bytes]]) -> bytes | None:

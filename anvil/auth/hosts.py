@@ -30,7 +30,8 @@ def _split(authority: bytes) -> tuple[bytes, bytes]:
     return authority.lower(), b""
 
 
-def _is_address(name: str) -> bool:
+def is_address(name: str) -> bool:
+    """Whether it is an IP address: no bucket can stand before one."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -74,7 +75,7 @@ class Hosts:
         for host, _, _ in self._endpoints:
             if name == host:
                 return None
-            if name.endswith(b"." + host) and len(name) > len(host) + 1 and not _is_address(host.decode()):
+            if name.endswith(b"." + host) and len(name) > len(host) + 1 and not is_address(host.decode()):
                 label = name[: -len(host) - 1]
                 best = label if best is None or len(label) < len(best) else best
         return None if best is None else best.decode("ascii", "backslashreplace")

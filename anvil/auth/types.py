@@ -6,6 +6,7 @@ from enum import Enum
 
 import msgspec
 
+from anvil.base.errors import AnvilError
 from anvil.model.identity import Principal
 
 
@@ -37,3 +38,13 @@ class Authenticated(msgspec.Struct, frozen=True):
     payload_sha256: bytes | None = None  # raw digest, for Payload.SHA256
     seed: ChunkSeed | None = None
     presigned: bool = False
+
+
+class SignedElsewhere(Exception):
+    """A good signature for another region of the deployment. It opens nothing here: `principal` may be told where its bucket is, and is
+    refused with `error` otherwise."""
+
+    def __init__(self, principal: Principal, error: AnvilError) -> None:
+        super().__init__(error.message)
+        self.principal = principal
+        self.error = error

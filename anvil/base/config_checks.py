@@ -21,10 +21,7 @@ DEFAULT_SECRETS = ("changeme", "change-me", "change_me", "secret", "password", "
 def check(config: Config) -> None:
     """Raises InvalidSetting for the first thing that is wrong."""
     parse_address(config.api.listen_addr)
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", config.node.region):
-        raise InvalidSetting(
-            f"ANVIL_REGION={config.node.region!r} must be 1 to 32 lower-case letters, digits and dashes, as in us-east-1"
-        )
+    check_region(config.node.region, "ANVIL_REGION=")
     _check_api(config.api)
     _check_tls(config.api)
     _check_drives(config.storage)
@@ -39,17 +36,26 @@ def check(config: Config) -> None:
     _check_secrets(config)
 
 
+def check_region(name: str, what: str) -> None:
+    """`what` says it, as in `ANVIL_REGION=`. Raises InvalidSetting."""
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?", name):
+        raise InvalidSetting(f"{what}{name!r} must be 1 to 32 lower-case letters, digits and dashes, as in us-east-1")
+
+
+def check_public_address(addr: str, what: str) -> None:
+    """As `check_region`."""
+    url = urlsplit(addr if "://" in addr else f"http://{addr}")
+    try:
+        fine = url.scheme in ("http", "https") and url.hostname and (url.port or 1) and url.path in ("", "/") and not url.query
+    except ValueError:
+        fine = False
+    if not fine or "@" in addr:
+        raise InvalidSetting(f"{what}{addr!r} must be host, host:port or http(s)://host[:port]")
+
+
 def _check_api(api: ApiConfig) -> None:
     for addr in api.public_addrs:
-        url = urlsplit(addr if "://" in addr else f"http://{addr}")
-        try:
-            fine = (
-                url.scheme in ("http", "https") and url.hostname and (url.port or 1) and url.path in ("", "/") and not url.query
-            )
-        except ValueError:
-            fine = False
-        if not fine or "@" in addr:
-            raise InvalidSetting(f"ANVIL_PUBLIC_API_ADDR={addr!r} must be host, host:port or http(s)://host[:port]")
+        check_public_address(addr, "ANVIL_PUBLIC_API_ADDR=")
     for domain in api.base_domains:
         if not re.fullmatch(r"(?!-)[a-z0-9-]+(?:\.[a-z0-9-]+)*", domain):
             raise InvalidSetting(f"ANVIL_BASE_DOMAINS={domain!r} must be a lower-case domain without port, as in s3.example.com")

@@ -281,8 +281,14 @@ class IllegalLocationConstraint(Invalid):
     default = "The specified location constraint is not valid for this region."
 
 
+class InvalidLocationConstraint(Invalid):
+    """No region has that name."""
+
+    default = "The specified location constraint is not valid."
+
+
 class PermanentRedirect(Invalid):
-    """The bucket lives in another region; `fields`: Region, Bucket, Endpoint."""
+    """The bucket lives in another region; `fields`: Region, Bucket, Endpoint (a URL, where the region has told one)."""
 
     default = "The bucket you are attempting to access must be addressed using the specified endpoint."
 

@@ -185,6 +185,10 @@ DATABASE_WAIT_S: Final = 10.0  # how long a request waits for a database that is
 STATEMENT_TIMEOUT_S: Final = 30.0
 SESSION_LEASE_S: Final = 30.0
 SESSION_RENEW_S: Final = 10.0
+SESSION_ROTATE_S: Final = (
+    24 * 3600.0
+)  # shards of deleted blobs that a drive brings back are known for orphans at the latest after this ...
+SESSION_RETIRE_S: Final = 24 * 3600.0  # ... and this: how long one write may take, at 60 KB/s for the largest
 CATALOG_FRESH_S: Final = 1.0
 REGIONAL_CONNECTIONS_MAX: Final = 3  # per worker
 BATCH_SCAN_ROWS_MAX: Final = 1024  # waiting rows looked at to fill one batch (rows of a key already in it are passed over)
@@ -279,6 +283,7 @@ REPAIR_DELAY_S_DEFAULT: Final = (
 )
 NODE_LEASE_S: Final = 6.0  # a node that has not renewed for so long is down
 NODE_RENEW_S: Final = 2.0
+LEADER_SILENT_S: Final = 20.0  # a leader that asks its database nothing for so long is one no more
 VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
@@ -338,6 +343,7 @@ CHANNEL_PENDING_MAX: Final = 8192  # calls of one process waiting for an answer;
 CHANNEL_CALL_S: Final = 15.0  # longer than DATABASE_WAIT_S, so that the other side's own error arrives
 CHANNEL_RECONNECT_S: Final = 0.2
 CATALOG_PUSH_S: Final = 0.25  # how often the background process tells the workers that it has read the change log
+CATALOG_PAUSE_S: Final = 0.02  # at least so long between two readings, however many changes are notified
 CATALOG_WAIT_S: Final = 5.0  # how long a request waits for a fresh catalog before 503
 INVALIDATE_ACK_S: Final = 0.5  # how long creating or deleting a bucket waits for the other workers to forget its row
 HEARTBEAT_S: Final = 0.5  # how often a worker reports itself, and how often its loop's lag is sampled
@@ -362,6 +368,7 @@ assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, 
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
+assert DATABASE_WAIT_S + VIEW_EVERY_S < LEADER_SILENT_S, "the other database may be waited for"
 assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
 assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
 assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
@@ -383,6 +390,7 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
+assert CATALOG_PAUSE_S < CATALOG_PUSH_S
 assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
 assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S

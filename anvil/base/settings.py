@@ -107,7 +107,8 @@ class ApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ANVIL_PUBLIC_API_ADDR",
             "How clients reach this node, where that differs from the listen address: host[:port] or URL, "
             "several separated by commas. Signatures are also tried against these hosts, for proxies that rewrite Host, "
-            "and bucket.host addresses a bucket under each that is a name.",
+            "and bucket.host addresses a bucket under each that is a name. Clients that ask another region for a bucket of this one are "
+            "sent to the first.",
             example="https://s3.example.com",
         ),
     ] = ()
@@ -173,6 +174,12 @@ class ApiConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def public_urls(self) -> tuple[str, ...]:
         """Base URLs under which clients reach the node; the listen address where nothing else is configured."""
         return tuple(addr if "://" in addr else f"{self.scheme}://{addr}" for addr in self.public_addrs or (self.listen_addr,))
+
+    @property
+    def announced_url(self) -> str:
+        """What clients that ask another region for a bucket of this one are told; empty where the listen address tells nothing."""
+        anywhere = self.listen.host in ("0.0.0.0", "::") or self.listen.port == 0  # noqa: S104 - told apart, not bound
+        return self.public_urls[0] if self.public_addrs or not anywhere else ""
 
     @property
     def public_hosts(self) -> tuple[str, ...]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
 import msgspec
 
 from anvil.base.config import load
+from anvil.base.config_checks import check_public_address, check_region
 from anvil.base.errors import InvalidArgument, InvalidSetting, Unavailable
-from anvil.cli.admin_cluster import layout, node, task
-from anvil.cli.admin_ops import NewKeys
+from anvil.cli.admin_cluster import layout, node, task, when
+from anvil.cli.admin_ops import AdminOps, NewKeys, RegionRow, UsageRow
 from anvil.cli.admin_session import Command, Session, as_json
 from anvil.cli.output import emit, table
 from anvil.model.identity import Action, Policy
@@ -49,12 +51,30 @@ def region() -> None:
 
 @region.command("create")
 @click.argument("name")
+@click.option("--endpoint", default="", metavar="URL", help="Where clients reach it. Its nodes tell their own at each start.")
 @as_json
 @click.pass_obj
-def region_create(session: Session, name: str, as_json: bool) -> None:
-    """Make a region known."""
-    session.run(lambda ops: ops.region_create(name))
+def region_create(session: Session, name: str, endpoint: str, as_json: bool) -> None:
+    """Make a region known, or change its endpoint. A node makes its own known when it starts."""
+    check_region(name, "the region ")
+    if endpoint:
+        check_public_address(endpoint, "--endpoint ")
+        endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
+    session.run(lambda ops: ops.region_create(name, endpoint))
     emit({"region": name}, as_json, f"region {name} created")
+
+
+@region.command("list")
+@as_json
+@click.pass_obj
+def region_list(session: Session, as_json: bool) -> None:
+    """List the regions with their endpoints: where clients that ask another one are sent."""
+    found = [msgspec.structs.asdict(one) for one in session.run(lambda ops: ops.region_list())]
+    if not as_json:
+        for row in found:
+            row["created"] = when(row.pop("created_us"))
+            row["here"] = "here" if row["here"] else ""
+    table(found, as_json, "no regions: a node makes its own known when it starts")
 
 
 @command.group()
@@ -290,6 +310,13 @@ def _fsck_text(clean: bool, found: dict[str, Any]) -> str:
 @as_json
 @click.pass_obj
 def usage(session: Session, as_json: bool) -> None:
-    """Exact usage by bucket."""
-    found = session.run(lambda ops: ops.usage())
+    """Exact usage by bucket, of this region. Those of another one are known to its own database: ask there."""
+    found, regions = session.run(_usage)
     table([msgspec.structs.asdict(one) for one in found], as_json, "no buckets")
+    others = [one.region for one in regions if not one.here]
+    if others and not as_json:
+        click.echo(f"This region's buckets only; ask a node of {', '.join(others)} for the others.", err=True)
+
+
+async def _usage(ops: AdminOps) -> tuple[Sequence[UsageRow], Sequence[RegionRow]]:
+    return await ops.usage(), await ops.region_list()

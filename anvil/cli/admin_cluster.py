@@ -136,8 +136,8 @@ def layout_history(session: Session, limit: int, as_json: bool) -> None:
             {
                 "version": row["version"],
                 "state": row["state"],
-                "since": _when(row["since_us"]),
-                "made": _when(row["created_us"]),
+                "since": when(row["since_us"]),
+                "made": when(row["created_us"]),
                 "parts": f"{row['slices_done']}/{row['slices']}",
                 "shards": row["shards"],
                 "GiB": f"{row['bytes'] / GIB:.2f}",
@@ -147,7 +147,8 @@ def layout_history(session: Session, limit: int, as_json: bool) -> None:
     table(rows, as_json, "no layouts")
 
 
-def _when(moment_us: int) -> str:
+def when(moment_us: int) -> str:
+    """For people: a time of the databases."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(moment_us / 1e6))
 
 

@@ -37,10 +37,20 @@ class AppRow(msgspec.Struct, frozen=True):
     access_key: str
 
 
+class RegionRow(msgspec.Struct, frozen=True):
+    """`endpoint`: where clients reach it, "" where none was told. `here`: whether it is the region of these settings."""
+
+    region: str
+    endpoint: str
+    created_us: int
+    here: bool
+
+
 class UsageRow(msgspec.Struct, frozen=True):
     """Of one bucket. `upload_*`: parts of uploads in progress."""
 
     tenant: str
+    region: str
     bucket: str
     objects: int
     bytes: int
@@ -145,7 +155,11 @@ class AdminOps(Protocol):
     `app`: an access key, or a name that is unique in `tenant` (or, without one, in the deployment; else InvalidArgument).
     """
 
-    async def region_create(self, name: str) -> None: ...
+    async def region_create(self, name: str, endpoint: str) -> None:
+        """`endpoint`: a URL; "" leaves what was told."""
+        ...
+
+    async def region_list(self) -> Sequence[RegionRow]: ...
     async def tenant_create(self, name: str) -> Tenant: ...
     async def tenant_list(self) -> Sequence[Tenant]: ...
     async def app_create(self, tenant: str, name: str) -> NewKeys: ...
@@ -162,7 +176,10 @@ class AdminOps(Protocol):
 
     async def policy_list(self, app: str, tenant: str | None) -> Sequence[Policy]: ...
     async def bucket_set_public(self, name: str, allow: bool) -> None: ...
-    async def usage(self) -> Sequence[UsageRow]: ...
+    async def usage(self) -> Sequence[UsageRow]:
+        """Of the buckets of this region: only its own database knows that of another."""
+        ...
+
     async def drive_list(self) -> Sequence[DriveInfo]:
         """Of the node on this data directory."""
         ...

@@ -240,6 +240,9 @@ def from_status(error: grpc.aio.AioRpcError, ask: Ask, host: str, client_id: str
         said = (
             f"{host} answers, but has no such gRPC service: {said or 'is it an Anvil server, and gRPC passed on by its proxy?'}"
         )
+    elif code == "PermanentRedirect":
+        to = metadata.get("Endpoint")
+        said = f"the bucket {metadata.get('Bucket')} is in the region {metadata.get('Region')}" + (f": ask {to}" if to else "")
     elif cls is PermissionMissing:
         said = f"not allowed: {action} on {resource} (app {client_id})"
     elif cls is TokenRejected:

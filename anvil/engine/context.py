@@ -93,6 +93,7 @@ class Placement:
         self.layouts = tuple(layouts)
         self.drives = dict(drives)
         self.remote = any(not drive.local for drive in drives.values())
+        self._current = frozenset(drive.drive_id for drive in self.layout.drives)
         self._nodes = {drive.drive_id: drive.node_id for layout in layouts for drive in layout.drives}
         self._by_index = [tuple(self.drives.get(drive.drive_id) for drive in layout.drives) for layout in self.layouts]
 
@@ -105,6 +106,11 @@ class Placement:
         """Primaries first, then spares; index i of a blob belongs on the i-th."""
         by_index = self._by_index[-1]
         return [by_index[index] for index in self.layouts[-1].order(blob_id)]
+
+    def listed(self, number: int) -> set[Drive]:
+        """The drives that any layout lists for that partition, as far as they are known."""
+        rows = zip(self.layouts, self._by_index, strict=True)
+        return {drive for layout, by_index in rows for index in layout.row(number) if (drive := by_index[index]) is not None}
 
     def homes(self, blob_id: BlobId, index: int) -> list[Drive | None]:
         """Where that shard belongs by each layout, the newest first. It is missing only if all of them were asked: while one cannot be, it
@@ -129,6 +135,10 @@ class Placement:
         """All other reachable drives, where nothing of the blob is expected: local ones first."""
         looked = {*self.near(blob_id, index), *self.order(blob_id)}
         return _local_first(drive for drive in self.drives.values() if drive not in looked)
+
+    def current(self, drive: Drive) -> bool:
+        """Whether the layout that writers go by has it: else it comes or leaves, and is no place for anything new."""
+        return drive.drive_id in self._current
 
     def node(self, drive: Drive) -> bytes:
         """The node it belongs to; where no layout tells, it stands for itself."""

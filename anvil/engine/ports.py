@@ -7,7 +7,7 @@ Owns: the contracts between `engine` and its surroundings (`meta`, `shards`, `ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 from anvil._ec.pieces import Sink, Source
@@ -190,6 +190,10 @@ class Catalog(Protocol):
 
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
         """The tenant's active buckets, by name. Strictly fresh."""
+        ...
+
+    async def regions(self) -> Mapping[str, str]:
+        """Of every region of the deployment the URL that clients reach it under; "" where none was told."""
         ...
 
     async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:

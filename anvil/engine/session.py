@@ -3,8 +3,11 @@
 Owns: the id, and its renewal. Invariant: `current` is a session that was alive at the last renewal and whose lease, by this process's
 monotonic clock, has not run out; a write begun under a session commits under it or not at all; whoever else keeps the id (the drives:
 segments and temporary files name it, and those of a dead session are taken for leftovers) has it before the first write under it. The
-database decides in the end (the commit locks the session row), so a stopped process that wakes up late cannot do harm, it only fails. Not
-here: the row itself (`meta`).
+database decides in the end (the commit locks the session row), so a stopped process that wakes up late cannot do harm, it only fails.
+
+A session does not live as long as its worker: what a drive that was away brings back of blobs deleted meanwhile is an orphan only when the
+session it was written under is gone. So it is replaced every SESSION_ROTATE_S, and kept for SESSION_RETIRE_S more, for the writes begun
+under it; one that takes longer is fenced. Not here: the row itself (`meta`).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from anvil.base.errors import AnvilError, Unavailable, WriterFenced
-from anvil.base.limits import SESSION_LEASE_S, SESSION_RENEW_S
+from anvil.base.limits import SESSION_LEASE_S, SESSION_RENEW_S, SESSION_RETIRE_S, SESSION_ROTATE_S
 from anvil.engine.ports import Metadata
 from anvil.model.records import SessionId
 
@@ -49,6 +52,8 @@ class WriterSession:
         self._hastened = asyncio.Event()
         self._session: SessionId | None = None
         self._good_until = 0.0
+        self._opened_at = 0.0
+        self._retiring: list[tuple[SessionId, float]] = []  # with the time when it is closed
         self.opened: Callable[[SessionId], Awaitable[None]] = _nobody
 
     @property
@@ -62,7 +67,7 @@ class WriterSession:
         asked = asyncio.get_running_loop().time()
         session = await self._metadata.open_session(self._node_id, self._worker, self._present_version())
         await self.opened(session)
-        self._session, self._good_until = session, asked + SESSION_LEASE_S
+        self._session, self._good_until, self._opened_at = session, asked + SESSION_LEASE_S, asked
         return session
 
     async def keep(self) -> None:
@@ -82,11 +87,25 @@ class WriterSession:
                     await self.open()
                 else:
                     self._good_until = asked + SESSION_LEASE_S
+                    await self._rotate(asked)
             except Unavailable as error:
                 log.warning("writer session not renewed: %s", error)
             except Exception:
                 # Whatever it is: a loop that ended here would leave a worker that never writes again.
                 log.exception("writer session not renewed")
+
+    async def _rotate(self, now: float) -> None:
+        """Replace a session that is old enough, and look after those that were."""
+        old = self._session
+        if old is not None and now - self._opened_at >= SESSION_ROTATE_S:
+            await self.open()
+            self._retiring.append((old, now + SESSION_RETIRE_S))
+        for retired, until in tuple(self._retiring):
+            if now < until:
+                await self._metadata.renew_session(retired, self._layout_version())
+            else:
+                await self._metadata.close_session(retired)
+                self._retiring.remove((retired, until))
 
     def hasten(self) -> None:
         """Renew now: the layout changed or the last write by an older one ended, and movers wait for this session to report it."""
@@ -94,8 +113,9 @@ class WriterSession:
 
     async def close(self) -> None:
         """Give the session back, so that nobody has to wait for its lease."""
-        session, self._session = self._session, None
-        if session is not None:
+        sessions = [retired for retired, _ in self._retiring] + ([self._session] if self._session is not None else [])
+        self._session, self._retiring = None, []
+        for session in sessions:
             try:
                 await self._metadata.close_session(session)
             except AnvilError as error:

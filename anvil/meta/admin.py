@@ -47,6 +47,16 @@ class AppInfo(msgspec.Struct, frozen=True):
     policies: tuple[Policy, ...]
 
 
+class RegionInfo(msgspec.Struct, frozen=True):
+    """`endpoint`: the URL clients reach it under, "" where none was told. `stated`: by a setting or an operator, not by a listen
+    address."""
+
+    name: str
+    endpoint: str
+    stated: bool
+    created_us: int
+
+
 class BucketUsage(msgspec.Struct, frozen=True):
     tenant: str
     bucket: str
@@ -55,28 +65,41 @@ class BucketUsage(msgspec.Struct, frozen=True):
 
 
 class Admin:
-    """Administration. `query` runs a statement on the global database; `changed` tells the cache beside it."""
+    """Administration. `query` runs a statement on the global database; `changed` tells the cache beside it. `regional`: the store of
+    `region`."""
 
     def __init__(
-        self, query: Callable[..., Awaitable[Rows]], keyring: Keyring, regional: RegionalStore, changed: Callable[[], None]
+        self,
+        query: Callable[..., Awaitable[Rows]],
+        keyring: Keyring,
+        regional: RegionalStore,
+        region: str,
+        changed: Callable[[], None],
     ) -> None:
         self._query = query
         self._keyring = keyring
         self._regional = regional
+        self._region = region
         self._changed = changed
 
     # -- regions and tenants ------------------------------------------------------------------------------------------
 
-    async def create_region(self, name: str, endpoint: str = "") -> bool:
-        """Idempotent; sets the endpoint where one is given. True if the region is new."""
-        sql = """INSERT INTO regions AS r (name, endpoint) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE
-                 SET endpoint = CASE EXCLUDED.endpoint WHEN '' THEN r.endpoint ELSE EXCLUDED.endpoint END
+    async def create_region(self, name: str, endpoint: str = "", *, stated: bool = True) -> bool:
+        """Idempotent; sets the endpoint where one is given, but never one that is not `stated` over one that was. True if the region is
+        new."""
+        sql = """INSERT INTO regions AS r (name, endpoint, stated) VALUES ($1, $2, $3 AND $2 <> '') ON CONFLICT (name) DO UPDATE
+                 SET endpoint = EXCLUDED.endpoint, stated = EXCLUDED.stated
+                 WHERE EXCLUDED.endpoint <> '' AND (EXCLUDED.stated OR NOT r.stated)
+                     AND (r.endpoint, r.stated) IS DISTINCT FROM (EXCLUDED.endpoint, EXCLUDED.stated)
                  RETURNING xmax = 0 AS new"""
-        return bool((await self._query(sql, name, endpoint))[0]["new"])
+        rows = await self._query(sql, name, endpoint, stated)
+        self._changed()
+        return bool(rows and rows[0]["new"])
 
-    async def regions(self) -> dict[str, str]:
-        """Endpoint by region name."""
-        return {row["name"]: row["endpoint"] for row in await self._query("SELECT name, endpoint FROM regions ORDER BY name")}
+    async def regions(self) -> list[RegionInfo]:
+        """By name."""
+        sql = "SELECT name, endpoint, stated, created_us FROM regions ORDER BY name"
+        return [RegionInfo(row["name"], row["endpoint"], row["stated"], row["created_us"]) for row in await self._query(sql)]
 
     async def create_tenant(self, name: str) -> Tenant:
         """Raises NameTaken."""
@@ -185,10 +208,10 @@ class Admin:
         self._changed()
 
     async def usage(self, tenant: str | None = None) -> list[BucketUsage]:
-        """Exact usage of every active bucket of this region's database, by tenant and bucket name."""
+        """Exact usage of every active bucket of this region, by tenant and bucket name. Only its own database knows that of another."""
         sql = """SELECT b.bucket_id, b.name, b.public_read, t.name AS tenant FROM buckets b JOIN tenants t USING (tenant_id)
-                 WHERE b.state = 'active' AND ($1::text IS NULL OR t.name = $1) ORDER BY t.name, b.name"""
-        rows = await self._query(sql, tenant)
+                 WHERE b.state = 'active' AND b.region = $2 AND ($1::text IS NULL OR t.name = $1) ORDER BY t.name, b.name"""
+        rows = await self._query(sql, tenant, self._region)
         usages = {usage.bucket_id: usage for usage in await self._regional.usage([row["bucket_id"] for row in rows])}
         return [BucketUsage(row["tenant"], row["name"], row["public_read"], usages[row["bucket_id"]]) for row in rows]
 
@@ -197,14 +220,17 @@ class Admin:
     async def bootstrap(
         self,
         region: str,
+        endpoint: str = "",
         *,
+        stated: bool = False,
         tenant: str = "default",
         app: str = "default",
         access_key: str | None = None,
         secret: str | None = None,
     ) -> Credentials:
-        """Make the region, the tenant and an app that may do everything, unless they are there. Returns the app's key pair."""
-        await self.create_region(region)
+        """Make the region, the tenant and an app that may do everything, unless they are there; tell the region's `endpoint`, as
+        `create_region`. Returns the app's key pair."""
+        await self.create_region(region, endpoint, stated=stated)
         await self._query("INSERT INTO tenants (name) VALUES ($1) ON CONFLICT DO NOTHING", tenant)
         try:
             made = await self.create_app(tenant, app, access_key=access_key, secret=secret)

@@ -34,7 +34,7 @@ class ChangeCache:
         self._entries: dict[tuple[str, str], Any] = {}
         self._position = 0  # the xmin of the snapshot in which the log was read last
         self._read_at = float("-inf")
-        self._hastened = False
+        self._hastened = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._generation = 0
         self._named: set[str] = set()  # what changed since `changes` was asked last, "*" for everything
@@ -56,7 +56,15 @@ class ChangeCache:
 
     def hasten(self) -> None:
         """Something changed: what is cached is not fresh any more."""
-        self._hastened = True
+        self._hastened.set()
+
+    async def hastened(self, timeout_s: float) -> None:
+        """Until the log is known to have more than was read, or for `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._hastened.wait()
+        except TimeoutError:
+            return
 
     async def get(self, kind: str, name: str, fetch: Callable[[], Awaitable[T | None]]) -> T | None:
         """The cached entry, or what `fetch` reads. Raises DatabaseUnavailable, also when only freshness cannot be had."""
@@ -74,7 +82,7 @@ class ChangeCache:
         return fetched
 
     async def _refresh(self) -> None:
-        if not self._hastened and asyncio.get_running_loop().time() - self._read_at < CATALOG_FRESH_S:
+        if not self._hastened.is_set() and asyncio.get_running_loop().time() - self._read_at < CATALOG_FRESH_S:
             return
         if self._reading is None:
             self._reading = asyncio.create_task(self._read_log(), name="catalog change log")
@@ -88,11 +96,11 @@ class ChangeCache:
 
     async def _read_log(self) -> None:
         began = asyncio.get_running_loop().time()
-        self._hastened = False
+        self._hastened.clear()
         try:
             rows = await call(self._link, _POLL_SQL, self._position, wait_s=self._wait_s)
         except BaseException:
-            self._hastened = True
+            self._hastened.set()
             raise
         xmin: int = rows[0]["xmin"]
         # The first reading, one after a gap that trimming may have cut, or another server with another history.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import asyncpg
@@ -25,6 +25,7 @@ from anvil.base.errors import (
     IllegalLocationConstraint,
     NoSuchBucket,
     OperationAborted,
+    PermanentRedirect,
     TooManyBuckets,
     UnknownName,
 )
@@ -59,6 +60,7 @@ _BUCKETS_SQL: Final = f"""
     SELECT {_BUCKET_COLUMNS} FROM buckets b JOIN tenants t ON t.tenant_id = b.tenant_id
     WHERE b.tenant_id = $1 AND b.state = 'active' ORDER BY b.name"""
 _BY_ID_SQL: Final = f"SELECT {_BUCKET_COLUMNS} FROM buckets b JOIN tenants t ON t.tenant_id = b.tenant_id WHERE b.bucket_id = $1"
+_REGIONS_SQL: Final = "SELECT name, endpoint FROM regions"
 _STATE_SQL: Final = """
     UPDATE buckets SET state = $3, state_us = now_us() WHERE bucket_id = $1 AND state = ANY ($2::text[]) RETURNING bucket_id"""
 # Once its fence is gone a bucket is dead, whatever another deletion, which had found it full before, made of its state since.
@@ -97,7 +99,7 @@ class GlobalCatalog:
         self._buckets: Coalescer[str, Bucket | None] = Coalescer(
             self._link, Operation("bucket", Query(_BUCKET_SQL, lambda names: (list(names),), self._buckets_from)), wait_s=wait_s
         )
-        self.admin = Admin(self.query, keyring, regional, self._cache.hasten)
+        self.admin = Admin(self.query, keyring, regional, region, self._cache.hasten)
         self.rights = RightsTable(self.query, self._cache.hasten)
         self.tasks = TaskQueue(self.query)
 
@@ -135,9 +137,17 @@ class GlobalCatalog:
         return await self._cache.get("bucket", name, lambda: self._buckets.submit(name))
 
     async def changes(self) -> Sequence[str]:
-        """`app:ACCESS_KEY` and `bucket:NAME` of rows changed since the last call, or `*`. Raises DatabaseUnavailable; what could not be
-        reported then is reported by the next call."""
+        """`app:ACCESS_KEY`, `bucket:NAME` and `region:NAME` of rows changed since the last call, or `*`. Raises DatabaseUnavailable; what
+        could not be reported then is reported by the next call."""
         return await self._cache.changes()
+
+    async def hastened(self, timeout_s: float) -> None:
+        """Until something is known to have changed since the log was read last, or for `timeout_s`. A hint: notifications can be lost."""
+        await self._cache.hastened(timeout_s)
+
+    async def regions(self) -> Mapping[str, str]:
+        """Not cached here: the workers keep them."""
+        return {row["name"]: row["endpoint"] for row in await self.query(_REGIONS_SQL)}
 
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
         return [self._bucket_from(row) for row in await self.query(_BUCKETS_SQL, tenant_id)]
@@ -156,7 +166,7 @@ class GlobalCatalog:
                 raise BucketAlreadyExists
             case "owned":
                 raise BucketAlreadyOwnedByYou
-            case "deleting":
+            case "deleting" | "elsewhere":
                 raise OperationAborted
             case "too_many":
                 raise TooManyBuckets
@@ -180,6 +190,8 @@ class GlobalCatalog:
         return self._bucket_from(rows[0]) if rows else None
 
     async def delete_bucket(self, bucket: Bucket) -> None:
+        if bucket.region != self._region:
+            raise PermanentRedirect(Bucket=bucket.name, Region=bucket.region)  # nothing here can tell whether it is empty
         # Most attempts on a full bucket end here, without making it invisible even for a moment.
         if not await self._regional.bucket_is_empty(bucket.bucket_id):
             raise BucketNotEmpty

@@ -8,7 +8,8 @@ Leaders. Whoever holds the advisory lock of `lead` acts for the region. The lock
 learns of it at its next call, while another leads already. So nothing here depends on there being one. Each action is one statement that
 says in its own conditions what must still hold (a lease that ran out, a state out of which a node is taken, a layout that is still the
 current one, slices that are all done), under the row's lock. Of two leaders the second finds the condition gone and changes nothing; an
-action that comes late is either still right or has no effect. The lock spares work, and keeps two from undoing each other for long.
+action that comes late is either still right or has no effect. The lock spares work, and keeps two from undoing each other for long. One who
+hangs, or whose machine is gone without a word, would keep it for hours: the server ends a connection on which nothing is asked.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import asyncpg
 import msgspec
 
 from anvil.base.errors import DatabaseUnavailable
-from anvil.base.limits import BATCH_RETRIES_MAX, DATABASE_WAIT_S, LAYOUT_HISTORY_MAX, LAYOUT_SLICES
+from anvil.base.limits import BATCH_RETRIES_MAX, DATABASE_WAIT_S, LAYOUT_HISTORY_MAX, LAYOUT_SLICES, LEADER_SILENT_S
 from anvil.meta.coalesce import Rows, call
 from anvil.meta.link import Link
+from anvil.meta.sessions import FENCE_SQL
 from anvil.model.cluster import (
     ClusterDrive,
     ClusterView,
@@ -44,15 +46,15 @@ _REGISTER_SQL: Final = """
     INSERT INTO nodes AS n (node_id, name, zone, address, state) VALUES ($1, $2, $3, $4, 'joining')
     ON CONFLICT (node_id) DO UPDATE SET
         name = EXCLUDED.name, zone = EXCLUDED.zone, address = EXCLUDED.address,
-        state = CASE WHEN n.state IN ('down', 'removed') THEN 'joining' ELSE n.state END,
-        since_us = CASE WHEN n.state IN ('down', 'removed') THEN now_us() ELSE n.since_us END,
-        lease_until = CASE WHEN n.state IN ('down', 'removed') THEN NULL ELSE n.lease_until END"""
+        state = CASE n.state WHEN 'removed' THEN 'joining' ELSE n.state END,
+        since_us = CASE n.state WHEN 'removed' THEN now_us() ELSE n.since_us END,
+        lease_until = CASE n.state WHEN 'removed' THEN NULL ELSE n.lease_until END"""
 _RENEW_SQL: Final = """
     UPDATE nodes SET lease_until = clock_timestamp() + make_interval(secs => $2)
     WHERE node_id = $1 AND state <> 'removed' RETURNING true"""
 _MARK_DOWN_SQL: Final = """
     UPDATE nodes SET state = 'down', since_us = now_us()
-    WHERE state IN ('joining', 'active', 'draining') AND lease_until < clock_timestamp() RETURNING node_id"""
+    WHERE state IN ('joining', 'active') AND lease_until < clock_timestamp() RETURNING node_id"""
 _STATE_SQL: Final = """
     UPDATE nodes SET state = $2, since_us = now_us() WHERE node_id = $1 AND state = ANY ($3::text[]) RETURNING true"""
 
@@ -137,13 +139,20 @@ class ClusterTables:
 
     Calls wait up to `wait_s` for a database that is away, then raise DatabaseUnavailable; what they were to change may have happened all
     the same, and every call may be repeated. `changed`: called on every change of nodes (not of their leases), drives and layouts, and
-    when the connection was made, since changes may have been missed before; must neither take long nor raise.
+    when the connection was made, since changes may have been missed before; must neither take long nor raise. `idle_s`: the connection ends
+    when nothing was asked for so long, and the leader's lock with it.
     """
 
     def __init__(
-        self, url: str, *, name: str = "anvil", wait_s: float = DATABASE_WAIT_S, changed: Callable[[], None] | None = None
+        self,
+        url: str,
+        *,
+        name: str = "anvil",
+        wait_s: float = DATABASE_WAIT_S,
+        changed: Callable[[], None] | None = None,
+        idle_s: float = LEADER_SILENT_S,
     ) -> None:
-        self._link = Link(url, f"{name} cluster", on_connect=self._connected)
+        self._link = Link(url, f"{name} cluster", on_connect=self._connected, idle_s=idle_s)
         self._wait_s = wait_s
         self._changed = changed
         self._decode = msgspec.json.Decoder(_Seen).decode
@@ -171,8 +180,14 @@ class ClusterTables:
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
+    async def belongs_to(self, region: str) -> str:
+        """The region that this database is of: `region`, if it was of none."""
+        await self._query("INSERT INTO region (name) VALUES ($1) ON CONFLICT DO NOTHING", region)
+        return str((await self._query("SELECT name FROM region"))[0][0])
+
     async def register_node(self, node_id: NodeId, name: str, zone: str = "", address: str = "") -> None:
-        """Joining, unless it is active or draining. One that was down or removed joins again, without a lease at first. Idempotent."""
+        """Joining, if it is new or was removed, without a lease at first. One that is down stays so until it holds a lease again: a start
+        may take long, and meanwhile nothing of what it holds is to be moved. Idempotent."""
         await self._query(_REGISTER_SQL, node_id, name, zone, address)
 
     async def renew_node(self, node_id: NodeId, lease_s: float) -> bool:
@@ -180,12 +195,16 @@ class ClusterTables:
         return bool(await self._query(_RENEW_SQL, node_id, lease_s))
 
     async def mark_down(self) -> Sequence[NodeId]:
-        """Take the nodes out whose lease ran out. Returns those that this call took. One that never had a lease is left alone."""
+        """Take the nodes out whose lease ran out. Returns those that this call took. One that never had a lease is left alone, and one that
+        drains goes on doing so, though nobody reaches it: else it would be taken back when it returns."""
         return [row[0] for row in await self._query(_MARK_DOWN_SQL)]
 
     async def set_state(self, node_id: NodeId, state: NodeState, *, when: Sequence[NodeState]) -> bool:
-        """True if the node was in one of the states `when`, and is in that state now."""
-        return bool(await self._query(_STATE_SQL, node_id, state.value, [each.value for each in when]))
+        """True if the node was in one of the states `when`, and is in that state now. One that was removed writes no more."""
+        changed = bool(await self._query(_STATE_SQL, node_id, state.value, [each.value for each in when]))
+        if changed and state is NodeState.REMOVED:
+            await self._query(FENCE_SQL, node_id, None)
+        return changed
 
     async def view(self) -> ClusterView:
         """One snapshot: all nodes, the drives that are not gone for good, the layouts that are not retired. Cheap to repeat: a layout is

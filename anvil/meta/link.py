@@ -65,9 +65,17 @@ def refused_to_encode(error: BaseException) -> bool:
 
 
 class Link:
-    """A connection to `url`. `name` appears in `pg_stat_activity`."""
+    """A connection to `url`. `name` appears in `pg_stat_activity`. `idle_s`: the server ends it when nothing was asked for so long."""
 
-    def __init__(self, url: str, name: str, *, on_connect: Callable[[asyncpg.Connection], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        on_connect: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
+        idle_s: float | None = None,
+    ) -> None:
+        self._settings = _SETTINGS if idle_s is None else {**_SETTINGS, "idle_session_timeout": str(int(idle_s * 1000))}
         self._url = url
         self._name = name
         self._on_connect = on_connect
@@ -110,7 +118,7 @@ class Link:
             connection: asyncpg.Connection = await asyncpg.connect(
                 self._url,
                 timeout=max(0.1, min(CONNECT_TIMEOUT_S, budget_s)),
-                server_settings={**_SETTINGS, "application_name": incarnation},
+                server_settings={**self._settings, "application_name": incarnation},
                 statement_cache_size=0,  # statements are kept here
                 target_session_attrs=SessionAttribute.read_write,
             )

@@ -197,7 +197,7 @@ class RegionalStore:
     async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
         session = os.urandom(16)
         if not (await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, layout_version, wait_s=self._wait_s))[0][0]:
-            raise WriterFenced("This server's layout is not the current one. Try again.")
+            raise WriterFenced("This server's layout is not the current one, or it was removed. Try again.")
         return session
 
     async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
@@ -207,7 +207,7 @@ class RegionalStore:
         await call(self._writes, sessions.CLOSE_SQL, session, wait_s=self._wait_s)
 
     async def expire_sessions(self) -> Sequence[SessionId]:
-        """End the sessions whose lease ran out; their commits in flight are waited for. Returns their ids."""
+        """End the sessions whose lease ran out or whose node was removed; their commits in flight are waited for. Returns their ids."""
         return [row[0] for row in await self.query(sessions.EXPIRE_SQL)]
 
     async def fence(self, node_id: bytes, worker: int | None = None) -> Sequence[SessionId]:

@@ -1,7 +1,8 @@
 """Writer sessions: the rows that fence a worker's commits. Leases run on the database's clock.
 
 Invariant: a session that was deleted never comes back, and no commit of it can happen after its row is gone. A session whose
-lease ran out but whose row is still there is alive: only deleting the row (`EXPIRE_SQL`, by the background process) ends it.
+lease ran out but whose row is still there is alive: only deleting the row (`EXPIRE_SQL`, by the background process) ends it. A node that
+was removed has none: what it would store on its drives nobody else would find.
 
 Layouts. `layout_version` of a row says: no commit under this session, from that report on, is of a blob that was placed by an older
 layout. Why movers may start on layout v once no row says less than v (`ClusterTables.sessions_behind`), v being current before they asked:
@@ -23,14 +24,19 @@ from anvil.base.limits import SESSION_LEASE_S
 
 _LEASE: Final = f"clock_timestamp() + interval '{SESSION_LEASE_S} seconds'"
 
-OPEN_SQL: Final = f"SELECT open_session($1, $2, $3, $4, interval '{SESSION_LEASE_S} seconds')"
+# One opened while its node is being removed ends with those whose lease ran out.
+OPEN_SQL: Final = f"""
+    SELECT CASE (SELECT state FROM nodes WHERE node_id = $2) WHEN 'removed' THEN false
+        ELSE open_session($1, $2, $3, $4, interval '{SESSION_LEASE_S} seconds') END"""
 RENEW_SQL: Final = f"""
     UPDATE writer_sessions SET lease_until = {_LEASE}, layout_version = greatest(layout_version, $2)
     WHERE session_id = $1 RETURNING true AS renewed"""
 CLOSE_SQL: Final = "DELETE FROM writer_sessions WHERE session_id = $1"
 LIVE_SQL: Final = "SELECT session_id FROM writer_sessions"
 # Waits for commits in flight (they hold the row FOR KEY SHARE).
-EXPIRE_SQL: Final = "DELETE FROM writer_sessions WHERE lease_until < clock_timestamp() RETURNING session_id"
+EXPIRE_SQL: Final = """
+    DELETE FROM writer_sessions WHERE lease_until < clock_timestamp()
+        OR node_id = ANY (ARRAY(SELECT node_id FROM nodes WHERE state = 'removed')) RETURNING session_id"""
 # A worker (or, with NULL, every worker of the node) that is known to have ended: nobody has to wait for its lease.
 FENCE_SQL: Final = """
     DELETE FROM writer_sessions WHERE node_id = $1 AND ($2::int IS NULL OR worker = $2::int) RETURNING session_id"""

@@ -48,6 +48,10 @@ class Layout(msgspec.Struct, frozen=True):
         row = partition(blob_id) * self.width
         return struct.unpack_from(f"<{self.width}H", self.places, row * 2)
 
+    def row(self, number: int) -> tuple[int, ...]:
+        """The same for all blobs of a partition."""
+        return struct.unpack_from(f"<{self.width}H", self.places, number * self.width * 2)
+
     def rows(self) -> Iterator[tuple[int, ...]]:
         """The same for every partition, in order."""
         return struct.iter_unpack(f"<{self.width}H", self.places)

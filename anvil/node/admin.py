@@ -15,7 +15,7 @@ import msgspec
 
 from anvil.base.config import Config
 from anvil.base.errors import Conflict, DriveFailed, InvalidArgument, Unavailable, UnknownName
-from anvil.cli.admin_ops import AppRow, DriveInfo, NewKeys, UsageRow
+from anvil.cli.admin_ops import AppRow, DriveInfo, NewKeys, RegionRow, UsageRow
 from anvil.meta.admin import Admin, AppInfo, Credentials
 from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.cluster import ClusterTables, DriveRow
@@ -56,7 +56,7 @@ async def open_admin(config: Config, global_url: str, regional_url: str) -> Asyn
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
         audit = partial(_audit, catalog.admin)
         cluster, tasks = ClusterAdmin(config, regional_url, audit), TaskAdmin(TaskQueue(catalog.query), audit)
-        yield DatabaseAdmin(catalog.admin, NodeDrives(config, regional_url), cluster, tasks)
+        yield DatabaseAdmin(catalog.admin, config.node.region, NodeDrives(config, regional_url), cluster, tasks)
 
 
 async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
@@ -134,8 +134,9 @@ async def _node(config: Config) -> AsyncIterator[Channel]:
 class DatabaseAdmin:
     """AdminOps over `meta.admin.Admin`."""
 
-    def __init__(self, admin: Admin, drives: NodeDrives, cluster: ClusterAdmin, tasks: TaskAdmin) -> None:
+    def __init__(self, admin: Admin, region: str, drives: NodeDrives, cluster: ClusterAdmin, tasks: TaskAdmin) -> None:
         self._admin = admin
+        self._region = region
         self.drive_list = drives.list
         self.drive_replace = drives.replace
         self.node_list = cluster.node_list
@@ -147,8 +148,13 @@ class DatabaseAdmin:
         self.task_retry = tasks.task_retry
         self.task_cancel = tasks.task_cancel
 
-    async def region_create(self, name: str) -> None:
-        await self._admin.create_region(name)
+    async def region_create(self, name: str, endpoint: str) -> None:
+        await self._admin.create_region(name, endpoint)
+
+    async def region_list(self) -> Sequence[RegionRow]:
+        return [
+            RegionRow(one.name, one.endpoint, one.created_us, one.name == self._region) for one in await self._admin.regions()
+        ]
 
     async def tenant_create(self, name: str) -> Tenant:
         return await self._admin.create_tenant(name)
@@ -188,7 +194,15 @@ class DatabaseAdmin:
 
     async def usage(self) -> Sequence[UsageRow]:
         return [
-            UsageRow(row.tenant, row.bucket, row.usage.objects, row.usage.bytes, row.usage.upload_parts, row.usage.upload_bytes)
+            UsageRow(
+                row.tenant,
+                self._region,
+                row.bucket,
+                row.usage.objects,
+                row.usage.bytes,
+                row.usage.upload_parts,
+                row.usage.upload_bytes,
+            )
             for row in await self._admin.usage()
         ]
 

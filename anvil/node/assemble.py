@@ -25,7 +25,14 @@ from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
 from anvil.base.errors import DatabaseUnavailable, Unavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
-from anvil.base.limits import DRAIN_S, PEER_BUFFERS_BYTES_MAX, PEERS_DRAIN_S, PEERS_SETTLE_S, REGIONAL_CONNECTIONS_MAX
+from anvil.base.limits import (
+    DRAIN_S,
+    PEER_BUFFERS_BYTES_MAX,
+    PEERS_DRAIN_S,
+    PEERS_SETTLE_S,
+    REGIONAL_CONNECTIONS_MAX,
+    TASKS_AT_ONCE,
+)
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
@@ -75,6 +82,7 @@ from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
+from anvil.tasks.worker import Handler as TaskHandler
 from anvil.tasks.worker import TaskWorker
 
 log = logging.getLogger(__name__)
@@ -92,7 +100,8 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
     await prepare_drives(config, regional_url, node_id)
     async with open_catalog(config, global_url, regional_url, "anvil start") as (catalog, regional):
         await regional.fence(node_id)  # whoever wrote here before is gone: nothing of it waits for its lease
-        first = await catalog.admin.bootstrap(config.node.region)
+        api = config.api
+        first = await catalog.admin.bootstrap(config.node.region, api.announced_url, stated=bool(api.public_addrs))
     await await_layout(regional_url)
     return KeyPair(first.access_key, first.secret)
 
@@ -246,8 +255,7 @@ def _session(metadata: RegionalStore, plan: Plan, layouts: LayoutsInUse, known: 
 def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, GrpcApi]:
     """Both APIs over one engine."""
     config = process.config
-    endpoint = config.api.public_urls[0]
-    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, {config.node.region: endpoint})
+    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, config.api.public_urls[0])
     grpc = GrpcApi(
         services,
         Tokens(config.security.jwt_secret, time.time, link.catalog),
@@ -259,7 +267,13 @@ def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, Grpc
     api = S3Api(
         services,
         open_body,
-        Authenticator(link.catalog, config.node.region, config.api.bucket_hosts, trusted_proxies=config.api.trusted_proxies),
+        Authenticator(
+            link.catalog,
+            config.node.region,
+            config.api.bucket_hosts,
+            trusted_proxies=config.api.trusted_proxies,
+            regions=link.catalog.regions,
+        ),
         base_domains=config.api.bucket_hosts,
         observers=(request_finished,),
         host_id=process.plan.node_id.hex(),
@@ -294,7 +308,7 @@ async def open_region(
     if plan.cluster_port:
         peers = Peers(plan.node_id, config.security.cluster_secret, observe=internode)
         opened.push_async_callback(peers.close)
-    region = Region(config.storage, view, local, peers)
+    region = Region(config.storage, plan.node_id, view, local, peers)
     if peers is not None:
         await peers.settled(PEERS_SETTLE_S)
     return region
@@ -351,13 +365,13 @@ async def build_background(process: Child) -> BackgroundParts:
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
-        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold, away=region.away)
         upkeep = Upkeep(
             catalog,
             metadata,
             region.placement,
             hold,
-            Collector(metadata, region.placement, config.storage.gc_grace_s, hold),
+            Collector(metadata, region.placement, config.storage.gc_grace_s, hold, region.away),
             repairer,
             surveying,
             rebalancer,
@@ -366,13 +380,14 @@ async def build_background(process: Child) -> BackgroundParts:
             config.node.data_path / "surveyed",
             config.storage.uploads_expire_s,
         )
-        worker = TaskWorker(
-            catalog.tasks,
-            plan.node_id.hex(),
-            config.node.region,
-            {**upkeep.work, "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers)},
-            task_ended,
-        )
+        patient: dict[str, TaskHandler] = {
+            "survey": upkeep.survey,
+            "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers),
+        }
+        workers = [
+            TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
+            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1))
+        ]
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
@@ -390,7 +405,7 @@ async def build_background(process: Child) -> BackgroundParts:
             [drive_probe(drive) for drive in region.local.values()],
             QuorumWatch(region),
             membership,
-            {**upkeep.tasks, "membership": membership.run, "tasks": worker.run},
+            {**upkeep.tasks, "membership": membership.run, "tasks": workers[0].run, "patient tasks": workers[1].run},
             upkeep.handlers,
             opened.pop_all().aclose,
         )

@@ -1,8 +1,9 @@
 """The global database as the workers see it: a catalog served by the background process and cached by each worker.
 
 Owns: the cache and its rule of freshness (DESIGN.md "Metadata"): a cached row may be used only while the change log is
-known to have been read within the last CATALOG_FRESH_S. The background process reads the change log every CATALOG_PUSH_S
-and pushes what changed together with the moment of reading (CLOCK_MONOTONIC, which all processes of a machine share).
+known to have been read within the last CATALOG_FRESH_S. The background process reads the change log every CATALOG_PUSH_S, and
+at once where a change is notified, and pushes what changed together with the moment of reading (CLOCK_MONOTONIC, which all
+processes of a machine share).
 Invariants: a row read before a change is never cached after that change was pushed (generations); a missing row is never
 cached, so what was just created is found at once; what this node creates or deletes is forgotten by all its workers
 before the caller gets its answer. Not here: SQL (`meta/catalog.py`).
@@ -12,14 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from anvil.base.clock import SYSTEM_CLOCK, Clock
 from anvil.base.errors import AnvilError, DatabaseUnavailable, Unavailable
-from anvil.base.limits import CATALOG_FRESH_S, CATALOG_PUSH_S, CATALOG_ROWS_MAX, CATALOG_WAIT_S, INVALIDATE_ACK_S
+from anvil.base.limits import (
+    CATALOG_FRESH_S,
+    CATALOG_PAUSE_S,
+    CATALOG_PUSH_S,
+    CATALOG_ROWS_MAX,
+    CATALOG_WAIT_S,
+    INVALIDATE_ACK_S,
+)
 from anvil.engine.ports import Catalog
 from anvil.model.identity import App, Bucket
 from anvil.node.channel import Channel, Handler, Listener
@@ -27,6 +35,7 @@ from anvil.node.channel import Channel, Handler, Listener
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 EVERYTHING = "*"
+REGIONS = "regions"  # read together: there are few
 
 
 def app_row(access_key: str) -> str:
@@ -42,8 +51,12 @@ def bucket_row(name: str) -> str:
 class CatalogSource(Catalog, Protocol):
     """What the background process needs of `meta/catalog.py` beside the port."""
 
+    async def hastened(self, timeout_s: float) -> None:
+        """Until something is known to have changed since `changes` was asked, or for `timeout_s`."""
+        ...
+
     async def changes(self) -> Sequence[str]:
-        """Rows changed since the last call: `app:ACCESS_KEY`, `bucket:NAME`, or `*` when that is not known. Raises
+        """Rows changed since the last call: `app:ACCESS_KEY`, `bucket:NAME`, `region:NAME`, or `*` when that is not known. Raises
         DatabaseUnavailable, after which the next call reports what this one could not.
         """
         ...
@@ -63,6 +76,7 @@ class Row(msgspec.Struct, array_like=True, frozen=True):
     generation: int
     app: App | None = None
     bucket: Bucket | None = None
+    regions: dict[str, str] | None = None
 
 
 class CreateBucket(msgspec.Struct, array_like=True, frozen=True):
@@ -88,6 +102,7 @@ class CatalogServer:
             "catalog.app": self._app,
             "catalog.bucket": self._bucket,
             "catalog.buckets": self._buckets,
+            "catalog.regions": self._regions,
             "catalog.create_bucket": self._create_bucket,
             "catalog.delete_bucket": self._delete_bucket,
         }
@@ -97,7 +112,7 @@ class CatalogServer:
         return Changes(self._generation, self._read_at)
 
     async def run(self) -> None:
-        """Read the change log for ever, and tell the workers each time."""
+        """Read the change log for ever, at once where a change was notified, and tell the workers each time."""
         failing = False
         while True:
             read_at = self._clock.monotonic()
@@ -112,7 +127,9 @@ class CatalogServer:
                 failing = False
                 self._read_at = read_at
                 self._announce(rows)
-            await asyncio.sleep(CATALOG_PUSH_S)
+            # A storm of changes, or a database that is away, must not have the log read without a pause.
+            await asyncio.sleep(CATALOG_PUSH_S if failing else CATALOG_PAUSE_S)
+            await self._source.hastened(CATALOG_PUSH_S - CATALOG_PAUSE_S)
 
     def _announce(self, rows: tuple[str, ...]) -> None:
         self._generation += bool(rows)
@@ -130,6 +147,10 @@ class CatalogServer:
 
     async def _buckets(self, channel: Channel, body: msgspec.Raw) -> Sequence[Bucket]:
         return await self._source.buckets(msgspec.msgpack.decode(body, type=int))
+
+    async def _regions(self, channel: Channel, body: msgspec.Raw) -> Row:
+        generation = self._generation
+        return Row(generation, regions=dict(await self._source.regions()))
 
     async def _create_bucket(self, channel: Channel, body: msgspec.Raw) -> Bucket:
         wanted = msgspec.msgpack.decode(body, type=CreateBucket)
@@ -177,6 +198,7 @@ class RemoteCatalog:
         self._clock = clock
         self._apps: dict[str, App] = {}
         self._bucket_rows: dict[str, Bucket] = {}
+        self._region_rows: Mapping[str, str] | None = None
         self._reading: dict[str, asyncio.Future[Row]] = {}
         self._generation = 0
         self._read_at = 0.0
@@ -196,6 +218,7 @@ class RemoteCatalog:
         """A (new) background process: nothing read from the one before may be used, since changes may have been missed."""
         self._apps.clear()
         self._bucket_rows.clear()
+        self._region_rows = None
         self._generation = 0
         self._apply(greeting)
 
@@ -210,6 +233,8 @@ class RemoteCatalog:
                 self._apps.pop(name, None) if name else self._apps.clear()
             if kind in ("bucket", EVERYTHING):
                 self._bucket_rows.pop(name, None) if name else self._bucket_rows.clear()
+            if kind in ("region", EVERYTHING):
+                self._region_rows = None
         self._generation = max(self._generation, changes.generation)
         self._read_at = max(self._read_at, changes.read_at)
         self._moved.set()
@@ -242,6 +267,16 @@ class RemoteCatalog:
 
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
         return await self.ask("catalog.buckets", tenant_id, tuple[Bucket, ...])
+
+    async def regions(self) -> Mapping[str, str]:
+        """Raises DatabaseUnavailable."""
+        if self.fresh and self._region_rows is not None:
+            return self._region_rows
+        row = await self._read("catalog.regions", "", REGIONS)
+        found = row.regions or {}
+        if row.generation >= self._generation:
+            self._region_rows = found
+        return found
 
     async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:
         return await self.call("catalog.create_bucket", CreateBucket(tenant_id, name, region), Bucket)

@@ -1,10 +1,10 @@
 """When the layout changes, and into what: the leader's part of a region.
 
 Owns: which drives belong in the layout, and the one transition at a time: begun, moved slice by slice, ended. Invariants: a step only asks
-the database for what its rows allow (two leaders for a moment do no harm); movers are sent only when no writer uses an older layout; the
-old layout is retired only when every slice was verified. A node that is down leaves the layout only when it has been so for the repair
-delay and the others can hold the scheme so that another node's loss is borne. Not here: how a layout is computed (`model/layout.py`),
-moving (`tasks/rebalance.py`).
+the database for what its rows allow (two leaders for a moment do no harm); movers are sent only when no writer uses an older layout and
+every process knows of the new one; the old layout is retired only when every slice was verified. A node that is down leaves the layout only
+when it has been so for the repair delay and the others can hold the scheme so that another node's loss is borne. Not here: how a layout is
+computed (`model/layout.py`), moving (`tasks/rebalance.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Tables(Protocol):
 
     async def view(self) -> ClusterView: ...
     async def begin_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout | None: ...
+    async def advance_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout: ...
     async def sessions_behind(self, version: int) -> int: ...
     async def slices(self, version: int) -> Sequence[SliceRow]: ...
     async def retire(self, version: int) -> bool: ...
@@ -81,7 +82,8 @@ class LayoutKeeper:
             if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.retire(version):
                 log.info("the layout is in effect everywhere", extra={"version": version})
             return
-        if await tables.sessions_behind(version) == 0:
+        # Nor may a survey that has not seen it yet take what is moved for a second copy.
+        if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.sessions_behind(version) == 0:
             await self._move(version, left)
 
     async def _consider(self, tables: Tables, view: ClusterView) -> None:
@@ -92,14 +94,19 @@ class LayoutKeeper:
             await self._change(tables, view, wanted)
 
     async def at_start(self, tables: Tables, node_id: NodeId) -> None:
-        """The layout of a node that is alone, or the first one of a region, before anything serves. Raises DatabaseUnavailable."""
+        """The layout of a node that is alone, or the first one of a region, before anything serves: nobody goes by an older one, so it does
+        not matter whether the last change is through. Raises DatabaseUnavailable."""
         view = await tables.view()
         drives = [
             LayoutDrive(drive.drive_id, node_id, drive.capacity_bytes, node.zone)
             for drive in view.drives
             if drive.node_id == node_id and drive.state != "gone" and (node := view.node(node_id)) is not None
         ]
-        await self._change(tables, view, tuple(sorted(drives, key=lambda drive: drive.drive_id)))
+        wanted = tuple(sorted(drives, key=lambda drive: drive.drive_id))
+        if wanted and self.differs(view.layouts, wanted):
+            width = self._width(wanted)
+            layout = await tables.advance_layout(lambda current: compute(wanted, width, SPARE_DRIVES, current))
+            log.info("the layout changes", extra={"version": layout.version, "drives": len(wanted)})
 
     async def _change(self, tables: Tables, view: ClusterView, wanted: tuple[LayoutDrive, ...]) -> None:
         if not wanted or not self.differs(view.layouts, wanted):
@@ -112,8 +119,11 @@ class LayoutKeeper:
     def wanted(self, view: ClusterView) -> tuple[LayoutDrive, ...]:
         """The drives that should hold data, by id."""
         nodes = {node.node_id: node for node in view.nodes}
-        staying = {node.node_id for node in view.nodes if self._stays(node)}
-        lost = {node.node_id for node in view.nodes if node.state is NodeState.DOWN and self._given_up(node)}
+        held = {drive.node_id for drive in view.layout.drives} if view.layouts else set[bytes]()
+        # One that is down is not brought in: it stays where it is, or has left.
+        down = {node.node_id: node for node in view.nodes if node.state is NodeState.DOWN and node.node_id in held}
+        lost = {node_id for node_id, node in down.items() if self._given_up(node)}
+        staying = {node.node_id for node in view.nodes if self._stays(node)} | (down.keys() - lost)
         drives = [drive for drive in view.drives if drive.state != "gone"]
 
         def of(chosen: set[bytes]) -> tuple[LayoutDrive, ...]:
@@ -132,7 +142,7 @@ class LayoutKeeper:
     def _stays(self, node: NodeRow) -> bool:
         if node.state is NodeState.JOINING:
             return node.leased
-        return node.state is NodeState.ACTIVE or (node.state is NodeState.DOWN and not self._given_up(node))
+        return node.state is NodeState.ACTIVE
 
     def _given_up(self, node: NodeRow) -> bool:
         return node.lease_left_s is not None and -node.lease_left_s > self._repair_delay_s

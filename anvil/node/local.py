@@ -44,6 +44,11 @@ async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> N
     """
     storage, cluster = config.storage, config.cluster
     async with ClusterTables(regional_url) as tables:
+        if (region := await tables.belongs_to(config.node.region)) != config.node.region:
+            raise InvalidSetting(
+                f"the regional database is that of the region {region!r}, not of ANVIL_REGION={config.node.region!r}: give each region "
+                "a database of its own, and each node the region of its database"
+            )
         if cluster.listen is None:
             _refuse_company(await tables.view(), node_id)
         await tables.register_node(node_id, socket.gethostname(), cluster.zone, cluster.address)

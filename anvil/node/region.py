@@ -1,7 +1,8 @@
 """What one process knows of its region: drives here and elsewhere, layouts, scheme; kept up to date in place.
 
 Owns: the placement that everything in this process uses, and the remote drives in it. Invariant: whoever holds the placement sees the
-newest view at its next question; a drive of this node is never reached over the network. Not here: how the view is read and who changes
+newest view at its next question; a drive of this node is never reached over the network; a node that was removed uses its own drives as
+little as the others do, so that it neither stores nor finds there what nobody else would. Not here: how the view is read and who changes
 the region (`node/membership.py`), what a drive does (`shards`, `peers`).
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from anvil.base.config import StorageConfig
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive
-from anvil.model.cluster import ClusterView, NodeState
+from anvil.model.cluster import ClusterView, NodeId, NodeState
 from anvil.model.layout import Layout
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme, default_scheme
@@ -25,11 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class Region:
-    """`local`: this process's drives; `peers`: None on a node that is alone. `view` has at least one layout."""
+    """`own`: this node; `local`: this process's drives; `peers`: None on a node that is alone. `view` has at least one layout."""
 
     def __init__(
-        self, storage: StorageConfig, view: ClusterView, local: Mapping[DriveId, LocalDrive], peers: Peers | None
+        self, storage: StorageConfig, own: NodeId, view: ClusterView, local: Mapping[DriveId, LocalDrive], peers: Peers | None
     ) -> None:
+        self._own = own
         self.local = dict(local)
         self.peers = peers
         self.view = view
@@ -47,13 +49,22 @@ class Region:
         if view.layout.version != before.layout.version:
             log.info("a new layout is in use", extra={"version": view.layout.version, "drives": len(view.layout.drives)})
 
+    def away(self, drive: Drive) -> bool:
+        """Whether a drive that is not readable here is so for all of the region: its node is down, or answers and says so itself. Else it
+        is the way from here to there."""
+        node_id = next((one.node_id for one in self.view.drives if one.drive_id == drive.drive_id), b"")
+        node = self.view.node(node_id)
+        if drive.local or node is None or not node.leased or node.state in (NodeState.DOWN, NodeState.REMOVED):
+            return True
+        return self.peers is not None and self.peers.reachable(node_id)
+
     def _drives(self, view: ClusterView) -> dict[DriveId, Drive]:
         """The local ones first."""
-        drives: dict[DriveId, Drive] = {**self.local}
         if self.peers is None:
-            return drives
+            return {**self.local}
         self.peers.update(view.nodes)
         removed = {node.node_id for node in view.nodes if node.state is NodeState.REMOVED}
+        drives: dict[DriveId, Drive] = {} if self._own in removed else {**self.local}
         for drive in view.drives:
             if drive.drive_id not in drives and drive.state != "gone" and drive.node_id not in removed:
                 drives[drive.drive_id] = self.peers.drive(drive)

@@ -149,12 +149,11 @@ class Upkeep:
 
     @property
     def work(self) -> dict[str, TaskHandler]:
-        """By type, what this node does of the queue."""
+        """By type, what this node does of the queue; `survey`, which takes its time, excepted."""
         return {
             "collect": self.collect,
             "repair": self.repair,
             "rebalance": self.rebalance,
-            "survey": self.survey,
             "usage": self.usage,
             "buckets": self.buckets,
             "uploads": self.uploads,

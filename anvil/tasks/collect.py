@@ -3,7 +3,8 @@
 Owns: the order "recheck, remove everywhere, forget". Invariants: no blob is begun while removal is on hold (what `hold` says is never
 older than HOLD_FRESH_S, and whoever sets the hold waits for longer: `meta/regional.py`); an outbox row goes only when every drive that
 can be reached has confirmed. What a drive that is away or failing still holds is an orphan, which the survey removes when it is back:
-rows that waited for it would stand at the head of the outbox and stop all collection for as long as one disk is broken. What is
+rows that waited for it would stand at the head of the outbox and stop all collection for as long as one disk is broken. Who alone cannot
+reach it leaves the row to others. What is
 garbage is decided by the regional outbox alone, so running twice, or not at all, does no harm. Not here: what becomes garbage
 (triggers in `meta`), orphans without any row (`survey`).
 """
@@ -19,15 +20,20 @@ from anvil.base.limits import COLLECT_BATCH, COLLECT_BLOBS_IN_FLIGHT
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import Garbage
+from anvil.tasks.inventory import Away, nobody_waits
 from anvil.tasks.several import side_by_side
 
 log = logging.getLogger("anvil.collect")
 
 
 class Collector:
-    """`hold`: whether nothing may be unlinked now; asked before each blob."""
+    """`hold`: whether nothing may be unlinked now; asked before each blob. `away`: whether a drive that is not readable is so for all
+    of the region."""
 
-    def __init__(self, metadata: Metadata, placement: Placement, grace_s: float, hold: Callable[[], bool]) -> None:
+    def __init__(
+        self, metadata: Metadata, placement: Placement, grace_s: float, hold: Callable[[], bool], away: Away = nobody_waits
+    ) -> None:
+        self._away = away
         self._metadata = metadata
         self._placement = placement
         self._grace_s = grace_s
@@ -54,7 +60,10 @@ class Collector:
         return len(done)
 
     async def _remove(self, item: Garbage) -> bool:
-        drives = [drive for drive in self._placement.drives.values() if drive.readable]
+        known = list(self._placement.drives.values())
+        if any(not drive.readable and not self._away(drive) for drive in known):
+            return False
+        drives = [drive for drive in known if drive.readable]
         answers = await asyncio.gather(*(self._remove_from(drive, item) for drive in drives))
         return None not in answers and any(answers)
 

@@ -159,7 +159,7 @@ class Fsck:
         good, bad, missing, unseen = 0, 0, [], 0
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
-            copies = met.by_preference(nominal, index)
+            copies = met.by_preference(self._placement, nominal, index)
             sound = [copy for copy in copies if not deep or await self._sound(copy)]
             spoiled = [drive for drive, _ in copies if all(drive is not other for other, _ in sound)]
             spoiled += [drive for drive, number in met.rotten if number == index]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import msgspec
 
@@ -22,6 +22,16 @@ from anvil.model.shard import ShardHeader, ShardPlace
 from anvil.tasks.several import side_by_side
 
 log = logging.getLogger("anvil.survey")
+
+
+Away = Callable[[Drive], bool]
+"""Whether a drive that is not readable here is away for all of the region, so that nobody need wait for it. Not where its node is up as far
+as the region knows, and only this node cannot reach it."""
+
+
+def nobody_waits(drive: Drive) -> bool:
+    """Of one's own drives."""
+    return True
 
 
 class Met(msgspec.Struct):
@@ -43,14 +53,15 @@ class Met(msgspec.Struct):
         """Whether that drive has a copy with a readable header."""
         return any(other is drive for other, _ in self.copies.get(index, ()))
 
-    def by_preference(self, nominal: Drive | None, index: int) -> list[tuple[Drive, ShardPlace]]:
+    def by_preference(self, placement: Placement, nominal: Drive | None, index: int) -> list[tuple[Drive, ShardPlace]]:
         """The copies of one index in the order in which they are kept."""
-        return sorted(self.copies.get(index, ()), key=lambda copy: rank(nominal, copy[0]))
+        return sorted(self.copies.get(index, ()), key=lambda copy: rank(placement, nominal, copy[0]))
 
 
-def rank(nominal: Drive | None, drive: Drive) -> tuple[bool, bytes]:
-    """The order in which copies of one index are kept: the same for everybody who goes by the same layout, whatever was met."""
-    return drive is not nominal, drive.drive_id
+def rank(placement: Placement, nominal: Drive | None, drive: Drive) -> tuple[bool, bool, bytes]:
+    """The order in which copies of one index are kept: the same for everybody who goes by the same layout, whatever was met. One on a drive
+    that is leaving is never kept in place of one on a drive that stays."""
+    return drive is not nominal, not placement.current(drive), drive.drive_id
 
 
 class Inventory(msgspec.Struct):

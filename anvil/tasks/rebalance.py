@@ -3,7 +3,8 @@
 Owns: what is to be moved, the copying, and the count of what is left. Invariants: nothing is ever removed where it came from, so readers
 and writers by an older layout are not disturbed, and a mover may stop or be doubled at any point: what was done is met by the next look,
 and two who copy the same shard write the same bytes (`Drive.put` replaces, `publish` keeps the first). Every frame passes its checksum on
-the way; the ciphertext, header and footer are those of the source. Nothing is done for a blob that its owner does not name.
+the way; the ciphertext, header and footer are those of the source. Nothing is done for a blob that its owner does not name. A mover that
+is cut off calls nothing done: a drive of the partition that it cannot ask must be away itself, not only out of its reach.
 
 A blob that is deleted while it is being copied: after each batch the owners of all that was copied are asked for once more, and what this
 mover wrote of blobs that lost theirs is removed again (a blob that lost its owner never gets one again). If removals are held, or the
@@ -27,7 +28,7 @@ from anvil.engine.ports import Drive, Metadata
 from anvil.model.layout import slice_partitions
 from anvil.model.records import BlobRef, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Inventory, Met, came, owners, take
+from anvil.tasks.inventory import Away, Inventory, Met, came, nobody_waits, owners, take
 from anvil.tasks.repair import Places, Repairer, Result
 from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
@@ -38,8 +39,9 @@ T = TypeVar("T")
 
 
 class Moved(msgspec.Struct):
-    """Shards that were copied and `rebuilt` (with the `bytes` of both). What is left: `waiting`, for a drive that failed or is full;
-    `away`, whose own drive is down, so that they stay where they are; `lost`, of blobs with too few good shards anywhere."""
+    """Shards that were copied and `rebuilt` (with the `bytes` of both). What is left: `waiting`, for a drive that failed, is full or not to
+    be reached from here; `away`, whose own drive is down, so that they stay where they are; `lost`, of blobs with too few good shards
+    anywhere."""
 
     shards: int = 0
     bytes: int = 0
@@ -62,7 +64,8 @@ class _Unreachable(Exception):
 
 
 class Rebalancer:
-    """`hold`: whether nothing may be unlinked now. `throttle`: shared by all that move in this process."""
+    """`hold`: whether nothing may be unlinked now. `throttle`: shared by all that move in this process. `away`: whether a drive that is not
+    readable is so for all of the region."""
 
     def __init__(
         self,
@@ -73,10 +76,12 @@ class Rebalancer:
         events: Events,
         hold: Callable[[], bool],
         throttle: Throttle | None = None,
+        away: Away = nobody_waits,
     ) -> None:
         self._metadata = metadata
         self._placement = placement
         self._buffers = buffers
+        self._away = away
         self._repairer = repairer
         self._events = events
         self._hold = hold
@@ -95,6 +100,7 @@ class Rebalancer:
         moved = Moved()
         found = await take(self._placement.drives.values(), number)
         moved.waiting += len(found.failed)
+        moved.waiting += sum(not drive.readable and not self._away(drive) for drive in self._placement.listed(number))
         lacking = [met for met in found.named if self._lacks(met, found)]
         async for batch in owners(self._metadata, lacking):
             owned = [met for met, ownership in batch if ownership is Ownership.OWNED]

@@ -168,12 +168,12 @@ class Repairer:
             return None if not drive.readable else False
 
     def _targets(self, blob: BlobRef, bad: Iterable[int], good: Places) -> dict[int, Drive]:
-        """A writable drive for each bad index, as many as there are: its own place, else one that holds no other shard of the blob, if
-        possible on a node that holds none."""
+        """A writable drive for each bad index, as many as there are: its own place, else one of the layout that holds no other shard of the
+        blob, if possible on a node that holds none. Not on one that leaves: a debt that is paid there would be forgotten with it."""
         order = self._placement.order(blob.blob_id)
         taken = {drive.drive_id for drive, _ in good.values()}
         nodes = {self._placement.node(drive) for drive, _ in good.values()}
-        others = [drive for drive in self._placement.drives.values() if drive not in order]
+        others = [drive for drive in self._placement.drives.values() if drive not in order and self._placement.current(drive)]
         others.sort(key=lambda drive: self._placement.node(drive) in nodes)
         targets: dict[int, Drive] = {}
         for index in bad:

@@ -5,9 +5,9 @@ Owns: the questions put to each shard on the way: "does anybody own you?" (sweep
 another of you?". Invariants: a shard is removed as an orphan only if its writer session was gone before the metadata was asked, and in
 that later snapshot neither its owner's row nor the outbox names its blob; so a frozen or very slow writer never loses its shards, because
 it cannot commit any more, and deleted data stays for its grace, for those who still read it. Of several copies of one index the one that
-comes first (on its nominal drive, else on the drive with the lowest id) is never removed, and the others only after all of it was read
-and found good, and only while no older layout is in use and this process is known to go by the newest: whoever else does the same keeps
-the same one. A shard is called missing only where every drive that it belongs on was seen whole and does not have it; one that is elsewhere
+comes first (on its nominal drive, else on the layout's drive with the lowest id) is never removed, and the others only after all of it was
+read and found good, and only while no older layout is in use and this process is known to go by the newest: whoever else does the same
+keeps the same one. A shard is called missing only where every drive that it belongs on was seen whole and does not have it; one elsewhere
 is misplaced, which is no debt but the rebalancer's. What a returning drive brings is judged like everything else: nothing of it is moved or
 made a debt unless its owner names it. Not here: repair, moving.
 """
@@ -125,7 +125,7 @@ class Survey:
         for index in range(blob.scheme.width):
             nominal = order[index] if index < len(order) else None
             rotten = [drive for drive, number in met.rotten if number == index]
-            if copies := met.by_preference(nominal, index):
+            if copies := met.by_preference(self._placement, nominal, index):
                 if nominal in found.asked and copies[0][0] is not nominal:
                     findings.misplaced += 1
                 if await self._check_copies(nominal, copies, rotten, findings, ours, deep=deep):
@@ -159,7 +159,8 @@ class Survey:
         if self._alone():
             # Never of the drive that keeps it, should it have been met there twice.
             spare = [other for other, _ in copies[1:] if other is not drive]
-            spare += [other for other in rotten if other is not drive and rank(nominal, drive) < rank(nominal, other)]
+            kept = rank(self._placement, nominal, drive)
+            spare += [other for other in rotten if other is not drive and kept < rank(self._placement, nominal, other)]
         spare = [other for other in spare if ours(other)]
         if not (spare or (deep and drive.local)):
             return True

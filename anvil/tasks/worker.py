@@ -39,14 +39,24 @@ class Queue(Protocol):
 
 
 class TaskWorker:
-    """`name`: this node's, for the queue."""
+    """`name`: this node's, for the queue. `at_once`: tasks that take their time by intent are done by a worker of their own, or the others
+    would wait for them."""
 
-    def __init__(self, queue: Queue, name: str, region: str, handlers: Mapping[str, Handler], observe: Observe) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        name: str,
+        region: str,
+        handlers: Mapping[str, Handler],
+        observe: Observe,
+        at_once: int = TASKS_AT_ONCE,
+    ) -> None:
         self._queue = queue
         self._name = name
         self._region = region
         self._handlers = dict(handlers)
         self._observe = observe
+        self._at_once = at_once
         self._running: dict[int, tuple[Task, asyncio.Task[None]]] = {}
         self._freed = asyncio.Event()
 
@@ -60,7 +70,7 @@ class TaskWorker:
                 except Unavailable as error:
                     log.debug("the task queue is away: %s", error)  # who needs the database says so
                     claimed = 0
-                if not claimed or len(self._running) >= TASKS_AT_ONCE:
+                if not claimed or len(self._running) >= self._at_once:
                     await self._pause()
         finally:
             keeping.cancel()
@@ -70,7 +80,7 @@ class TaskWorker:
             await asyncio.gather(keeping, *tasks, return_exceptions=True)
 
     async def _claim(self) -> int:
-        room = TASKS_AT_ONCE - len(self._running)
+        room = self._at_once - len(self._running)
         if room <= 0:
             return 0
         self._freed.clear()

@@ -18,6 +18,7 @@ from anvil.ec.codecs import codec_for
 from anvil.ec.executor import JobRunner, NativeExecutor
 from anvil.engine.context import Context, LayoutsInUse, Placement
 from anvil.engine.engine import Engine
+from anvil.engine.ports import Drive
 from anvil.engine.session import WriterSession
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.records import BlobRef, Owner
@@ -49,6 +50,7 @@ class Region:
     rebalancer: Rebalancer
     fsck: Fsck
     hold = False
+    cut_off: frozenset[int] = frozenset()  # nodes that the region knows to be up, and this process cannot reach
     settled = True
 
     def __init__(self, nodes: int, drives: int, scheme: Scheme) -> None:
@@ -87,6 +89,9 @@ class Region:
         for drive in self.drives[number]:
             drive.away = away
 
+    def away(self, drive: Drive) -> bool:
+        return all(drive not in self.drives[number] for number in self.cut_off)
+
     def compute(self, nodes: Sequence[int], previous: Layout | None = None) -> Layout:
         drives = [LayoutDrive(one.drive_id, bytes([node]) * 16, 1 << 40) for node in nodes for one in self.drives[node]]
         return compute(drives, self.scheme.width, SPARES, previous)
@@ -104,7 +109,7 @@ class Region:
         return await self.newer()
 
     def collector(self) -> Collector:
-        return Collector(self.metadata, self.placement, 0.0, lambda: self.hold)
+        return Collector(self.metadata, self.placement, 0.0, lambda: self.hold, self.away)
 
     async def put_any(self, key: str, data: bytes) -> None:
         await self.engine.put_object(self.bucket, key, Bytes(data), plain_spec())
@@ -180,7 +185,9 @@ async def region(nodes: int = 6, drives: int = 1, scheme: Scheme | None = None) 
     made.engine = Engine(made.context)
     made.repairer = Repairer(made.metadata, made.placement, native, buffers, codec_for, retry_s=0.0)
     made.survey = Survey(made.metadata, made.placement, buffers, made.events, lambda: made.hold, lambda: made.settled)
-    made.rebalancer = Rebalancer(made.metadata, made.placement, buffers, made.repairer, made.events, lambda: made.hold)
+    made.rebalancer = Rebalancer(
+        made.metadata, made.placement, buffers, made.repairer, made.events, lambda: made.hold, away=made.away
+    )
     made.fsck = Fsck(made.metadata, made.placement, buffers, made.survey, nothing, made.rebalancer.partition)
     try:
         yield made

@@ -46,6 +46,7 @@ class ToyCatalog:
     def __init__(self) -> None:
         self.names: dict[str, Bucket] = {"first": bucket("first")}
         self.changed: list[str] = []
+        self.endpoints = {"us-east-1": "http://us.example.com"}
         self.away = False
         self.reads = 0
         self.gate: asyncio.Event | None = None
@@ -58,6 +59,14 @@ class ToyCatalog:
         self._check()
         changed, self.changed = self.changed, []
         return changed
+
+    async def hastened(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+
+    async def regions(self) -> dict[str, str]:
+        self._check()
+        self.reads += 1
+        return dict(self.endpoints)
 
     async def app(self, access_key: str) -> App | None:
         self._check()

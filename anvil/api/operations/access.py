@@ -17,9 +17,10 @@ from anvil.model.records import Condition
 # -- buckets ---------------------------------------------------------------------------------------------------------------
 
 
-async def visible(caller: Caller, name: str, *actions: Action, owner: str | None = None) -> Bucket:
+async def visible(caller: Caller, name: str, *actions: Action, owner: str | None = None, anywhere: bool = False) -> Bucket:
     """The bucket, for who holds any of `actions` on it; without actions, for who may know that it exists (the caller then asks
-    for a right on each key). Raises NoSuchBucket, AccessDenied (naming the first action), PermanentRedirect."""
+    for a right on each key). `anywhere`: of other regions, too. Raises NoSuchBucket, AccessDenied (naming the first action),
+    PermanentRedirect."""
     authorizer = caller.services.authorizer
     found = await caller.services.catalog.bucket(name)
     try:
@@ -28,12 +29,17 @@ async def visible(caller: Caller, name: str, *actions: Action, owner: str | None
         raise NoSuchBucket(BucketName=name) from None
     if actions and not any(authorizer.allowed(caller.principal, action, name) for action in actions):
         authorizer.require(caller.principal, actions[0], name)  # says which right is missing
-    return _checked(caller, bucket, owner)
+    return await _checked(caller, bucket, owner, anywhere)
 
 
 async def described(caller: Caller, name: str, owner: str | None = None) -> Bucket:
     """A bucket whose facts are asked for. Raises as `visible`."""
     return await visible(caller, name, Action.BUCKET_READ, Action.OBJECT_LIST, owner=owner)
+
+
+async def located(caller: Caller, name: str, owner: str | None = None) -> Bucket:
+    """A bucket whose region is asked for: every node knows it. Raises NoSuchBucket, AccessDenied."""
+    return await visible(caller, name, Action.BUCKET_READ, Action.OBJECT_LIST, owner=owner, anywhere=True)
 
 
 async def listable(caller: Caller, name: str, owner: str | None = None) -> Bucket:
@@ -76,14 +82,14 @@ async def _of_object(caller: Caller, action: Action, name: str, key: str, owner:
         bucket = caller.services.authorizer.require_object(caller.principal, action, found, key)
     except NoSuchBucket:
         raise NoSuchBucket(BucketName=name) from None
-    return _checked(caller, bucket, owner)
+    return await _checked(caller, bucket, owner)
 
 
-def _checked(caller: Caller, bucket: Bucket, owner: str | None) -> Bucket:
+async def _checked(caller: Caller, bucket: Bucket, owner: str | None, anywhere: bool = False) -> Bucket:
     if owner is not None and owner != owner_id(bucket.tenant):
         raise AccessDenied()
-    if bucket.region != caller.services.region:
-        endpoint = caller.services.endpoints.get(bucket.region)
+    if bucket.region != caller.services.region and not anywhere:
+        endpoint = (await caller.services.catalog.regions()).get(bucket.region) or None
         raise PermanentRedirect(Bucket=bucket.name, Endpoint=endpoint, Region=bucket.region)
     return bucket
 

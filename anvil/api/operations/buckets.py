@@ -14,6 +14,7 @@ from anvil.base.errors import (
     BucketAlreadyOwnedByYou,
     BucketNotEmpty,
     IllegalLocationConstraint,
+    InvalidLocationConstraint,
 )
 from anvil.model.identity import Action, Bucket, Tenant
 
@@ -35,10 +36,13 @@ def creator(caller: Caller, name: str) -> Tenant:
 
 async def create(caller: Caller, tenant: Tenant, name: str, region: str) -> Bucket:
     """`tenant`: from `creator`. `region`: "" for the node's. A repeated creation is BucketAlreadyOwnedByYou everywhere (S3's
-    us-east-1 would answer 200). Raises InvalidBucketName, IllegalLocationConstraint, BucketAlreadyExists, TooManyBuckets."""
+    us-east-1 would answer 200). Raises InvalidBucketName, IllegalLocationConstraint (another region), InvalidLocationConstraint
+    (no region), BucketAlreadyExists, TooManyBuckets."""
     services = caller.services
     check_new_bucket_name(name)
     if region not in ("", services.region):
+        if region not in await services.catalog.regions():
+            raise InvalidLocationConstraint(LocationConstraint=region)
         raise IllegalLocationConstraint(
             f"The {region} location constraint is incompatible for the region specific endpoint this request was sent to."
         )

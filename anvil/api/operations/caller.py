@@ -5,7 +5,6 @@ Owns: the contract that S3's `Call` and gRPC's caller both satisfy. Not here: wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -16,14 +15,14 @@ from anvil.model.identity import Principal
 
 
 class Services(msgspec.Struct, frozen=True):
-    """What operations work with. `endpoints`: region name -> URL clients reach it under, for redirects."""
+    """What operations work with. `region`: the node's; `endpoint`: the URL that clients reach the node under."""
 
     engine: Engine
     catalog: Catalog
     authorizer: Authorizer
     rights: Rights
     region: str
-    endpoints: Mapping[str, str] = {}
+    endpoint: str = ""
 
 
 class Caller(Protocol):

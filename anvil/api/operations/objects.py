@@ -14,7 +14,7 @@ from anvil.api.operations.attributes import of_copy
 from anvil.api.operations.caller import Caller
 from anvil.api.operations.integrity import Integrity
 from anvil.api.operations.ranges import Selection
-from anvil.base.errors import DataLost, EntityTooLarge, InvalidRequest
+from anvil.base.errors import DataLost, EntityTooLarge, InvalidRequest, NotSupported, PermanentRedirect
 from anvil.base.limits import PUT_BYTES_MAX
 from anvil.engine.ports import Body
 from anvil.engine.types import ObjectInfo, PutResult
@@ -83,8 +83,12 @@ async def open_source(caller: Caller, bucket: str, key: str, version: str | None
     """Seen and authorized exactly as a GET of that key would be; its conditions are to be judged next, by
     `conditions.check_source`. It may be in any bucket the principal can read, of its own tenant or public.
 
-    Raises NoSuchBucket, NoSuchKey, NoSuchVersion, AccessDenied, PermanentRedirect."""
-    found = await access.readable(caller, bucket, key, owner)
+    Raises NoSuchBucket, NoSuchKey, NoSuchVersion, AccessDenied, NotSupported."""
+    try:
+        found = await access.readable(caller, bucket, key, owner)
+    except PermanentRedirect as error:
+        # A redirect would name the source's region to a client that is right where it is: the target's.
+        raise NotSupported(f"The source is in the region {error.fields['Region']}: copies between regions are not.") from None
     return Source(found, await access.find(caller, found, key, content=True, version=version))
 
 

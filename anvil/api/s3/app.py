@@ -16,16 +16,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from anvil.api.finished import CLIENT_GONE, Observer
+from anvil.api.operations import access
 from anvil.api.operations.caller import Services
 from anvil.api.s3 import features
 from anvil.api.s3.call import Call
-from anvil.api.s3.errors import classify, error_headers, error_xml
+from anvil.api.s3.errors import classify, error_headers, error_xml, redirect_endpoint
 from anvil.api.s3.ports import Authenticator, OpenBody
 from anvil.api.s3.request import Address, parse_address, parse_request
 from anvil.api.s3.routes import refuse, resolve
 from anvil.api.s3.xml import CONTENT_TYPE, Xml
 from anvil.auth.hosts import Hosts
-from anvil.base.errors import AnvilError
+from anvil.auth.types import Authenticated, SignedElsewhere
+from anvil.base.errors import AnvilError, NoSuchBucket, PermanentRedirect
 from anvil.base.limits import DRAIN_BODY_BYTES_MAX, LINGER_S, READ_BYTES
 from anvil.net.stream import Headers, RequestHead, Stream
 
@@ -112,7 +114,11 @@ class S3Api:
         address = parse_address(head, self._virtual_bucket)
         if head.method in ("GET", "HEAD") and not address.virtual and await self._serve_node(call, head, address):
             return
-        call.auth = await self._authenticator.authenticate(head)
+        try:
+            call.auth = await self._authenticator.authenticate(head)
+        except SignedElsewhere as signed:
+            call.auth = Authenticated(signed.principal)
+            raise await self._elsewhere(call, address.bucket) or signed.error from None
         call.request = parse_request(head, address, signed=not call.principal.anonymous)
         route = resolve(call.request)
         call.operation = route.operation
@@ -121,6 +127,18 @@ class S3Api:
         if call.request.special:
             features.check(call.request.special, call.request.headers)
         await route.handler(call)
+
+    async def _elsewhere(self, call: Call, bucket: str) -> PermanentRedirect | None:
+        """Where the bucket of a request that was signed for another region is, if it is not here and its sender may know."""
+        if not bucket:
+            return None
+        try:
+            await access.visible(call, bucket)
+        except PermanentRedirect as error:
+            return error
+        except NoSuchBucket:
+            return None
+        return None
 
     async def _serve_node(self, call: Call, head: RequestHead, address: Address) -> bool:
         """Liveness and the mounted paths, for requests without credentials. True when the request was one of these."""
@@ -141,6 +159,9 @@ class S3Api:
 
     async def _fail(self, call: Call, error: Exception) -> None:
         face = classify(error)
+        if isinstance(error, PermanentRedirect) and (url := error.fields.get("Endpoint")):
+            virtual = self._virtual_bucket is not None and self._virtual_bucket(call.stream.head.authority) is not None
+            error.fields["Endpoint"] = redirect_endpoint(str(url), str(error.fields["Bucket"]), virtual=virtual)
         call.error_code = face.code
         if not isinstance(error, AnvilError):
             log.error("request %s (%s) failed", call.request_id, call.operation, exc_info=error)

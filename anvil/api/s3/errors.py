@@ -8,8 +8,10 @@ Amazon S3 API Reference, "Error Responses" (codes and statuses).
 from __future__ import annotations
 
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from anvil.api.s3.xml import Xml
+from anvil.auth.hosts import is_address
 from anvil.base import errors as e
 
 
@@ -87,6 +89,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.AuthorizationHeaderMalformed: S3Error("AuthorizationHeaderMalformed", 400, ("Region",)),
     e.AuthorizationQueryError: S3Error("AuthorizationQueryParametersError", 400, ("Region",)),
     e.IllegalLocationConstraint: S3Error("IllegalLocationConstraintException", 400),
+    e.InvalidLocationConstraint: S3Error("InvalidLocationConstraint", 400, ("LocationConstraint",)),
     e.PermanentRedirect: S3Error("PermanentRedirect", 301, ("Bucket", "Endpoint", "Region")),
     e.MethodNotAllowed: S3Error("MethodNotAllowed", 405, ("Method", "ResourceType")),
     e.NotSupported: S3Error("NotImplemented", 501, ("Header",)),
@@ -145,6 +148,12 @@ def write_error(doc: Xml, error: BaseException, face: S3Error, *, resource: str,
     doc.text("RequestId", request_id)
     doc.text("HostId", host_id)
     doc.close("Error")
+
+
+def redirect_endpoint(url: str, bucket: str, *, virtual: bool) -> str:
+    """A region's endpoint as S3 tells it and clients take it (s3cmd): host and port, behind the bucket for who addressed it by its host."""
+    host = urlsplit(url).netloc
+    return f"{bucket}.{host}" if virtual and not is_address(urlsplit(url).hostname or "") else host
 
 
 def error_headers(error: BaseException, face: S3Error) -> list[tuple[bytes, bytes]]:

@@ -20,6 +20,7 @@ from anvil.base.errors import (
     NameTaken,
     NoSuchBucket,
     OperationAborted,
+    PermanentRedirect,
     TooManyBuckets,
     UnknownName,
 )
@@ -43,10 +44,12 @@ class Deployment:
         self.regional_url = regional_url
 
     @asynccontextmanager
-    async def node(self, keyring: Keyring = KEYRING) -> AsyncIterator[GlobalCatalog]:
-        store = RegionalStore(self.regional_url)
+    async def node(
+        self, keyring: Keyring = KEYRING, region: str = REGION, regional_url: str = ""
+    ) -> AsyncIterator[GlobalCatalog]:
+        store = RegionalStore(regional_url or self.regional_url)
         await store.start()
-        catalog = GlobalCatalog(self.global_url, keyring, store, REGION)
+        catalog = GlobalCatalog(self.global_url, keyring, store, region)
         await catalog.start()
         try:
             yield catalog
@@ -145,6 +148,76 @@ def test_apps_and_rights(deployment: Deployment) -> None:
 
 async def _is(awaitable: Awaitable[object], value: object) -> bool:
     return await awaitable == value
+
+
+def test_endpoints_of_regions(deployment: Deployment) -> None:
+    """A stated endpoint is followed, a listen address only fills what nobody stated."""
+
+    async def scenario() -> None:
+        async with deployment.node() as catalog:
+            admin = catalog.admin
+            changed: set[str] = set()
+
+            async def endpoint() -> str:
+                changed.update(await catalog.changes())
+                [one] = await admin.regions()
+                assert await catalog.regions() == {one.name: one.endpoint}
+                return one.endpoint
+
+            await catalog.changes()
+            assert await admin.create_region("eu-1", "http://10.0.0.1:50051", stated=False)
+            assert await endpoint() == "http://10.0.0.1:50051"
+            assert changed == {"region:eu-1"}
+            assert not await admin.create_region("eu-1", "http://10.0.0.2:50051", stated=False), "it listens elsewhere now"
+            assert await endpoint() == "http://10.0.0.2:50051"
+            await admin.create_region("eu-1", "https://eu.example.com")
+            assert await endpoint() == "https://eu.example.com"
+            changed.clear()
+            for url, stated in (("http://10.0.0.1:50051", False), ("", False), ("", True), ("https://eu.example.com", True)):
+                await admin.create_region("eu-1", url, stated=stated)
+                assert await endpoint() == "https://eu.example.com"
+            assert changed == set(), "nothing was changed by that, so nobody is told"
+            await admin.create_region("eu-1", "https://s3.example.eu")
+            assert await endpoint() == "https://s3.example.eu"
+
+    asyncio.run(scenario())
+
+
+def test_buckets_of_two_regions(deployment: Deployment, postgres: Postgres) -> None:
+    other_url = postgres.fresh(Database.REGIONAL)
+
+    async def scenario() -> None:
+        async with deployment.node() as here, deployment.node(region="eu-1", regional_url=other_url) as there:
+            await here.admin.bootstrap(REGION)
+            await there.admin.bootstrap("eu-1")
+            tenant = (await here.admin.tenant("default")).tenant_id
+            other = (await here.admin.create_tenant("other")).tenant_id
+            near = await here.create_bucket(tenant, "near", REGION)
+            far = await there.create_bucket(tenant, "far", "eu-1")
+            assert await here.bucket("far") == far and await there.bucket("near") == near
+            assert [bucket.name for bucket in await here.buckets(tenant)] == ["far", "near"]
+            for catalog, name, region in ((here, "far", REGION), (there, "near", "eu-1")):
+                with pytest.raises(BucketAlreadyOwnedByYou):
+                    await catalog.create_bucket(tenant, name, region)
+                with pytest.raises(BucketAlreadyExists):
+                    await catalog.create_bucket(other, name, region)
+            # To the database of one region a bucket of the other is not there: nothing may be concluded from that.
+            w = World(there._regional, far.bucket_id, await there._regional.open_session(NODE, 0))
+            await w.store.put_object(w.put("k", 10))
+            with pytest.raises(PermanentRedirect):
+                await here.delete_bucket(far)
+            assert await there.bucket("far") == far
+            assert [(one.bucket, one.usage.bytes) for one in await here.admin.usage()] == [("near", 0)]
+            assert [(one.bucket, one.usage.bytes) for one in await there.admin.usage()] == [("far", 10)]
+            # A bucket that is being made in one region is not finished by another.
+            await deployment.sql("UPDATE buckets SET state = 'creating', state_us = 0 WHERE name = 'far'")
+            with pytest.raises(OperationAborted):
+                await here.create_bucket(tenant, "far", REGION)
+            assert await here.resume_bucket_changes(0.0) == 0
+            assert await there.resume_bucket_changes(0.0) == 1
+            assert (await here.bucket("far")) == far
+
+    asyncio.run(scenario())
 
 
 def test_buckets(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:

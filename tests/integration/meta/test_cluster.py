@@ -41,6 +41,16 @@ def successor(current: Layout | None) -> Layout:
     return layout(1 if current is None else current.version + 1)
 
 
+def test_a_database_is_of_the_region_that_came_first(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres, many=2) as (_, both, _):
+            found = await asyncio.gather(both[0].belongs_to("us-1"), both[1].belongs_to("eu-1"))
+            assert found[0] == found[1] in ("us-1", "eu-1")
+            assert await both[0].belongs_to("mars-1") == found[0]
+
+    asyncio.run(main())
+
+
 def test_a_node_joins_rests_and_joins_again(postgres: Postgres) -> None:
     async def main() -> None:
         async with tables(postgres) as (beside, [region], _):
@@ -61,7 +71,6 @@ def test_a_node_joins_rests_and_joins_again(postgres: Postgres) -> None:
             assert 0 < node.lease_left_s <= 60
             assert node.leased
 
-            assert await region.set_state(A, NodeState.DRAINING, when=[NodeState.ACTIVE])
             assert await region.mark_down() == []
             assert await region.renew_node(A, -1.0)
             assert await region.mark_down() == [A]
@@ -69,12 +78,22 @@ def test_a_node_joins_rests_and_joins_again(postgres: Postgres) -> None:
             assert await region.renew_node(A, 60.0), "its lease runs again"
             assert (await region.view()).nodes[0].state is NodeState.DOWN, "but only a leader takes it back"
 
+            assert await region.renew_node(A, -1.0)
             await region.register_node(A, "one")
             [node] = (await region.view()).nodes
-            assert (node.state, node.lease_left_s) == (NodeState.JOINING, None)
+            assert (node.state, node.leased) == (NodeState.DOWN, False), "starting may take long: it is not back yet"
+            assert node.lease_left_s is not None, "so it is still known since when"
+
+            assert await region.set_state(A, NodeState.DRAINING, when=[NodeState.DOWN])
+            assert await region.mark_down() == [], "that it leaves is not forgotten"
+            await region.register_node(A, "one")
+            assert (await region.view()).nodes[0].state is NodeState.DRAINING
+
             assert await region.set_state(A, NodeState.REMOVED, when=LIVE)
             assert not await region.renew_node(A, 60.0)
             await region.register_node(A, "one")
+            [node] = (await region.view()).nodes
+            assert (node.state, node.lease_left_s) == (NodeState.JOINING, None)
             assert await region.renew_node(A, 60.0)
             with pytest.raises(asyncpg.CheckViolationError):
                 await beside.execute("UPDATE nodes SET state = 'elsewhere'")
@@ -231,6 +250,19 @@ def test_one_leads_until_its_connection_ends(postgres: Postgres) -> None:
     asyncio.run(main())
 
 
+def test_a_leader_that_hangs_is_followed_by_another(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres) as (_, [second], url), ClusterTables(url, idle_s=0.2) as hung:
+            assert await hung.lead()
+            async with asyncio.timeout(10):
+                while not await second.lead():
+                    await asyncio.sleep(0.01)
+            assert not await hung.lead(), "when it goes on it has another connection"
+            assert (await hung.view()).nodes == ()
+
+    asyncio.run(main())
+
+
 def test_who_listens_is_told_of_changes_but_not_of_leases(postgres: Postgres) -> None:
     async def main() -> None:
         async with tables(postgres, many=1) as (beside, [region], url):
@@ -262,7 +294,7 @@ def test_who_listens_is_told_of_changes_but_not_of_leases(postgres: Postgres) ->
                 assert not await after(lambda: region.renew_node(A, -1.0))
                 assert await after(region.mark_down)
                 assert not await after(region.mark_down)
-                assert await after(lambda: region.register_node(A, "one", "z", "h:1"))
+                assert not await after(lambda: region.register_node(A, "one", "z", "h:1"))
                 assert await after(lambda: region.register_node(A, "one", "z", "h:2"))
                 assert await after(lambda: region.put_drives(A, [DriveRow(C, "/d", 1)]))
                 assert not await after(lambda: region.put_drives(A, [DriveRow(C, "/d", 1)]))
@@ -308,6 +340,32 @@ def test_sessions_report_the_layout_they_write_by(postgres: Postgres) -> None:
                 await store.close_session(early)
                 await store.fence(A, 1)
                 assert await region.sessions_behind(2) == 0
+            finally:
+                await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_node_that_was_removed_writes_no_more(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres) as (beside, [region], url):
+            store = RegionalStore(url)
+            await store.start()
+            try:
+                for node in (A, B):
+                    await region.register_node(node, "one")
+                mine, other = await store.open_session(A, 0), await store.open_session(B, 0)
+                assert await region.set_state(A, NodeState.REMOVED, when=LIVE)
+                assert not await store.renew_session(mine)
+                assert await store.renew_session(other)
+                with pytest.raises(WriterFenced):
+                    await store.open_session(A, 0)
+
+                await region.register_node(A, "one")
+                late = await store.open_session(A, 0)
+                await beside.execute("UPDATE nodes SET state = 'removed' WHERE node_id = $1", A)
+                assert list(await store.expire_sessions()) == [late], "one that was being opened meanwhile"
+                assert await store.live_sessions() == {other}
             finally:
                 await store.close()
 

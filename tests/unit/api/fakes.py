@@ -12,10 +12,11 @@ import msgspec
 from anvil.api.finished import Finished
 from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
-from anvil.auth.types import Authenticated, Payload
+from anvil.auth.types import Authenticated, Payload, SignedElsewhere
 from anvil.base.errors import (
     AccessDenied,
     AnvilError,
+    AuthorizationHeaderMalformed,
     BucketAlreadyExists,
     BucketAlreadyOwnedByYou,
     BucketNotEmpty,
@@ -144,8 +145,11 @@ class FakeAuthenticator:
 
     def __init__(self) -> None:
         self.auth = Authenticated(Principal(app_of(ACME)))
+        self.signed_for = REGION
 
     async def authenticate(self, head: RequestHead) -> Authenticated:
+        if self.signed_for != REGION:
+            raise SignedElsewhere(self.auth.principal, AuthorizationHeaderMalformed(Region=REGION))
         return self.auth
 
 
@@ -208,6 +212,9 @@ class FakeCatalog:
     async def buckets(self, tenant_id: int) -> Sequence[Bucket]:
         return [bucket for _, bucket in sorted(self.rows.items()) if bucket.tenant.tenant_id == tenant_id]
 
+    async def regions(self) -> Mapping[str, str]:
+        return {REGION: "https://us.example.com", "eu-west-1": "https://eu.example.com:8443", "mars-1": ""}
+
     async def create_bucket(self, tenant_id: int, name: str, region: str) -> Bucket:
         found = self.rows.get(name)
         if found is not None:
@@ -234,7 +241,6 @@ class World:
             authorizer=FakeAuthorizer(),
             rights=None,  # type: ignore[arg-type]  # S3 has no operation that changes any
             region=REGION,
-            endpoints={"eu-west-1": "https://eu.example.com"},
         )
         self.api = S3Api(
             services,

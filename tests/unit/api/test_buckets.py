@@ -29,6 +29,7 @@ def test_create(body: bytes | None) -> None:
     ("target", "body", "status", "code"),
     [
         ("/new-bucket", constraint("eu-west-1"), 400, "IllegalLocationConstraintException"),
+        ("/new-bucket", constraint("eu-west-7"), 400, "InvalidLocationConstraint"),
         ("/new-bucket", b"<CreateBucketConfiguration>", 400, "MalformedXML"),
         ("/new-bucket", b"<Delete/>", 400, "MalformedXML"),
         ("/new-bucket", b'<!DOCTYPE a [<!ENTITY b "c">]><CreateBucketConfiguration/>', 400, "MalformedXML"),
@@ -121,8 +122,64 @@ def test_buckets_of_other_regions(method: str, target: str) -> None:
     answer = world.ask(method, target, b"" if method == "PUT" else None)
     assert (answer.status, answer.headers["x-amz-bucket-region"]) == (301, "eu-west-1")
     if method != "HEAD":
-        assert (answer.code, answer.text("Endpoint")) == ("PermanentRedirect", "https://eu.example.com")
+        assert (answer.code, answer.text("Endpoint")) == ("PermanentRedirect", "eu.example.com:8443")
         assert answer.text("Bucket") == "west"
+    else:
+        assert bytes(answer.sent) == b""
+
+
+def test_a_redirect_speaks_as_it_was_spoken_to() -> None:
+    world = World(base_domains=["us.example.com"])
+    world.catalog.add("west", region="eu-west-1")
+    world.catalog.add("red", region="mars-1")
+    by_host = world.ask("GET", "/key", host="west.us.example.com")
+    assert (by_host.status, by_host.text("Endpoint")) == (301, "west.eu.example.com:8443")
+    by_path = world.ask("GET", "/west/key", host="us.example.com")
+    assert (by_path.status, by_path.text("Endpoint")) == (301, "eu.example.com:8443")
+    nowhere = world.ask("GET", "/red/key")
+    assert (nowhere.status, nowhere.headers["x-amz-bucket-region"], nowhere.text("Endpoint")) == (301, "mars-1", None)
+
+
+def test_who_signed_for_the_buckets_region_is_told_to_go_there() -> None:
+    world = World()
+    world.catalog.add("west", region="eu-west-1")
+    world.catalog.add("theirs", OTHER, region="eu-west-1")
+    world.authenticator.signed_for = "eu-west-1"
+    answer = world.ask("GET", "/west/key")
+    assert (answer.code, answer.text("Region"), answer.text("Endpoint")) == (
+        "PermanentRedirect",
+        "eu-west-1",
+        "eu.example.com:8443",
+    )
+    for method, target in (("GET", "/bucket/key"), ("PUT", "/west-2"), ("GET", "/theirs/key"), ("GET", "/none")):
+        answer = world.ask(method, target)
+        assert (answer.status, answer.code, answer.text("Region")) == (400, "AuthorizationHeaderMalformed", "us-east-1")
+    assert "west-2" not in world.catalog.rows
+
+
+def test_every_region_knows_where_a_bucket_is() -> None:
+    world = World()
+    world.catalog.add("west", region="eu-west-1")
+    assert world.ask("GET", "/west?location").xml.text == "eu-west-1"
+    world.act_as(app_of(ACME, ("object:read", "west/*")))
+    assert world.ask("GET", "/west?location").status == 403
+    world.act_as(app_of(OTHER))
+    assert world.ask("GET", "/west?location").status == 404
+
+
+def test_a_bucket_is_deleted_in_its_region_only() -> None:
+    world = World()
+    world.catalog.add("west", region="eu-west-1")
+    assert world.ask("DELETE", "/west").status == 301
+    assert "west" in world.catalog.rows
+
+
+def test_a_source_in_another_region_is_no_reason_to_go_there() -> None:
+    world = World()
+    world.catalog.add("west", region="eu-west-1")
+    answer = world.ask("PUT", "/bucket/key", headers={"x-amz-copy-source": "/west/key"})
+    assert (answer.status, answer.code) == (501, "NotImplemented")
+    assert "eu-west-1" in (answer.text("Message") or "")
 
 
 def test_no_redirect_tells_of_a_bucket_one_may_not_see() -> None:

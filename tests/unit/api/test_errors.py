@@ -54,6 +54,7 @@ def test_every_error_has_a_face(cls: type[AnvilError]) -> None:
         (errors.SlowDown, "SlowDown", 503),
         (errors.StorageFull, "InternalError", 507),
         (errors.DataLost, "InternalError", 500),
+        (errors.InvalidLocationConstraint, "InvalidLocationConstraint", 400),
         (errors.PermanentRedirect, "PermanentRedirect", 301),
         (errors.KeyTooLong, "KeyTooLongError", 400),
     ],

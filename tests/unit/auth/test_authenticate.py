@@ -7,7 +7,7 @@ from heads import ACCESS_KEY, APP, ENDPOINT, NOW, SECRET, Apps, authenticator, c
 
 from anvil.auth import sigv4
 from anvil.auth.presign import EMPTY_SHA256, UNSIGNED_PAYLOAD, presign
-from anvil.auth.types import Payload
+from anvil.auth.types import Payload, SignedElsewhere
 from anvil.base import limits
 from anvil.base.errors import (
     AccessDenied,
@@ -155,6 +155,22 @@ def test_regions() -> None:
     with pytest.raises(AuthorizationQueryError) as in_query:
         run(presigned(region="us-west-2"), region="eu-north-1")
     assert in_query.value.fields == {"Region": "eu-north-1"}
+
+
+async def two_regions() -> tuple[str, ...]:
+    return "eu-north-1", "us-west-2"
+
+
+def test_a_signature_for_another_region_opens_nothing_but_may_be_told_where_to_go() -> None:
+    for head in (signed(region="us-west-2"), presigned(region="us-west-2")):
+        with pytest.raises(SignedElsewhere) as elsewhere:
+            run(head, region="eu-north-1", regions=two_regions)
+        assert elsewhere.value.principal.app is APP
+        assert elsewhere.value.error.fields == {"Region": "eu-north-1"}
+        with pytest.raises(SignatureMismatch):
+            run(changed(head, path=b"/bucket/other"), region="eu-north-1", regions=two_regions)
+    with pytest.raises(AuthorizationHeaderMalformed):
+        run(signed(region="mars-1"), region="eu-north-1", regions=two_regions)
 
 
 def authorization(head: object, old: str, new: str) -> object:

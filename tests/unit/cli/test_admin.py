@@ -37,6 +37,7 @@ from anvil.cli.admin_ops import (
     NewKeys,
     NodeChange,
     NodeInfo,
+    RegionRow,
     TaskInfo,
     UsageRow,
 )
@@ -55,6 +56,7 @@ class MemoryOps:
     """AdminOps over dictionaries."""
 
     def __init__(self) -> None:
+        self.regions = {"us-east-1": "http://127.0.0.1:50051"}
         self.tenants = {"default": 1}
         self.apps: dict[str, NewKeys] = {}
         self.policies: list[tuple[str, Policy]] = []
@@ -72,7 +74,11 @@ class MemoryOps:
         self.urls = (global_url, regional_url)
         yield self
 
-    async def region_create(self, name: str) -> None: ...
+    async def region_create(self, name: str, endpoint: str) -> None:
+        self.regions[name] = endpoint
+
+    async def region_list(self) -> Sequence[RegionRow]:
+        return [RegionRow(name, endpoint, 1_700_000_000_000_000, name == "us-east-1") for name, endpoint in self.regions.items()]
 
     async def tenant_create(self, name: str) -> Tenant:
         if name in self.tenants:
@@ -118,7 +124,7 @@ class MemoryOps:
         self.public[name] = allow
 
     async def usage(self) -> Sequence[UsageRow]:
-        return [UsageRow("default", "b", 3, 4096, 1, 10)]
+        return [UsageRow("default", "us-east-1", "b", 3, 4096, 1, 10)]
 
     async def drive_list(self) -> Sequence[DriveInfo]:
         return list(self.drives.values())
@@ -222,6 +228,24 @@ def test_people_get_tables_and_sentences(ops: MemoryOps) -> None:
     assert "AKweb" in shown
     assert "shown only now" in shown
     assert "4096" in invoke(ops, "usage")[1]
+
+
+def test_regions_are_listed_and_made_known(ops: MemoryOps) -> None:
+    assert "of the others" not in invoke(ops, "usage")[1], "there is no other region"
+    assert as_json(ops, "region", "create", "eu-1", "--endpoint", "https://eu.example.com") == {"region": "eu-1"}
+    assert as_json(ops, "region", "list") == [
+        {"region": "us-east-1", "endpoint": "http://127.0.0.1:50051", "created_us": 1_700_000_000_000_000, "here": True},
+        {"region": "eu-1", "endpoint": "https://eu.example.com", "created_us": 1_700_000_000_000_000, "here": False},
+    ]
+    shown = invoke(ops, "region", "list")[1]
+    assert "https://eu.example.com" in shown and "2023-11-14 22:13:20" in shown
+    as_json(ops, "region", "create", "mars-1", "--endpoint", "mars.example.com:8080")
+    assert ops.regions["mars-1"] == "http://mars.example.com:8080"
+    told = invoke(ops, "usage")[1]
+    assert "ask a node of eu-1, mars-1 for the others" in told, "it shows this region's only, and says so"
+    for wrong in (("Eu_1",), ("eu-2", "--endpoint", "ftp://x"), ("eu-2", "--endpoint", "https://x/path")):
+        assert invoke(ops, "region", "create", *wrong)[0] == Exit.USAGE
+    assert "eu-2" not in ops.regions
 
 
 def test_drives_are_listed_and_given_up(ops: MemoryOps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

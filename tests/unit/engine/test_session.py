@@ -117,3 +117,42 @@ def test_the_layout_of_writes_in_flight_is_reported() -> None:
         keeping.cancel()
 
     asyncio.run(main())
+
+
+def test_a_session_is_replaced_and_kept_for_the_writes_begun_under_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anvil.engine.session.SESSION_RENEW_S", 0.001)
+    monkeypatch.setattr("anvil.engine.session.SESSION_ROTATE_S", 0.05)
+    monkeypatch.setattr("anvil.engine.session.SESSION_RETIRE_S", 0.5)
+
+    class Rotating(Sessions):
+        def __init__(self) -> None:
+            super().__init__([])
+            self.seen: dict[bytes, int] = {}
+            self.closed: list[bytes] = []
+
+        async def renew_session(self, session: bytes, layout_version: int) -> bool:
+            assert session not in self.closed
+            self.seen[session] = self.seen.get(session, 0) + 1
+            return True
+
+        async def close_session(self, session: bytes) -> None:
+            self.closed.append(session)
+
+    async def main() -> None:
+        sessions = Rotating()
+        session = WriterSession(cast(Any, sessions), bytes(16), 0)
+        first = await session.open()
+        keeping = asyncio.create_task(session.keep())
+        async with asyncio.timeout(10):
+            while session.current == first:
+                await asyncio.sleep(0)
+            renewed = sessions.seen[first]
+            while sessions.seen[first] < renewed + 3:  # still renewed, for whoever writes under it
+                await asyncio.sleep(0)
+            while first not in sessions.closed:
+                await asyncio.sleep(0)
+        keeping.cancel()
+        await session.close()
+        assert sorted(sessions.closed) == [number.to_bytes(16, "big") for number in range(1, sessions.opened + 1)]
+
+    asyncio.run(main())

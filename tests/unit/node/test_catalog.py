@@ -77,6 +77,41 @@ def run(path: Path, scenario: Callable[[Pair], Awaitable[None]]) -> None:
     asyncio.run(inside())
 
 
+def test_regions_are_cached_until_one_changes(tmp_path: Path) -> None:
+    async def scenario(both: Pair) -> None:
+        worker = both.workers[0]
+        assert await worker.regions() == {"us-east-1": "http://us.example.com"}
+        reads = both.source.reads
+        assert await worker.regions() == {"us-east-1": "http://us.example.com"}
+        assert both.source.reads == reads
+        both.source.endpoints["eu-1"] = ""
+        both.source.changed.append("region:eu-1")
+        await both.publish()
+        assert await worker.regions() == {"us-east-1": "http://us.example.com", "eu-1": ""}
+
+    run(tmp_path, scenario)
+
+
+def test_the_log_is_read_at_once_when_a_change_is_notified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(both: Pair) -> None:
+        told = asyncio.Event()
+        monkeypatch.setattr(both.source, "hastened", lambda timeout_s: told.wait())
+        running = asyncio.get_running_loop().create_task(both.server.run())
+        worker = both.workers[0]
+        try:
+            async with asyncio.timeout(5):
+                assert await worker.bucket("first") == bucket("first")
+                both.source.changed.append("bucket:first")
+                del both.source.names["first"]
+                told.set()
+                while await worker.bucket("first") is not None:
+                    await asyncio.sleep(0)
+        finally:
+            running.cancel()
+
+    run(tmp_path, scenario)
+
+
 def test_rows_are_cached_and_forgotten_when_the_log_names_them(tmp_path: Path) -> None:
     async def scenario(both: Pair) -> None:
         one = both.workers[0]

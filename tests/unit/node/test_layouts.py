@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from anvil.base.config import StorageConfig
-from anvil.base.limits import LAYOUT_SETTLE_S
+from anvil.base.limits import HOLD_FRESH_S, LAYOUT_SETTLE_S
 from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState, SliceRow
 from anvil.model.layout import Layout
 from anvil.node.layouts import LayoutKeeper
@@ -42,6 +42,9 @@ class Region:
             self.layouts.append(following)
             self.left = [SliceRow(2, 0), SliceRow(2, 1)] if len(self.layouts) > 1 else []
         return following
+
+    async def advance_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout:
+        raise AssertionError("only at the start of a node that is alone")
 
     async def sessions_behind(self, version: int) -> int:
         return self.behind
@@ -111,7 +114,7 @@ def test_a_layout_is_retired_when_all_is_moved_and_movers_wait_for_writers() -> 
     assert [layout.version for layout in region.layouts] == [1, 2]
     assert not region.asked, "a writer still uses the older layout"
     region.behind = 0
-    region.look()
+    region.look(2)
     assert region.asked[-1] == (2, (0, 1))
     region.done(0)
     region.look()
@@ -120,6 +123,21 @@ def test_a_layout_is_retired_when_all_is_moved_and_movers_wait_for_writers() -> 
     region.done(1)
     region.look(3)
     assert [layout.version for layout in region.layouts] == [2]
+
+
+def test_movers_wait_until_every_survey_knows_of_the_change() -> None:
+    region = Region(2)
+    region.settled()
+    joined = Region(3)
+    region.nodes, region.drives = joined.nodes, joined.drives
+    region.look(3)
+    assert len(region.layouts) == 2
+    region.asked.clear()
+    region.keeper = LayoutKeeper(StorageConfig(), DELAY_S, region._move, lambda: region.now_s)  # another leader
+    region.look(2, every_s=HOLD_FRESH_S)
+    assert not region.asked, "who saw one layout a moment ago removes second copies"
+    region.look(2)
+    assert region.asked
 
 
 def test_one_transition_at_a_time() -> None:
@@ -169,6 +187,28 @@ def test_a_node_that_is_down_stays_where_the_others_could_not_hold_the_scheme() 
     wide.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
     wide.settled()
     assert name(5) not in wide.holders()
+
+
+def test_a_node_that_left_because_it_was_down_is_not_brought_back_by_another_loss() -> None:
+    region = Region(7)
+    region.settled()
+    region.change(name(0), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    assert name(0) not in {drive.node_id for drive in region.settled().drives}
+    region.change(name(1), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    region.settled()
+    assert region.holders() == set(region.nodes) - {name(0)}, (
+        "the others cannot do without the second, and the first holds nothing"
+    )
+
+
+def test_a_node_that_is_down_before_it_held_anything_gets_nothing() -> None:
+    region = Region(3)
+    region.settled()
+    joined = Region(4)
+    region.nodes, region.drives = joined.nodes, joined.drives
+    region.change(name(3), state=NodeState.DOWN, lease_left_s=-5.0)
+    region.settled()
+    assert name(3) not in region.holders()
 
 
 def test_a_drive_that_was_given_up_leaves_and_a_larger_one_is_used() -> None:

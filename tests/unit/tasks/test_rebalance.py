@@ -185,6 +185,75 @@ def test_what_cannot_be_read_by_anybody_is_lost_and_stops_nothing() -> None:
     on_region(scenario)
 
 
+def test_who_is_cut_off_calls_nothing_done() -> None:
+    async def scenario(made: Region) -> None:
+        blobs = await filled(made)
+        replaced(made)
+        made.cut_off = frozenset(range(1, 12))
+        for number in made.cut_off:
+            made.down(number)
+        assert (await moved(made, *blobs.values())).waiting > 0, "others reach them"
+        unmet = next(number for number in range(4096) if number not in {partition(blob.blob_id) for blob in blobs.values()})
+        assert (await made.rebalancer.partition(unmet)).waiting > 0, "nor does it know what it does not see"
+        made.cut_off = frozenset()
+        assert (await moved(made, *blobs.values())).waiting == 0, "they are down: everything stays where it is"
+
+    on_region(scenario, scheme=Scheme(1, 5))
+
+
+def test_who_is_cut_off_forgets_no_garbage() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        await made.engine.delete_object(made.bucket, "k", NO_CONDITION)
+        made.cut_off = frozenset((3,))
+        made.down(3)
+        assert await made.collector().run() == 0
+        made.down(3, away=False)
+        assert await made.collector().run() == 1
+        assert not any(made.holders(blob, index) for index in range(6))
+
+    on_region(scenario)
+
+
+def test_no_copy_is_kept_on_a_drive_that_leaves_in_place_of_one_that_stays() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        made.begin([*range(1, 6), *(made.add_node(1) for _ in range(3))])
+        await moved(made, blob)
+        made.retire()
+        home, [leaving] = made.nominal(blob, 2), made.drives[0]
+        staying = made.placement.order(blob.blob_id)[6]
+        assert isinstance(staying, MemoryDrive) and leaving.drive_id < staying.drive_id
+        shard = home.shards[blob.blob_id, 2]
+        for drive in made.all:
+            drive.shards.pop((blob.blob_id, 2), None)
+        staying.shards[blob.blob_id, 2] = leaving.shards[blob.blob_id, 2] = shard
+        home.away = True
+        await surveyed(made, blob)
+        assert (blob.blob_id, 2) in staying.shards and (blob.blob_id, 2) not in leaving.shards
+
+    on_region(scenario)
+
+
+def test_no_debt_is_paid_on_a_drive_that_leaves() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        made.begin([*range(5), made.add_node(1)])
+        await moved(made, blob)
+        made.retire()
+        home = made.nominal(blob, 2)
+        for drive in made.all:
+            drive.shards.pop((blob.blob_id, 2), None)
+        home.away = True
+        await made.metadata.add_debt([(await made.owner("k"), blob.blob_id, 0b100)])
+        assert await made.repairer.run() == [Result.WAITING], "the sixth node of before is up, and may go at any time"
+        home.away = False
+        assert await made.repairer.run() == [Result.REPAIRED]
+        assert made.holders(blob, 2) == [home.label]
+
+    on_region(scenario)
+
+
 def test_a_good_copy_takes_the_place_of_a_damaged_one() -> None:
     async def scenario(made: Region) -> None:
         blobs = await filled(made)

@@ -46,7 +46,7 @@ async def head_bucket(call: Call) -> None:
 
 
 async def get_bucket_location(call: Call) -> None:
-    bucket = await _described(call)
+    bucket = await access.located(call, call.request.bucket, call.request.owner)
     xml = Xml()
     if bucket.region == DEFAULT_REGION:
         xml.raw('<LocationConstraint xmlns="http://s3.amazonaws.com/doc/2006-03-01/"/>')

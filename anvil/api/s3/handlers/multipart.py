@@ -107,7 +107,7 @@ async def complete_upload(call: Call) -> None:
 
 
 def _location(call: Call, bucket: Bucket) -> str:
-    base = call.services.endpoints.get(call.services.region) or "http://" + call.stream.head.authority.decode("latin-1")
+    base = call.services.endpoint or "http://" + call.stream.head.authority.decode("latin-1")
     return f"{base.rstrip('/')}/{bucket.name}/{quote(call.request.key, safe='/')}"
 
 

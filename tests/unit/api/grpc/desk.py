@@ -81,7 +81,6 @@ class Desk:
             authorizer=Authorizer(),
             rights=None,  # type: ignore[arg-type]  # `test_auth_service.py` has some
             region=REGION,
-            endpoints={"eu-west-1": "https://eu.example.com"},
         )
         self.caller = Caller(services, Principal(app_of(ACME)))
         self.bucket = self.catalog.add("bucket")

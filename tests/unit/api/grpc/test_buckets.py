@@ -34,6 +34,7 @@ def test_create_and_head(desk: Desk) -> None:
         ({"bucket": "a..b"}, e.InvalidBucketName),
         ({"bucket": "10.0.0.1"}, e.InvalidBucketName),
         ({"bucket": "new", "region": "eu-west-1"}, e.IllegalLocationConstraint),
+        ({"bucket": "new", "region": "eu-west-7"}, e.InvalidLocationConstraint),
         ({"bucket": "bucket"}, e.BucketAlreadyOwnedByYou),
         ({"bucket": "foreign"}, e.BucketAlreadyExists),
     ],

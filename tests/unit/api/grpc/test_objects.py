@@ -349,8 +349,10 @@ def test_rights_to_read(desk: Desk) -> None:
         desk.ask("HeadObject", pb.HeadObjectRequest(**named(conditions=pb.ReadConditions(if_match=["x"]))))
     desk.catalog.add("away", region="eu-west-1")
     desk.act_as(app_of(ACME))
-    with pytest.raises(e.PermanentRedirect):
+    with pytest.raises(e.PermanentRedirect) as caught:
         desk.get(pb.GetObjectRequest(bucket="away", key="key"))
+    where = {"Bucket": "away", "Region": "eu-west-1", "Endpoint": "https://eu.example.com:8443"}
+    assert caught.value.fields == where, "a URL: gRPC clients must know whether it is TLS"
 
 
 def test_damage_found_at_once_comes_before_the_head(desk: Desk) -> None:

@@ -1,0 +1,88 @@
+"""What one process makes of a view of its region: which drives it uses, and which it takes to be away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from anvil.base.config import StorageConfig
+from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState
+from anvil.model.layout import LayoutDrive, compute
+from anvil.node.region import Region
+from tests.contract.memory_drive import MemoryDrive
+
+NODES = 4
+
+
+class Peers:
+    """Reaches the nodes of `up`."""
+
+    def __init__(self) -> None:
+        self.up: set[NodeId] = set()
+        self.drives: dict[bytes, MemoryDrive] = {}
+
+    def update(self, nodes: Sequence[NodeRow]) -> None:
+        pass
+
+    def reachable(self, node_id: NodeId) -> bool:
+        return node_id in self.up
+
+    def drive(self, drive: ClusterDrive) -> MemoryDrive:
+        found = self.drives.setdefault(drive.drive_id, MemoryDrive(drive.drive_id, drive.label))
+        found.local, found.away = False, True
+        return found
+
+
+def name(number: int) -> NodeId:
+    return bytes([number]) * 16
+
+
+def view(**states: NodeState) -> ClusterView:
+    """Node 0 is this one. A node that is not named is active; leases run but for those that are down."""
+    nodes = [(name(n), states.get(f"n{n}", NodeState.ACTIVE)) for n in range(NODES)]
+    rows = [NodeRow(one, "n", "", "h:1", state, -1.0 if state is NodeState.DOWN else 5.0) for one, state in nodes]
+    drives = [ClusterDrive(bytes([n, 1]) * 8, name(n), f"n{n}", 1000) for n in range(NODES)]
+    layout = compute([LayoutDrive(one.drive_id, one.node_id, 1000) for one in drives], NODES, 0)
+    return ClusterView(tuple(rows), tuple(drives), (layout,))
+
+
+def region(seen: ClusterView) -> tuple[Region, Peers]:
+    own, peers = seen.drives[0], Peers()
+    return Region(StorageConfig(), name(0), seen, {own.drive_id: MemoryDrive(own.drive_id, "own")}, peers), peers  # type: ignore[dict-item,arg-type]
+
+
+def test_a_node_that_was_removed_uses_its_own_drives_no_more_than_the_others_do() -> None:
+    async def main() -> None:
+        seen = view()
+        made, _ = region(seen)
+        others = {drive.drive_id for drive in seen.drives[1:]}
+        assert made.placement.drives.keys() == others | {seen.drives[0].drive_id}
+        made.follow(view(n0=NodeState.REMOVED))
+        assert made.placement.drives.keys() == others
+        made.follow(view(n0=NodeState.JOINING))
+        assert made.placement.drives.keys() == others | {seen.drives[0].drive_id}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("state", "reached", "away"),
+    [
+        (NodeState.ACTIVE, False, False),
+        (NodeState.DRAINING, False, False),
+        (NodeState.ACTIVE, True, True),  # it answers, and says itself that the drive is away
+        (NodeState.DOWN, False, True),
+    ],
+)
+def test_a_drive_is_away_where_its_node_is_down_or_says_so(state: NodeState, reached: bool, away: bool) -> None:
+    async def main() -> None:
+        seen = view(n1=state)
+        made, peers = region(seen)
+        if reached:
+            peers.up.add(name(1))
+        assert made.away(made.placement.drives[seen.drives[1].drive_id]) is away
+        assert made.away(made.placement.drives[seen.drives[0].drive_id]), "of its own it knows"
+
+    asyncio.run(main())
