@@ -8,7 +8,8 @@ predecessor); a drive appears at most once in a partition. Of a partition's prim
 Within these rules primaries are shared out by capacity, those at each place of the rows alone as well as all together: small objects use
 only the first places, and so do reads. Spares prefer nodes that the partition does not have yet, then the same. What the predecessor says
 stays wherever it fits, at its place: a node that joins n others takes about 1/(n+1) of each place, one that leaves moves only its own and
-what balance needs. Not here: how that is computed (`spread.py`), when a layout changes, and who moves data (that is the cluster's business).
+what balance needs. Not here: how that is computed (`spread.py`), when a layout changes, and who moves data (that is the cluster's
+business).
 """
 
 from __future__ import annotations
