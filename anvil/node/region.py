@@ -40,10 +40,14 @@ class Region:
         self.scheme = scheme_of(storage, view.layout)
 
     def follow(self, view: ClusterView) -> None:
-        """Use that view from now on, unless it is older than what is known (it came another way)."""
-        if view.layout.version < self.view.layout.version:
-            return
+        """Use that view from now on. Layouts that were known and are not there any more were lost with the database's last moments."""
         before, self.view = self.view, view
+        if view.layout.version < before.layout.version or (
+            view.layout.version == before.layout.version and view.made_us[-1:] != before.made_us[-1:]
+        ):
+            log.error(
+                "the regional database was set back: this is another layout than before", extra={"version": view.layout.version}
+            )
         self.scheme = scheme_of(self._storage, view.layout)
         self.placement.follow(view.layouts, self._drives(view))
         if view.layout.version != before.layout.version:

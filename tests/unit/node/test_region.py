@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from anvil.base.config import StorageConfig
@@ -63,6 +64,19 @@ def test_a_node_that_was_removed_uses_its_own_drives_no_more_than_the_others_do(
         assert made.placement.drives.keys() == others
         made.follow(view(n0=NodeState.JOINING))
         assert made.placement.drives.keys() == others | {seen.drives[0].drive_id}
+
+    asyncio.run(main())
+
+
+def test_a_layout_made_anew_under_a_known_version_is_another_one() -> None:
+    async def main() -> None:
+        seen = msgspec.structs.replace(view(), made_us=(1,))
+        made, _ = region(seen)
+        again = compute([msgspec.structs.replace(one, capacity_bytes=7) for one in seen.layout.drives], NODES, 0)
+        other = msgspec.structs.replace(seen, layouts=(again,), made_us=(2,))
+        assert other.layout.version == seen.layout.version and other.shape != seen.shape, "the database was set back"
+        made.follow(other)
+        assert made.placement.layout is again
 
     asyncio.run(main())
 
