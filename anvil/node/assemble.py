@@ -65,7 +65,7 @@ from anvil.node.observe import EngineEvents, internode, request_finished, task_e
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
 from anvil.node.region import QuorumWatch, Region
-from anvil.node.upkeep import Hold, Upkeep
+from anvil.node.upkeep import ASKED_AGAIN, Hold, Upkeep
 from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
@@ -371,7 +371,7 @@ async def build_background(process: Child) -> BackgroundParts:
             Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
         )
-        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended)
+        worker = TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, upkeep.work, task_ended, ASKED_AGAIN)
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),

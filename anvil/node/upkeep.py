@@ -50,6 +50,9 @@ from anvil.tasks.surveyor import TURN_S, Surveyor, SurveyState
 from anvil.tasks.worker import Handler as TaskHandler
 
 log = logging.getLogger("anvil.upkeep")
+ASKED_AGAIN = frozenset(
+    {"collect", "repair", "rebalance", "usage", "buckets"}
+)  # by the leader, within seconds, while they are due
 PAID = frozenset({Result.REPAIRED, Result.HEALTHY, Result.GONE})
 
 

@@ -38,9 +38,20 @@ class Queue(Protocol):
 
 
 class TaskWorker:
-    """`name`: this node's, for the queue."""
+    """`name`: this node's, for the queue. `asked_again`: types of tasks for which somebody asks again while they are due. One that cannot
+    be done now, since a database or a drive is away, ends: its pauses would grow, and keep a new one out of the queue for up to an hour
+    after everything is there again."""
 
-    def __init__(self, queue: Queue, name: str, region: str, handlers: Mapping[str, Handler], observe: Observe) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        name: str,
+        region: str,
+        handlers: Mapping[str, Handler],
+        observe: Observe,
+        asked_again: Collection[str] = (),
+    ) -> None:
+        self._asked_again = asked_again
         self._queue = queue
         self._name = name
         self._region = region
@@ -75,6 +86,8 @@ class TaskWorker:
         self._freed.clear()
         tasks = await self._queue.claim(self._name, tuple(self._handlers), room, TASK_LEASE_S, self._region)
         for task in tasks:
+            if (before := self._running.get(task.task_id)) is not None:
+                before[1].cancel()  # its lease ran out, and it came back here
             doing = asyncio.get_running_loop().create_task(self._do(task), name=f"{task.type} {task.task_id}")
             self._running[task.task_id] = (task, doing)
         return len(tasks)
@@ -94,7 +107,7 @@ class TaskWorker:
     async def _do(self, task: Task) -> None:
         began = time.monotonic()
         try:
-            await self._handlers[task.type](task.payload)
+            await self._work(task)
         except asyncio.CancelledError:
             self._ended(task, "retry", began)
             raise
@@ -109,6 +122,14 @@ class TaskWorker:
         await self._report(self._queue.complete(task), task)
         self._ended(task, "ok", began)
 
+    async def _work(self, task: Task) -> None:
+        try:
+            await self._handlers[task.type](task.payload)
+        except Unavailable as error:
+            if task.type not in self._asked_again:
+                raise
+            log.warning("task %d (%s) is not done, to be asked for again: %s", task.task_id, task.type, error)
+
     async def _report(self, saying: Awaitable[bool], task: Task) -> bool:
         try:
             return await saying
@@ -117,7 +138,9 @@ class TaskWorker:
             return False
 
     def _ended(self, task: Task, result: str, began: float) -> None:
-        self._running.pop(task.task_id, None)
+        running = self._running.get(task.task_id)
+        if running is not None and running[0] is task:
+            del self._running[task.task_id]
         self._freed.set()
         self._observe(task.type, result, time.monotonic() - began)
 

@@ -120,3 +120,47 @@ def test_a_task_whose_lease_is_gone_is_cancelled_and_not_reported(monkeypatch: p
     run(queue, work, cancelled.is_set)
     assert queue.completed == []
     assert queue.failed == []
+
+
+def test_what_is_asked_for_again_does_not_stand_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        queue, errors = Queue(2), [DatabaseUnavailable(), ValueError("broken")]
+
+        async def work(payload: Mapping[str, Any]) -> None:
+            raise errors.pop(0)
+
+        running = asyncio.ensure_future(TaskWorker(queue, "n", "here", {"work": work}, lambda *_: None, {"work"}).run())
+        async with asyncio.timeout(10):
+            while len(queue.completed) + len(queue.failed) < 2:
+                await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert (queue.completed, queue.failed) == ([0], [(1, "broken")])
+
+    asyncio.run(main())
+
+
+def test_a_task_that_comes_back_to_who_lost_it_is_done_once_at_a_time_and_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TASK_LEASE_S", 0.03)
+    queue, begun, kept, cancelled = Queue(1), 0, set[bytes](), asyncio.Event()
+    again = Task(0, "work", {}, 2, b"another token")
+
+    async def heartbeat(tasks: Sequence[Task], lease_s: float) -> Collection[int]:
+        kept.update(task.lease_token for task in tasks)
+        return {task.task_id for task in tasks}
+
+    queue.heartbeat = heartbeat  # type: ignore[method-assign]
+
+    async def work(payload: Mapping[str, Any]) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 1:
+            queue.waiting.append(again)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            kept.clear()
+            cancelled.set()
+            raise
+
+    run(queue, work, lambda: cancelled.is_set() and begun == 2 and kept == {again.lease_token})
