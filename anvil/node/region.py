@@ -68,7 +68,11 @@ class Region:
             return {**self.local}
         self.peers.update(view.nodes)
         removed = {node.node_id for node in view.nodes if node.state is NodeState.REMOVED}
-        drives: dict[DriveId, Drive] = {} if self._own in removed else {**self.local}
+        # A disk that was carried to another node is that node's, though this process still looks for it in its folder.
+        carried = {drive.drive_id for drive in view.drives if drive.node_id != self._own}
+        drives: dict[DriveId, Drive] = {
+            drive_id: drive for drive_id, drive in self.local.items() if self._own not in removed and drive_id not in carried
+        }
         for drive in view.drives:
             if drive.drive_id not in drives and drive.state != "gone" and drive.node_id not in removed:
                 drives[drive.drive_id] = self.peers.drive(drive)

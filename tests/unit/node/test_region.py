@@ -68,6 +68,17 @@ def test_a_node_that_was_removed_uses_its_own_drives_no_more_than_the_others_do(
     asyncio.run(main())
 
 
+def test_a_disk_that_was_carried_to_another_node_is_looked_for_there() -> None:
+    async def main() -> None:
+        seen = view()
+        made, peers = region(seen)
+        carried = msgspec.structs.replace(seen.drives[0], node_id=name(2))
+        made.follow(msgspec.structs.replace(seen, drives=(carried, *seen.drives[1:])))
+        assert made.placement.drives[carried.drive_id] is peers.drives[carried.drive_id]
+
+    asyncio.run(main())
+
+
 def test_a_layout_made_anew_under_a_known_version_is_another_one() -> None:
     async def main() -> None:
         seen = msgspec.structs.replace(view(), made_us=(1,))
