@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -68,6 +69,7 @@ class Storm:
             self.say("all nodes are well again")
             load.wait_for(20)
         self.say(f"answered {dict(load.done)}, failed {len(load.failures)}")
+        self._heal()
         self._verify(load)
         return load
 
@@ -145,15 +147,12 @@ class Storm:
     def _mend(self) -> None:
         while self._down or self._hung or self._wiped:
             self._mend_one()
-        self._heal()
 
     # -- what must hold
 
     def _verify(self, load: Workload) -> None:
         load.check(self._nodes)
         self.say(f"{len(load.model)} keys read back: all as acknowledged")
-        self._cluster.look()
-        self._cluster.wait_healthy()
         wait_until("the outbox is empty", lambda: self._cluster.sql("SELECT count(*) FROM outbox") == [(0,)], 120)
         self._cluster.wait_clean()
         self.say("the drives hold what the rows name, and nothing else")
@@ -176,12 +175,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--nodes", type=int, default=6, help="six or more")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="anvil-storm-", dir="/tmp") as folder:
-        try:
-            found = storm(Path(folder) / "c", chosen.seed, chosen.seconds, chosen.nodes)
-        except AssertionError as error:
-            print(f"\nFAILED: {error}\nseed {chosen.seed}", file=sys.stderr)
-            return 1
+    folder = Path(tempfile.mkdtemp(prefix="anvil-storm-", dir="/tmp"))
+    try:
+        found = storm(folder / "c", chosen.seed, chosen.seconds, chosen.nodes)
+    except BaseException as error:
+        print(
+            f"\nFAILED: {type(error).__name__}: {error}\nseed {chosen.seed}; logs, drives and database are in {folder}",
+            file=sys.stderr,
+        )
+        raise
+    shutil.rmtree(folder)
     print(f"nothing lost, nothing wrong: {found}, seed {chosen.seed}")
     return 0
 

@@ -176,10 +176,18 @@ def test_a_reader_and_a_writer_amid_a_move(cluster: AnvilCluster, bucket: str, r
     body = cluster.s3(before[2]).get_object(Bucket=bucket, Key="read")["Body"]
     begun = body.read(1 << 20)
     upload = SlowUpload(cluster, before[3], bucket, "written", objects["written"], 10 << 20)
+    version = cluster.layout_version()
     cluster.start(cluster.add_node())
+    wait_until("the layout changed", lambda: cluster.layout_version() > version, 60)
+
+    def waits() -> bool:
+        move = cluster.anvil("admin", "layout", "show", by=before[0])["move"]
+        return move["writers_behind"] == 1 and move["slices_done"] == 0
+
+    wait_until("all but the upload go by the new layout", waits, 60)
+    assert upload.finish() == 200, "what began by the old one ends by it"
     cluster.wait_active(deadline_s=MOVE_S)
     assert begun + body.read() == objects["read"], "a download that began before the move ends after it"
-    assert upload.finish() == 200, "an upload too"
     assert_all(cluster, cluster.members, bucket, objects)
     cluster.wait_healthy()
     cluster.wait_clean()

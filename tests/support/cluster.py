@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ from tests.support.shards import damage, session_of, shards_held, shards_on
 
 START_S = 60.0  # six nodes on two processors
 HEAL_S = 180.0
+LOOK_S = 600.0  # a survey gives way to whatever else is to be done
 # A node that is hung or cut off is found out by the others within seconds; a client of the tests waits for its answer a little longer.
 PATIENT = Config(retries={"max_attempts": 1, "mode": "standard"}, connect_timeout=5, read_timeout=60, max_pool_connections=20)
 
@@ -363,9 +365,13 @@ class AnvilCluster:
     def look(self) -> None:
         """Have every node look for its shards now: what is missing becomes a debt, what is left over goes. By themselves they do that every
         hour. Nodes that were removed do not count."""
-        for number in self.members:
-            done = self.nodes[number].anvil("admin", "scrub", "--shallow", timeout_s=HEAL_S)
-            assert done.returncode == 0, done.stderr
+
+        def one(number: int) -> str:
+            done = self.nodes[number].anvil("admin", "scrub", "--shallow", timeout_s=LOOK_S)
+            return "" if done.returncode == 0 else f"node {number}: {done.stderr}"
+
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            assert not (wrong := [said for said in pool.map(one, self.members) if said]), wrong
 
     def wait_clean(self, deadline_s: float = HEAL_S) -> None:
         """Until every shard that a row names is on exactly one drive, and there is no other one. Nothing may be writing."""
