@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -328,6 +329,7 @@ def test_many_tasks_share_a_small_pool() -> None:
     run(scenario)
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer's allocator keeps what is freed anyway")
 def test_what_is_freed_is_kept_when_asked_for() -> None:
     """In a process of its own, since it is for the whole process: the second round meets no new pages."""
     program = """
