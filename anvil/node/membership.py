@@ -64,6 +64,7 @@ class Membership:
         self._seen = -HOLD_FRESH_S
         self._peers: Mapping[NodeId, NodeState] = {}
         self._open: ClusterTables | None = None
+        self._turn: asyncio.Task[None] | None = None
         self.lease = Lease()
         self.leading = False
         self.followers: list[Follow] = []
@@ -77,18 +78,26 @@ class Membership:
         changed = asyncio.Event()
         async with self._tables(changed.set) as tables:
             self._open = tables
-            while True:
-                changed.clear()
-                try:
-                    await self.look(tables)
-                except Unavailable as error:
-                    self.leading = False
-                    log.warning("nodes and layouts are not known to be as they were: %s", error)
-                try:
-                    async with asyncio.timeout(VIEW_EVERY_S):
-                        await changed.wait()
-                except TimeoutError:
-                    pass
+            try:
+                while True:
+                    changed.clear()
+                    await self._look(tables)
+                    try:
+                        async with asyncio.timeout(VIEW_EVERY_S):
+                            await changed.wait()
+                    except TimeoutError:
+                        pass
+            finally:
+                if self._turn is not None:
+                    self._turn.cancel()
+                    await asyncio.wait([self._turn])
+
+    async def _look(self, tables: ClusterTables) -> None:
+        try:
+            await self.look(tables)
+        except Unavailable as error:
+            self.leading = False
+            log.warning("nodes and layouts are not known to be as they were: %s", error)
 
     async def refresh(self) -> ClusterView:
         """Read the view now, for somebody who is about to declare a loss. Raises DatabaseUnavailable."""
@@ -123,8 +132,17 @@ class Membership:
         self._follow(view, asked)
         self._count(view)
         self.leading = await tables.lead()
-        if self.leading:
+        if self.leading and (self._turn is None or self._turn.done()):
+            self._turn = asyncio.get_running_loop().create_task(self._take_turn(tables, view))
+
+    async def _take_turn(self, tables: ClusterTables, view: ClusterView) -> None:
+        """Beside the looks: it may wait for the other database, or for a drive, and this node's lease must not wait with it."""
+        try:
             await self._lead(tables, view)
+        except Unavailable as error:
+            log.warning("what this node leads waits: %s", error)
+        except Exception:
+            log.exception("this node's turn as leader failed")
 
     def _follow(self, view: ClusterView, asked: float) -> None:
         if not view.layouts:

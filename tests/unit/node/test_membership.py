@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from anvil.base.config import StorageConfig
 from anvil.base.limits import HOLD_FRESH_S
 from anvil.model.cluster import ClusterDrive, ClusterView, NodeRow, NodeState
 from anvil.model.layout import LayoutDrive, compute
+from anvil.node import membership as module
 from anvil.node.membership import Membership
 from anvil.node.region import Region
 
@@ -15,14 +18,25 @@ OWN = bytes(16)
 
 
 class Tables:
+    def __init__(self, leads: bool = False) -> None:
+        self.leads = leads
+        self.renewed = 0
+
+    async def __aenter__(self) -> Tables:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return
+
     async def renew_node(self, node_id: bytes, lease_s: float) -> bool:
+        self.renewed += 1
         return True
 
     async def view(self) -> ClusterView:
         return view()
 
     async def lead(self) -> bool:
-        return False
+        return self.leads
 
 
 def view() -> ClusterView:
@@ -45,5 +59,34 @@ def test_layouts_are_fresh_for_a_moment_after_they_were_asked_for() -> None:
         assert membership.fresh
         uptime_s += HOLD_FRESH_S
         assert not membership.fresh
+
+    asyncio.run(main())
+
+
+def test_a_leaders_turn_that_takes_long_does_not_cost_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NODE_RENEW_S", 0.0)
+    monkeypatch.setattr(module, "VIEW_EVERY_S", 0.001)
+
+    async def main() -> None:
+        tables, turns, ended = Tables(leads=True), 0, False
+
+        async def lead(_: object, seen: ClusterView) -> None:
+            nonlocal turns, ended
+            turns += 1
+            try:
+                await asyncio.sleep(60)  # the other database is away
+            finally:
+                ended = True
+
+        region = Region(StorageConfig(), OWN, view(), {}, None)
+        membership = Membership(lambda changed: tables, OWN, region, lead)  # type: ignore[arg-type,return-value]
+        running = asyncio.ensure_future(membership.run())
+        async with asyncio.timeout(10):
+            while tables.renewed < 5:
+                await asyncio.sleep(0.001)
+        assert (membership.lease.held, turns) == (True, 1), "one turn at a time"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        assert ended, "nothing is left running"
 
     asyncio.run(main())
