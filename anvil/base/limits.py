@@ -247,6 +247,7 @@ UNHEALTHY_COUNTED: Final = 100_000  # blobs in debt that the gauge counts exactl
 GARBAGE_COUNTED: Final = 100_000  # blobs in the outbox that fsck counts exactly
 FSCK_EXAMPLES: Final = 20  # of each kind of trouble that fsck names
 FSCK_OPENS_IN_FLIGHT: Final = 16  # blobs of rows being looked for at a time
+FSCK_PARTITIONS_AT_ONCE: Final = 64  # looked at with one answer of each drive as to what it holds anything of
 FSCK_BYTES_PER_S: Final = 256 * MIB  # read by a deep check
 OWNED_PAGE_ROWS: Final = 1000  # read at a time by who walks all rows that own a blob
 UPLOADS_EVERY_S: Final = 600.0  # how often uploads that nobody goes on with are looked for

@@ -131,6 +131,16 @@ class ShardFinder:
         else:
             self.unreadable(index)
 
+    async def look_after(self, drive: Drive, index: int) -> None:
+        """Less of it came than there should be. If its record is gone, it was a second copy, and is looked for where it belongs."""
+        try:
+            gone = await drive.open(self._blob.blob_id, index, OPEN_PATIENCE_S) is None
+        except AnvilError:
+            return
+        known = self._places.get(index)
+        if gone and known is not None and known[0] is drive:
+            del self._places[index]
+
     def out_of_reach(self, index: int) -> None:
         """Its drive does not answer: that says nothing about the shard."""
         self.away = True
@@ -190,8 +200,11 @@ class ShardFinder:
                     if await self._search(index, [self._nominal[index]], patience_s, doubts):
                         return True
                     placement = self._context.placement()
-                    doubts.away |= any(home is None or not home.readable for home in placement.homes(blob_id, index))
-                    if await self._search(index, placement.near(blob_id, index), patience_s, doubts):
+                    homes = placement.homes(blob_id, index)
+                    doubts.away |= any(home is None or not home.readable for home in homes)
+                    # Its own drive may be another one by now than when this blob began to be read.
+                    newer = [home for home in homes[:1] if home is not self._nominal[index]]
+                    if await self._search(index, [*newer, *placement.near(blob_id, index)], patience_s, doubts):
                         return True
                     if doubts.away and not doubts.damaged and not everywhere:
                         self._unmet.add(index)

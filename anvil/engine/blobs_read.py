@@ -336,6 +336,7 @@ class BlobReader:
             self._shards.failed(drive, index, error)
             return False
         if count != len(view):
+            await self._shards.look_after(drive, index)
             return False
         frames[index] = view
         return True

@@ -216,7 +216,8 @@ class ClusterTables:
         if any(named not in known for named in seen.layouts):
             raise DatabaseUnavailable  # the database was set back between the two statements
         self._layouts = {named: known[named] for named in seen.layouts}
-        return ClusterView(seen.nodes, seen.drives, tuple(self._layouts.values()))
+        made_us = tuple(created_us for _, created_us in seen.layouts)
+        return ClusterView(seen.nodes, seen.drives, tuple(self._layouts.values()), made_us)
 
     async def lead(self) -> bool:
         """Whether this connection has, or just got, the leader's lock. False after the connection was lost and somebody else has it. It is

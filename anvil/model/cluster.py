@@ -55,11 +55,13 @@ class ClusterDrive(msgspec.Struct, frozen=True):
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """One snapshot of the region. Equal views say the same; `lease_left_s` makes them differ, so compare `shape`."""
+    """One snapshot of the region. Equal views say the same; `lease_left_s` makes them differ, so compare `shape`. `made_us`: when each
+    layout was: a database that was set back gives a version twice."""
 
     nodes: tuple[NodeRow, ...]
     drives: tuple[ClusterDrive, ...]
     layouts: tuple[Layout, ...]
+    made_us: tuple[int, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -71,9 +73,9 @@ class ClusterView(msgspec.Struct, frozen=True):
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What a process has to follow: addresses, states, drives, versions of the layouts."""
+        """What a process has to follow: addresses, states, drives, which layouts there are."""
         nodes = tuple((node.node_id, node.zone, node.address, node.state) for node in self.nodes)
-        return nodes, self.drives, tuple(layout.version for layout in self.layouts)
+        return nodes, self.drives, tuple(layout.version for layout in self.layouts), self.made_us
 
 
 class SliceRow(msgspec.Struct, frozen=True):

@@ -1,15 +1,17 @@
-"""Which drives hold the places of every partition: rules, quotas, and an assignment that moves as little as it can.
+"""Which drives hold the places of every partition: an assignment that moves as little as it can.
 
 Owns: the computation behind `model/layout.py`. Invariants, whatever the predecessor was: a drive is at most once in a row; primaries keep
-to `Limits.per_node` and `per_zone`. Within these, every drive gets its quota (`shares`), and a place that needs no other drive keeps the
-one it has: shard i of a blob is on the i-th drive of its row, so nobody changes place without need. Not here: layouts and their versions.
+to `Limits.per_node` and `per_zone`. Within these, every drive gets its quota (`quotas.py`), the same part of it in every column of
+primaries (place i of all rows), and a place that needs no other drive keeps the one it has: shard i of a blob is on the i-th drive of its
+row, so nobody changes place without need. Not here: layouts and their versions.
 
 Why the rules and the quotas can hold together: give every row of a drive's quota the same fraction, and all limits of nodes and zones
 hold in every row, because the quotas keep to them in total. Where such a fractional assignment exists, so does a whole one (the limits of
 a row are nested, so it is a flow). A first layout is one directly, by systematic sampling (W. G. Madow, "On the theory of systematic
 sampling, II", Ann. Math. Statist. 20, 1949): with the drives of a node and the nodes of a zone side by side, equal steps meet a run of
-weights the rounded number of times. A later layout starts from what is there and exchanges single places, then
-pairs and chains of them.
+weights the rounded number of times. A later layout starts from what is there and exchanges single places, at
+first by what drives lack of a column, then by what they lack over all, then pairs and chains of them. What then is uneven in columns is
+levelled within rows (`columns.py`): where rows leave no choice of drives, as with as many nodes as shards, that is most of it.
 """
 
 from __future__ import annotations
@@ -18,123 +20,22 @@ import random
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Final
 
-import msgspec
+from anvil.model.columns import even, level
+from anvil.model.quotas import EMPTY, Limits, Rows, Tree, by_column, shares
 
-EMPTY: Final = -1
-Rows = list[list[int]]
 Open = dict[int, list[tuple[list[int], int]]]  # by drive: rows and places
 
 _ORDERS: Final = 64  # different orders of the drives, for a first layout
 _SAMPLE: Final = 16  # drives that are looked at for a place, of those that have fewer than they should
+_DRAWN: Final = 2  # of those that fit an empty place; were it all, the neediest would always have the same neighbours
 _PASSES: Final = 8  # over all rows, exchanging single places
 _TOLERANCE: Final = 100  # a drive within 1 % of its quota is not worth a pair of moves
+_NEAR: Final = 50  # where all are within 2 %, and nothing else has to change, nothing does
 _SCANS: Final = 96  # of the whole table, in search of longer chains
-_STEPS: Final = 200  # of bisection: more than a double has bits
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """How many of the first `count` places of a row may be on one node, and in one zone."""
-
-    count: int
-    per_node: int
-    per_zone: int
-
-
-class Tree:
-    """The drives by node and zone. `nodes`, `zones`: one name for each drive."""
-
-    def __init__(self, nodes: Sequence[bytes], zones: Sequence[str], capacities: Sequence[int]) -> None:
-        names = sorted(set(nodes))
-        zone_of = dict(sorted(zip(nodes, zones, strict=True), reverse=True))  # one for each node, whatever its drives say
-        zone_names = sorted(set(zone_of.values()))
-        self.capacities = [max(capacity, 1) for capacity in capacities]
-        self.node = [names.index(node) for node in nodes]
-        self.zone = [zone_names.index(zone_of[node]) for node in nodes]
-        self.drives_of: list[list[int]] = [[] for _ in names]
-        for drive, number in enumerate(self.node):
-            self.drives_of[number].append(drive)
-        self.nodes_of: list[list[int]] = [[] for _ in zone_names]
-        for number, name in enumerate(names):
-            self.nodes_of[zone_names.index(zone_of[name])].append(number)
-
-    def limits(self, count: int) -> Limits:
-        """An equal part each, rounded up; more where nodes have too few drives, or zones too few nodes, for that."""
-        per_node = _least([len(drives) for drives in self.drives_of], count)
-        sizes = [sum(min(per_node, len(self.drives_of[node])) for node in nodes) for nodes in self.nodes_of]
-        return Limits(count, per_node, _least(sizes, count))
-
-
-def _least(sizes: Sequence[int], wanted: int) -> int:
-    limit = -(-wanted // len(sizes))
-    while sum(min(limit, size) for size in sizes) < wanted:
-        limit += 1
-    return limit
-
-
-# -- quotas --------------------------------------------------------------------------------------------------------------------
-
-
-class _Part(msgspec.Struct):
-    """A drive, or a group of parts; takes at most `ceiling`."""
-
-    ceiling: int
-    weight: int = 0
-    drive: int = EMPTY
-    parts: list[_Part] = []
-
-    def takes(self, level: float) -> float:
-        """When everybody is filled to `level` times its weight."""
-        if not self.parts:
-            return min(self.ceiling, self.weight * level)
-        return min(self.ceiling, sum(part.takes(level) for part in self.parts))
-
-
-def shares(tree: Tree, slots: int, drive: Sequence[int], node: Sequence[int], zone: Sequence[int]) -> list[int]:
-    """`slots` shared out in proportion to capacity, no drive, node or zone above its ceiling: whatever that leaves over, the others share
-    in the same way. Remainders go to the largest fractions."""
-    zones = []
-    for z, numbers in enumerate(tree.nodes_of):
-        nodes = []
-        for n in numbers:
-            drives = [_Part(drive[d], tree.capacities[d], d) for d in tree.drives_of[n]]
-            nodes.append(_Part(min(node[n], sum(part.ceiling for part in drives)), parts=drives))
-        zones.append(_Part(min(zone[z], sum(part.ceiling for part in nodes)), parts=nodes))
-    share = [0] * len(tree.capacities)
-    _share(_Part(sum(part.ceiling for part in zones), parts=zones), slots, share)
-    return share
-
-
-def _share(group: _Part, amount: int, share: list[int]) -> None:
-    low, high = 0.0, 1.0
-    while group.takes(high) < min(amount, group.ceiling) and high < 1e30:
-        low, high = high, high * 2
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        if not low < middle < high:
-            break
-        low, high = (middle, high) if group.takes(middle) < amount else (low, middle)
-    exact = [part.takes(high) for part in group.parts]
-    whole = [int(amount_of) for amount_of in exact]
-    order = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
-    left = amount - sum(whole)
-    while left:
-        step = 1 if left > 0 else -1
-        for i in order if left > 0 else reversed(order):
-            if left and 0 <= whole[i] + step <= group.parts[i].ceiling:
-                whole[i] += step
-                left -= step
-    for part, number in zip(group.parts, whole, strict=True):
-        if part.parts:
-            _share(part, number, share)
-        else:
-            share[part.drive] = number
-
-
-# -- the assignment ------------------------------------------------------------------------------------------------------------
 
 
 def spread(tree: Tree, rows: int, primaries: int, spares: int, previous: Rows | None) -> Rows:
@@ -149,6 +50,7 @@ def spread(tree: Tree, rows: int, primaries: int, spares: int, previous: Rows | 
         _Primaries(tree, limits, table, quota, rng).run()
     else:
         table = [[*row, *[EMPTY] * spares] for row in _first(tree, rows, primaries, quota, rng)]
+        level(table, [[EMPTY] * primaries] * rows, primaries, tree.node, rng.sample(range(rows), rows))
     if spares:
         _Spares(tree, tree.limits(primaries + spares), primaries, table, rng).run()
     return table
@@ -178,31 +80,58 @@ def _first(tree: Tree, rows: int, count: int, quota: Sequence[int], rng: random.
         met: Counter[int] = Counter()
         turns = []
         for drive in row:
-            turns.append(met[tree.node[drive]])
+            turns.append((met[tree.node[drive]], rng.random(), drive))
             met[tree.node[drive]] += 1
         # Copies of small objects use the first few places: those are on different nodes, too.
-        table.append([drive for _, drive in sorted(zip(turns, row, strict=True), key=lambda pair: pair[0])])
+        table.append([drive for _, _, drive in sorted(turns)])
     return table
 
 
+class _Ledger:
+    """What drives lack of their quota of some places; below 0 for those that have more."""
+
+    def __init__(self, quota: Sequence[int], has: Sequence[int]) -> None:
+        self.quota = quota
+        self.lack = [due - had for due, had in zip(quota, has, strict=True)]
+        self.below = [drive for drive, lack in enumerate(self.lack) if lack > 0]
+
+    def take(self, drive: int) -> None:
+        self.lack[drive] -= 1
+        if self.lack[drive] == 0:
+            self.below.remove(drive)
+
+    def give(self, drive: int) -> None:
+        self.lack[drive] += 1
+        if self.lack[drive] == 1:
+            self.below.append(drive)
+
+    def need(self, drive: int) -> float:
+        return self.lack[drive] / max(self.quota[drive], 1)
+
+    def wanting(self) -> list[int]:
+        """Whoever is so far below that it is worth more than one move for each place."""
+        return [drive for drive in sorted(self.below, key=self.need, reverse=True) if self.wants(drive)]
+
+    def wants(self, drive: int) -> bool:
+        return self.lack[drive] * _TOLERANCE > self.quota[drive]
+
+
 class _Places(ABC):
-    """Some places of all rows, to be filled so that `lack` becomes 0 for every drive: its quota less what it has."""
+    """Some places of all rows, to be filled so that every drive gets its quota."""
 
     def __init__(self, tree: Tree, table: Rows, places: range, quota: Sequence[int], rng: random.Random) -> None:
         self.tree, self.table, self.places, self.rng = tree, table, places, rng
-        self.quota = quota
-        self.lack = list(quota)
         self.order = list(range(len(table)))
         rng.shuffle(self.order)
-        self.below: list[int] = []
+        self.total = _Ledger(quota, self.has(places))
         self.scans = 0
 
-    def count(self) -> None:
-        for row in self.table:
-            for at in self.places:
-                if row[at] != EMPTY:
-                    self.lack[row[at]] -= 1
-        self.below = [drive for drive, lack in enumerate(self.lack) if lack > 0]
+    def has(self, places: Iterable[int]) -> list[int]:
+        """How many of these places each drive has."""
+        met: Counter[int] = Counter()
+        for at in places:
+            met.update(row[at] for row in self.table)
+        return [met[drive] for drive in range(len(self.tree.node))]
 
     @abstractmethod
     def fits(self, row: list[int], at: int, drive: int) -> bool:
@@ -210,52 +139,53 @@ class _Places(ABC):
 
     def any_for(self, row: list[int], at: int) -> Iterable[int]:
         """All who may take an empty place, also beyond their quota; one at least."""
-        return (drive for drive in range(len(self.quota)) if self.fits(row, at, drive))
+        return (drive for drive in range(len(self.tree.node)) if self.fits(row, at, drive))
 
     def put(self, row: list[int], at: int, drive: int) -> None:
+        """EMPTY to vacate it."""
         before = row[at]
         row[at] = drive
-        self.lack[drive] -= 1
-        if self.lack[drive] == 0:
-            self.below.remove(drive)
+        if drive != EMPTY:
+            self.total.take(drive)
         if before != EMPTY:
-            self.lack[before] += 1
-            if self.lack[before] == 1:
-                self.below.append(before)
+            self.total.give(before)
 
-    def need(self, drive: int) -> float:
-        return self.lack[drive] / max(self.quota[drive], 1)
-
-    def choose(self, row: list[int], at: int, *, thorough: bool) -> int:
-        """Of those with less than their quota who fit, one of the neediest; EMPTY if there is none. `thorough`: look at all."""
-        below = self.below
+    def choose(self, row: list[int], at: int, ledger: _Ledger, *, empty: bool) -> int:
+        """Of those with less than their quota who fit, one of the neediest; EMPTY if there is none. `empty`: whoever fits must be found,
+        and who gets the place is left to chance a little."""
+        below = ledger.below
         if len(below) > _SAMPLE:
             draw = self.rng.random
             fitting = [drive for _ in range(_SAMPLE) if self.fits(row, at, drive := below[int(draw() * len(below))])]
-            if not fitting and thorough:
+            if not fitting and empty:
                 fitting = [drive for drive in below if self.fits(row, at, drive)]
         else:
             fitting = [drive for drive in below if self.fits(row, at, drive)]
-        return max(fitting, key=self.need, default=EMPTY)
+        if empty and len(fitting) > _DRAWN:
+            fitting = self.rng.sample(fitting, _DRAWN)
+        return max(fitting, key=ledger.need, default=EMPTY)
 
-    def fill(self) -> None:
+    def fill(self, ledgers: Mapping[int, _Ledger]) -> None:
+        """The empty ones of these places, each by its ledger."""
         for number in self.order:
             row = self.table[number]
-            for at in self.places:
+            for at, ledger in ledgers.items():
                 if row[at] == EMPTY:
-                    drive = self.choose(row, at, thorough=True)
-                    self.put(row, at, drive if drive != EMPTY else max(self.any_for(row, at), key=self.need))
+                    drive = self.choose(row, at, ledger, empty=True)
+                    self.put(row, at, drive if drive != EMPTY else max(self.any_for(row, at), key=self.total.need))
 
-    def exchange(self) -> None:
+    def exchange(self, ledgers: Mapping[int, _Ledger]) -> None:
         """Single places, from drives above their quota to drives below theirs: no way with fewer moves."""
         for _ in range(_PASSES):
             moved = False
             for number in self.order:
-                if not self.below:
-                    return
                 row = self.table[number]
-                for at in sorted((at for at in self.places if self.lack[row[at]] < 0), key=lambda at: self.need(row[at])):
-                    if self.lack[row[at]] < 0 and (drive := self.choose(row, at, thorough=False)) != EMPTY:
+                above = [
+                    (ledger.need(row[at]), at) for at, ledger in ledgers.items() if ledger.below and ledger.lack[row[at]] < 0
+                ]
+                for _, at in sorted(above):
+                    ledger = ledgers[at]
+                    if ledger.lack[row[at]] < 0 and (drive := self.choose(row, at, ledger, empty=False)) != EMPTY:
                         self.put(row, at, drive)
                         moved = True
             if not moved:
@@ -263,16 +193,15 @@ class _Places(ABC):
 
     def exchange_pairs(self) -> None:
         """What single places cannot settle: a third drive takes the place, and gives one of its own to the drive below its quota."""
-        for needy in sorted(self.below, key=self.need, reverse=True):
-            if self.lack[needy] * _TOLERANCE <= self.quota[needy]:
-                continue
+        lack = self.total.lack
+        for needy in self.total.wanting():
             open_places = self._open_places(needy)
             for number in self.order:
-                if self.lack[needy] <= 0:
+                if lack[needy] <= 0:
                     break
                 row = self.table[number]
                 for at in self.places:
-                    if self.lack[row[at]] < 0 and self.lack[needy] > 0:
+                    if lack[row[at]] < 0 < lack[needy]:
                         self._pair(row, at, needy, open_places)
 
     def _pair(self, row: list[int], at: int, needy: int, open_places: Open) -> None:
@@ -300,9 +229,9 @@ class _Places(ABC):
         """What pairs cannot settle, where rules and ceilings leave little room: from drive to drive, each giving a place to the next, until
         one is met that has more than its quota. At most _SCANS looks at the whole table."""
         opened: dict[int, Open] = {}
-        for needy in sorted(self.below, key=self.need, reverse=True):
+        for needy in self.total.wanting():
             opened.clear()  # what was seen before the last exchanges may not be so any more
-            while self.lack[needy] * _TOLERANCE > self.quota[needy]:
+            while self.total.wants(needy):
                 chain = self._chain(needy, opened)
                 if not chain:
                     break
@@ -326,7 +255,7 @@ class _Places(ABC):
                 if places and giver not in following:
                     following[giver] = taker
                     queue.append(giver)
-                    if self.lack[giver] < 0:
+                    if self.total.lack[giver] < 0:
                         chain = [giver]
                         while chain[-1] != needy:
                             chain.append(following[chain[-1]])
@@ -343,35 +272,53 @@ class _Places(ABC):
 
 
 class _Primaries(_Places):
-    """The places that hold shards. Limits are kept, quotas as far as these allow."""
+    """The places that hold shards. Limits are kept, quotas as far as these allow, those of columns too."""
 
     def __init__(self, tree: Tree, limits: Limits, table: Rows, quota: Sequence[int], rng: random.Random) -> None:
         super().__init__(tree, table, range(limits.count), quota, rng)
         self.limits = limits
+        self.home = [row[:] for row in table]
+        had = [self.has([at]) for at in self.places]
+        self.columns = {at: _Ledger(*pair) for at, pair in enumerate(zip(by_column(quota, had), had, strict=True))}
+        self.old = {at: ledger for at, ledger in self.columns.items() if any(had[at])}
+
+    def put(self, row: list[int], at: int, drive: int) -> None:
+        ledger, before = self.columns[at], row[at]
+        super().put(row, at, drive)
+        if drive != EMPTY:
+            ledger.take(drive)
+        if before != EMPTY:
+            ledger.give(before)
 
     def run(self) -> None:
-        self.count()
         for row in self.table:
             self._keep_limits(row)
-        self.fill()
-        self.exchange()
+        if self._settled():
+            return
+        for ledgers in (self.old, self.columns):  # what is there has the first choice, where there are more columns than before
+            self.fill(ledgers)
+            self.exchange(ledgers)
+        self.exchange(dict.fromkeys(self.places, self.total))
         self.exchange_pairs()
         self.exchange_chains()
+        level(self.table, self.home, self.limits.count, self.tree.node, self.order)
+
+    def _settled(self) -> bool:
+        """Whether all are so near to their quotas that nothing has to move."""
+        if any(row[at] == EMPTY for row in self.table for at in self.places):
+            return False
+        if any(abs(lack) > 1 + due // _NEAR for lack, due in zip(self.total.lack, self.total.quota, strict=True)):
+            return False
+        return even(self.table, self.limits.count, len(self.tree.node))
 
     def _keep_limits(self, row: list[int]) -> None:
-        """Vacate what breaks a rule: of the drives that could go, the one that has the most beyond its quota."""
+        """Vacate what breaks a rule: of the drives that could go, the one that has the most beyond its quota of the column."""
         for group, limit in ((self.tree.node, self.limits.per_node), (self.tree.zone, self.limits.per_zone)):
             met = Counter(group[row[at]] for at in self.places if row[at] != EMPTY)
             for name, number in met.items():
                 for _ in range(number - limit):
-                    at = min(
-                        (at for at in self.places if row[at] != EMPTY and group[row[at]] == name),
-                        key=lambda at: (self.need(row[at]), at),
-                    )
-                    self.lack[row[at]] += 1
-                    if self.lack[row[at]] == 1:
-                        self.below.append(row[at])
-                    row[at] = EMPTY
+                    breaking = (at for at in self.places if row[at] != EMPTY and group[row[at]] == name)
+                    self.put(row, min(breaking, key=lambda at: (self.columns[at].need(row[at]), at)), EMPTY)
 
     def fits(self, row: list[int], at: int, drive: int) -> bool:
         if drive in row[: self.limits.count]:
@@ -401,10 +348,10 @@ class _Spares(_Places):
         for row in self.table:
             for at in self.places:
                 if row[at] != EMPTY and (row[at] in row[:at] or self._crowd(row, at, row[at]) > self._least_crowd(row, at)):
-                    row[at] = EMPTY
-        self.count()
-        self.fill()
-        self.exchange()
+                    self.put(row, at, EMPTY)
+        ledgers = dict.fromkeys(self.places, self.total)
+        self.fill(ledgers)
+        self.exchange(ledgers)
 
     def _crowd(self, row: list[int], at: int, drive: int) -> int:
         """How many others of the row are on its node."""

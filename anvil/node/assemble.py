@@ -283,15 +283,22 @@ def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, Grpc
 
 
 def _follow(region: Region, session: WriterSession, view: ClusterView) -> None:
-    region.follow(view)
+    _advance(region, view)
     session.hasten()  # a new layout waits for this session to report it
+
+
+def _advance(region: Region, view: ClusterView) -> None:
+    """A worker reads the first view itself, and the next ones come another way: an older one is left alone, since what a session reported
+    holds."""
+    if view.layout.version >= region.view.layout.version:
+        region.follow(view)
 
 
 async def _refresh(region: Region, link: WorkerLink) -> bool:
     """Whether nodes or layouts are others than this worker went by."""
     before = region.view.shape
     try:
-        region.follow(await link.region())
+        _advance(region, await link.region())
     except Unavailable as error:
         log.warning("nodes and layouts cannot be read: %s", error)
     return region.view.shape != before

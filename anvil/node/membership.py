@@ -29,6 +29,10 @@ log = logging.getLogger("anvil.membership")
 Follow = Callable[[ClusterView], None]
 
 
+def _uptime_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine is suspended, and others change the layout
+
+
 class Lease(msgspec.Struct):
     """Until when this node is known to hold its lease, by this process's monotonic clock."""
 
@@ -49,7 +53,9 @@ class Membership:
         node_id: NodeId,
         region: Region,
         lead: Callable[[ClusterTables, ClusterView], Awaitable[None]],
+        uptime_s: Callable[[], float] = _uptime_s,
     ) -> None:
+        self._uptime_s = uptime_s
         self._tables = tables
         self._node_id = node_id
         self._region = region
@@ -88,14 +94,14 @@ class Membership:
         """Read the view now, for somebody who is about to declare a loss. Raises DatabaseUnavailable."""
         if self._open is None:
             raise DatabaseUnavailable
-        asked = time.monotonic()
+        asked = self._uptime_s()
         self._follow(await self._open.view(), asked)
         return self.view
 
     @property
     def fresh(self) -> bool:
         """Whether the layouts were known to be the newest ones a moment ago (HOLD_FRESH_S)."""
-        return time.monotonic() - self._seen < HOLD_FRESH_S
+        return self._uptime_s() - self._seen < HOLD_FRESH_S
 
     async def moved(self, version: int, number: int, moved: Moved) -> None:
         """Write down how far a slice of a layout is. Raises DatabaseUnavailable."""
@@ -112,7 +118,7 @@ class Membership:
                 self._renewed, self.lease.good_until = now, now + NODE_LEASE_S
             else:
                 log.error("this node was removed from its region: nothing is written to it any more; restart it to join again")
-        asked = time.monotonic()
+        asked = self._uptime_s()
         view = await tables.view()
         self._follow(view, asked)
         self._count(view)

@@ -40,10 +40,14 @@ class Region:
         self.scheme = scheme_of(storage, view.layout)
 
     def follow(self, view: ClusterView) -> None:
-        """Use that view from now on, unless it is older than what is known (it came another way)."""
-        if view.layout.version < self.view.layout.version:
-            return
+        """Use that view from now on. Layouts that were known and are not there any more were lost with the database's last moments."""
         before, self.view = self.view, view
+        if view.layout.version < before.layout.version or (
+            view.layout.version == before.layout.version and view.made_us[-1:] != before.made_us[-1:]
+        ):
+            log.error(
+                "the regional database was set back: this is another layout than before", extra={"version": view.layout.version}
+            )
         self.scheme = scheme_of(self._storage, view.layout)
         self.placement.follow(view.layouts, self._drives(view))
         if view.layout.version != before.layout.version:
@@ -64,7 +68,11 @@ class Region:
             return {**self.local}
         self.peers.update(view.nodes)
         removed = {node.node_id for node in view.nodes if node.state is NodeState.REMOVED}
-        drives: dict[DriveId, Drive] = {} if self._own in removed else {**self.local}
+        # A disk that was carried to another node is that node's, though this process still looks for it in its folder.
+        carried = {drive.drive_id for drive in view.drives if drive.node_id != self._own}
+        drives: dict[DriveId, Drive] = {
+            drive_id: drive for drive_id, drive in self.local.items() if self._own not in removed and drive_id not in carried
+        }
         for drive in view.drives:
             if drive.drive_id not in drives and drive.state != "gone" and drive.node_id not in removed:
                 drives[drive.drive_id] = self.peers.drive(drive)

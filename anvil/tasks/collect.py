@@ -3,8 +3,8 @@
 Owns: the order "recheck, remove everywhere, forget". Invariants: no blob is begun while removal is on hold (what `hold` says is never
 older than HOLD_FRESH_S, and whoever sets the hold waits for longer: `meta/regional.py`); an outbox row goes only when every drive that
 can be reached has confirmed. What a drive that is away or failing still holds is an orphan, which the survey removes when it is back:
-rows that waited for it would stand at the head of the outbox and stop all collection for as long as one disk is broken. Who alone cannot
-reach it leaves the row to others. What is
+rows that waited for it would stand at the head of the outbox and stop all collection for as long as one disk is broken. Who is cut off
+from most of what is up leaves the rows to others. What is
 garbage is decided by the regional outbox alone, so running twice, or not at all, does no harm. Not here: what becomes garbage
 (triggers in `meta`), orphans without any row (`survey`).
 """
@@ -61,9 +61,9 @@ class Collector:
 
     async def _remove(self, item: Garbage) -> bool:
         known = list(self._placement.drives.values())
-        if any(not drive.readable and not self._away(drive) for drive in known):
-            return False
         drives = [drive for drive in known if drive.readable]
+        if sum(not drive.readable and not self._away(drive) for drive in known) > len(drives):
+            return False
         answers = await asyncio.gather(*(self._remove_from(drive, item) for drive in drives))
         return None not in answers and any(answers)
 

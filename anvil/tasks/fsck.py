@@ -14,13 +14,13 @@ from functools import partial
 import msgspec
 
 from anvil.base.errors import AnvilError, BadRecord, DriveFailed, SlowDown
-from anvil.base.limits import FSCK_BYTES_PER_S, FSCK_EXAMPLES, FSCK_OPENS_IN_FLIGHT, OWNED_PAGE_ROWS
+from anvil.base.limits import FSCK_BYTES_PER_S, FSCK_EXAMPLES, FSCK_OPENS_IN_FLIGHT, FSCK_PARTITIONS_AT_ONCE, OWNED_PAGE_ROWS
 from anvil.engine.context import Buffers, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import BlobId, BlobRef, OwnedMark, Owner, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Inventory, Met, missing_on, owners, take
+from anvil.tasks.inventory import Held, Inventory, Met, held, missing_on, owners, take
 from anvil.tasks.several import side_by_side
 from anvil.tasks.survey import Survey
 from anvil.tasks.throttle import Throttle
@@ -104,8 +104,11 @@ class Fsck:
     async def run(self, report: Report, *, deep: bool = False, repair: bool = False) -> None:
         """Fill `report` as it goes. Raises DatabaseUnavailable."""
         away = set(self._unreadable())
+        known: Held = {}
         for number in range(PARTITIONS):
-            found = await take(self._placement.drives.values(), number)
+            if number % FSCK_PARTITIONS_AT_ONCE == 0:
+                known = await held(self._placement.drives.values())
+            found = await take(self._placement.drives.values(), number, known)
             away.update(drive.label for drive in found.failed)
             before = report.misplaced
             await self._partition(found, report, deep=deep, repair=repair)

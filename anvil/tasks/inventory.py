@@ -7,9 +7,10 @@ from it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -17,7 +18,7 @@ from anvil.base.errors import AnvilError, BadRecord, Unavailable
 from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, SURVEY_OWNERS_MAX
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.records import BlobId, Ownership
+from anvil.model.records import BlobId, DriveId, Ownership
 from anvil.model.shard import ShardHeader, ShardPlace
 from anvil.tasks.several import side_by_side
 
@@ -82,10 +83,32 @@ class Inventory(msgspec.Struct):
         return [met for met in self.blobs.values() if met.copies]
 
 
-async def take(drives: Iterable[Drive], number: int) -> Inventory:
-    """Look at one partition on all of these drives, a few of them at a time."""
+Held = Mapping[DriveId, frozenset[int]]
+"""By drive, the partitions of which it holds anything. A drive that is not in it has to be looked at."""
+
+
+async def held(drives: Iterable[Drive]) -> Held:
+    """For looks at several partitions, most of which are empty on most drives: each is asked once. What comes after that is met by the next
+    look, as what comes just after any."""
+    readable = [drive for drive in drives if drive.readable]
+    answers = await asyncio.gather(*(drive.partitions() for drive in readable), return_exceptions=True)
+    found: dict[DriveId, frozenset[int]] = {}
+    for drive, answer in zip(readable, answers, strict=True):
+        if isinstance(answer, AnvilError):
+            log.warning("partitions of %s: %s", drive.label, answer)  # the look itself decides
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            found[drive.drive_id] = answer
+    return found
+
+
+async def take(drives: Iterable[Drive], number: int, known: Held | None = None) -> Inventory:
+    """Look at one partition on all of these drives, a few of them at a time; not on those that are `known` to hold nothing of it."""
     found = Inventory(defaultdict(Met), [], [], 0)
-    waiting = iter([drive for drive in drives if drive.readable])
+    readable = [drive for drive in drives if drive.readable]
+    found.asked = [drive for drive in readable if number not in (known or {}).get(drive.drive_id, (number,))]
+    waiting = iter([drive for drive in readable if drive not in found.asked])
 
     async def look() -> None:
         for drive in waiting:

@@ -28,7 +28,7 @@ from anvil.engine.ports import Drive, Metadata
 from anvil.model.layout import slice_partitions
 from anvil.model.records import BlobRef, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Away, Inventory, Met, came, nobody_waits, owners, take
+from anvil.tasks.inventory import Away, Held, Inventory, Met, came, held, nobody_waits, owners, take
 from anvil.tasks.repair import Places, Repairer, Result
 from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
@@ -89,16 +89,16 @@ class Rebalancer:
 
     async def slice(self, number: int) -> Moved:
         """All partitions of one slice of the layout. Raises DatabaseUnavailable."""
-        moved = Moved()
+        moved, known = Moved(), await held(self._placement.drives.values())
         for partition in slice_partitions(number):
-            moved.add(await self.partition(partition))
+            moved.add(await self.partition(partition, known))
         return moved
 
-    async def partition(self, number: int) -> Moved:
+    async def partition(self, number: int, known: Held | None = None) -> Moved:
         """One partition. Nothing is `waiting` afterwards: every owned blob that was met has every shard on its own drive, as far as that is
         up. Raises DatabaseUnavailable."""
         moved = Moved()
-        found = await take(self._placement.drives.values(), number)
+        found = await take(self._placement.drives.values(), number, known)
         moved.waiting += len(found.failed)
         moved.waiting += sum(not drive.readable and not self._away(drive) for drive in self._placement.listed(number))
         lacking = [met for met in found.named if self._lacks(met, found)]

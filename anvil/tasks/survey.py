@@ -24,7 +24,7 @@ from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Inventory, Met, missing_on, owners, rank, take
+from anvil.tasks.inventory import Held, Inventory, Met, missing_on, owners, rank, take
 from anvil.tasks.verify import shard_sound
 
 log = logging.getLogger("anvil.survey")
@@ -76,11 +76,11 @@ class Survey:
         self._hold = hold
         self._settled = settled
 
-    async def partition(self, number: int, *, deep: bool, mine: bool = False) -> Findings:
+    async def partition(self, number: int, *, deep: bool, mine: bool = False, known: Held | None = None) -> Findings:
         """One partition on all drives. `deep` reads and checks every byte on the drives of this node (each node reads what it has);
-        otherwise only presence and headers are looked at. `mine`: what is on other nodes' drives is met, but left to them. Raises
-        DatabaseUnavailable (nothing was decided)."""
-        found = await take(self._placement.drives.values(), number)
+        otherwise only presence and headers are looked at. `mine`: what is on other nodes' drives is met, but left to them. `known`: see
+        `take`. Raises DatabaseUnavailable (nothing was decided)."""
+        found = await take(self._placement.drives.values(), number, known)
         findings = Findings(shards=found.shards)
         ours = _local if mine else _any
         self._nameless(found, findings, ours)

@@ -24,6 +24,7 @@ from anvil.engine.context import Placement
 from anvil.engine.ports import Drive
 from anvil.model.layout import PARTITIONS, slice_partitions
 from anvil.model.records import DriveId
+from anvil.tasks.inventory import Held, held
 from anvil.tasks.survey import Findings, Survey
 
 log = logging.getLogger("anvil.survey")
@@ -113,22 +114,22 @@ class Surveyor:
 
     async def slice(self, number: int, *, hurry: bool = False) -> Findings:
         """Sweep the partitions of one slice, whoever's turn it is. Raises DatabaseUnavailable."""
-        findings = Findings()
+        findings, known = Findings(), await held(self._placement.drives.values())
         for partition in slice_partitions(number):
-            await self._look(partition, findings, hurry=hurry, deep=False)
+            await self._look(partition, findings, hurry=hurry, deep=False, known=known)
         return findings
 
-    async def _look(self, partition: int, findings: Findings, *, hurry: bool, deep: bool) -> None:
+    async def _look(self, partition: int, findings: Findings, *, hurry: bool, deep: bool, known: Held | None = None) -> None:
         """One partition, and a rest as long as its share of the time demands."""
         begin = time.monotonic()
-        findings.add(await self._partition(partition, deep=deep))
+        findings.add(await self._partition(partition, deep=deep, known=known))
         took_s = time.monotonic() - begin
         share = SURVEY_BUSY_SHARE if hurry else SWEEP_BUSY_SHARE
         await asyncio.sleep(max(took_s * (1 / share - 1), SCRUB_FASTEST_PARTITION_S if deep else 0.0))
 
-    async def _partition(self, partition: int, *, deep: bool) -> Findings:
+    async def _partition(self, partition: int, *, deep: bool, known: Held | None = None) -> Findings:
         await self._before()
-        found = await self._survey.partition(partition, deep=deep)
+        found = await self._survey.partition(partition, deep=deep, known=known)
         if found.misplaced and self._move is not None and len(self._placement.layouts) == 1:
             await self._move(partition)
         return found
@@ -136,14 +137,14 @@ class Surveyor:
     async def _begin(self) -> None:
         self._hurry = bool(self._asked)
         self._deep = True in self._asked or (self._deep and bool(self._todo))  # a deep pass under way is not given up
-        held: set[int] = set()
+        local: set[int] = set()
         for drive in self._local():
             try:
-                held |= await drive.partitions() if drive.readable else frozenset()
+                local |= await drive.partitions() if drive.readable else frozenset()
             except DriveFailed as error:
                 log.warning("survey of %s: %s", drive.label, error)
         self._asked.clear()  # a deep pass answers both
-        self._todo = deque(sorted(held))
+        self._todo = deque(sorted(local))
         self._findings = Findings()
         self._number += 1
 

@@ -86,6 +86,8 @@ class TaskWorker:
         self._freed.clear()
         tasks = await self._queue.claim(self._name, tuple(self._handlers), room, TASK_LEASE_S, self._region)
         for task in tasks:
+            if (before := self._running.get(task.task_id)) is not None:
+                before[1].cancel()  # its lease ran out, and it came back here
             doing = asyncio.get_running_loop().create_task(self._do(task), name=f"{task.type} {task.task_id}")
             self._running[task.task_id] = (task, doing)
         return len(tasks)
@@ -105,15 +107,10 @@ class TaskWorker:
     async def _do(self, task: Task) -> None:
         began = time.monotonic()
         try:
-            await self._handlers[task.type](task.payload)
+            done = await self._work(task)
         except asyncio.CancelledError:
             self._ended(task, "retry", began)
             raise
-        except Unavailable as error:
-            log.warning("task %d (%s) is put off: %s", task.task_id, task.type, error)
-            await self._report(self._queue.complete(task), task)
-            self._ended(task, "retry", began)
-            return
         except Exception as error:
             if isinstance(error, AnvilError):
                 log.warning("task %d (%s): %s", task.task_id, task.type, error)
@@ -123,7 +120,17 @@ class TaskWorker:
             self._ended(task, "dead" if dead else "retry", began)
             return
         await self._report(self._queue.complete(task), task)
-        self._ended(task, "ok", began)
+        self._ended(task, "ok" if done else "retry", began)
+
+    async def _work(self, task: Task) -> bool:
+        """False where something is away for now: left to fail, its pauses would grow, and keep a new one out of the queue for up to an hour
+        after everything is there again."""
+        try:
+            await self._handlers[task.type](task.payload)
+            return True
+        except Unavailable as error:
+            log.warning("task %d (%s) is put off: %s", task.task_id, task.type, error)
+            return False
 
     async def _report(self, saying: Awaitable[bool], task: Task) -> bool:
         try:
@@ -133,7 +140,9 @@ class TaskWorker:
             return False
 
     def _ended(self, task: Task, result: str, began: float) -> None:
-        self._running.pop(task.task_id, None)
+        running = self._running.get(task.task_id)
+        if running is not None and running[0] is task:
+            del self._running[task.task_id]
         self._freed.set()
         self._observe(task.type, result, time.monotonic() - began)
 

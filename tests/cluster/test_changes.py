@@ -19,6 +19,8 @@ from tests.support.samples import assert_all, put_all
 from tests.support.uploads import SlowUpload
 from tests.support.workload import Workload
 
+pytestmark = pytest.mark.slow  # joins and drains under load: some 10 minutes
+
 MOVE_S = 240.0
 
 

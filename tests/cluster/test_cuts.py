@@ -15,7 +15,10 @@ from tests.support.node import wait_until
 from tests.support.samples import assert_all, put_all
 from tests.support.workload import Workload
 
-pytestmark = pytest.mark.skipif(not can_make_networks(), reason="only root can make networks, with iproute2")
+pytestmark = [
+    pytest.mark.skipif(not can_make_networks(), reason="only root can make networks, with iproute2"),
+    pytest.mark.slow,  # six nodes with networks of their own, cut and healed
+]
 
 
 @pytest.fixture(scope="module")

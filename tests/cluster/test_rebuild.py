@@ -13,6 +13,8 @@ from tests.support.cluster import AnvilCluster
 from tests.support.node import wait_until
 from tests.support.samples import assert_all, put_all
 
+pytestmark = pytest.mark.slow  # a node given up and rebuilt: some 5 minutes
+
 DELAY_S = 3
 
 

@@ -30,6 +30,9 @@ US, EU = REGIONS
 OTHER = {US: EU, EU: US}
 
 
+pytestmark = pytest.mark.slow  # two regions of two nodes: a minute
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRegions]:
     began = time.monotonic()

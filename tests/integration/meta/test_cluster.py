@@ -231,6 +231,19 @@ def test_a_node_alone_goes_on_beside_old_layouts(postgres: Postgres) -> None:
     asyncio.run(main())
 
 
+def test_a_database_that_was_set_back_gives_another_view(postgres: Postgres) -> None:
+    async def main() -> None:
+        async with tables(postgres) as (beside, [region], _):
+            await region.begin_layout(successor)
+            before = await region.view()
+            await beside.execute("DELETE FROM layouts")
+            await region.begin_layout(successor)
+            after = await region.view()
+            assert after.layout.version == before.layout.version and after.shape != before.shape
+
+    asyncio.run(main())
+
+
 def test_one_leads_until_its_connection_ends(postgres: Postgres) -> None:
     async def main() -> None:
         async with tables(postgres, many=2) as (beside, [first, second], _):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from anvil.base.config import StorageConfig
@@ -63,6 +64,30 @@ def test_a_node_that_was_removed_uses_its_own_drives_no_more_than_the_others_do(
         assert made.placement.drives.keys() == others
         made.follow(view(n0=NodeState.JOINING))
         assert made.placement.drives.keys() == others | {seen.drives[0].drive_id}
+
+    asyncio.run(main())
+
+
+def test_a_disk_that_was_carried_to_another_node_is_looked_for_there() -> None:
+    async def main() -> None:
+        seen = view()
+        made, peers = region(seen)
+        carried = msgspec.structs.replace(seen.drives[0], node_id=name(2))
+        made.follow(msgspec.structs.replace(seen, drives=(carried, *seen.drives[1:])))
+        assert made.placement.drives[carried.drive_id] is peers.drives[carried.drive_id]
+
+    asyncio.run(main())
+
+
+def test_a_layout_made_anew_under_a_known_version_is_another_one() -> None:
+    async def main() -> None:
+        seen = msgspec.structs.replace(view(), made_us=(1,))
+        made, _ = region(seen)
+        again = compute([msgspec.structs.replace(one, capacity_bytes=7) for one in seen.layout.drives], NODES, 0)
+        other = msgspec.structs.replace(seen, layouts=(again,), made_us=(2,))
+        assert other.layout.version == seen.layout.version and other.shape != seen.shape, "the database was set back"
+        made.follow(other)
+        assert made.placement.layout is again
 
     asyncio.run(main())
 

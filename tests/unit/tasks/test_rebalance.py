@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,7 @@ from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, St
 from anvil.model.layout import partition, slice_partitions
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
+from anvil.model.shard import ShardPlace
 from anvil.tasks.rebalance import Moved
 from anvil.tasks.repair import Result
 from anvil.tasks.several import side_by_side
@@ -59,6 +61,17 @@ async def surveyed(made: Region, *blobs: BlobRef, deep: bool = False) -> dict[st
             if name != "shards" and getattr(found, name):
                 total[name] = total.get(name, 0) + getattr(found, name)
     return total
+
+
+async def as_of_another_node(
+    drive: MemoryDrive,
+    read: Callable[[ShardPlace, int, memoryview], Awaitable[int]],
+    place: ShardPlace,
+    offset: int,
+    view: memoryview,
+) -> int:
+    """Which looks for the shard at each read."""
+    return await read(place, offset, view) if (place.header.blob.blob_id, place.header.index) in drive.shards else 0
 
 
 def replaced(made: Region) -> None:
@@ -205,12 +218,35 @@ def test_who_is_cut_off_forgets_no_garbage() -> None:
     async def scenario(made: Region) -> None:
         blob = await made.put("k", data_of(300_000))
         await made.engine.delete_object(made.bucket, "k", NO_CONDITION)
-        made.cut_off = frozenset((3,))
-        made.down(3)
+        made.cut_off = frozenset(range(1, 6))
+        for number in made.cut_off:
+            made.down(number)
         assert await made.collector().run() == 0
-        made.down(3, away=False)
-        assert await made.collector().run() == 1
-        assert not any(made.holders(blob, index) for index in range(6))
+        for number in range(1, 5):
+            made.down(number, away=False)
+        assert await made.collector().run() == 1, "that nobody reaches one of them stops nothing"
+        made.down(5, away=False)
+        assert sum(len(made.holders(blob, index)) for index in range(6)) == 1, "the survey's"
+
+    on_region(scenario)
+
+
+def test_who_reads_while_second_copies_go_meets_no_damage() -> None:
+    async def scenario(made: Region) -> None:
+        data = data_of(9_000_000)
+        blob = await made.put("k", data)
+        for drive in made.all:
+            drive.read = partial(as_of_another_node, drive, drive.read)  # type: ignore[method-assign]
+        info = await made.engine.open(made.bucket, "k")
+        pieces = made.engine.read(made.bucket, info, 0, info.size)
+        got = bytes(await anext(pieces))
+        replaced(made)
+        await moved(made, blob)
+        made.retire()
+        assert (await surveyed(made, blob))["superseded"] == blob.scheme.width
+        got += b"".join([bytes(view) async for view in pieces])
+        assert got == data
+        assert made.events.damages == []
 
     on_region(scenario)
 

@@ -70,7 +70,7 @@ class World:
     async def move(self, number: int) -> None:
         self.moved.append(number)
 
-    async def partition(self, number: int, *, deep: bool, mine: bool = False) -> Findings:
+    async def partition(self, number: int, *, deep: bool, mine: bool = False, known: object = None) -> Findings:
         if number == self.fail_at:
             raise DatabaseUnavailable
         self.clock_s += self.took_s

@@ -128,3 +128,29 @@ def test_a_task_whose_lease_is_gone_is_cancelled_and_not_reported(monkeypatch: p
     run(queue, work, cancelled.is_set)
     assert queue.completed == []
     assert queue.failed == []
+
+
+def test_a_task_that_comes_back_to_who_lost_it_is_done_once_at_a_time_and_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TASK_LEASE_S", 0.03)
+    queue, begun, kept, cancelled = Queue(1), 0, set[bytes](), asyncio.Event()
+    again = Task(0, "work", {}, 2, b"another token")
+
+    async def heartbeat(tasks: Sequence[Task], lease_s: float) -> Collection[int]:
+        kept.update(task.lease_token for task in tasks)
+        return {task.task_id for task in tasks}
+
+    queue.heartbeat = heartbeat  # type: ignore[method-assign]
+
+    async def work(payload: Mapping[str, Any]) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 1:
+            queue.waiting.append(again)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            kept.clear()
+            cancelled.set()
+            raise
+
+    run(queue, work, lambda: cancelled.is_set() and begun == 2 and kept == {again.lease_token})

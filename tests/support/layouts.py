@@ -1,0 +1,50 @@
+"""Layouts for tests: regions in few words, and what differs from one layout to the next."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from anvil.model.layout import PARTITIONS, Layout, LayoutDrive
+from anvil.model.quotas import EMPTY, Rows, Tree
+from anvil.model.spread import spread
+
+ROWS = 256  # enough for the rules; whole layouts have PARTITIONS of them
+
+
+def drive(node: int, number: int, zone: str = "", capacity: int = 1 << 40) -> LayoutDrive:
+    return LayoutDrive(bytes([node, number, *range(14)]), bytes([node]) * 16, capacity, zone)
+
+
+def nodes(count: int, drives: int = 1, zones: int = 1) -> list[LayoutDrive]:
+    return [drive(node, number, f"z{node % zones}") for node in range(count) for number in range(drives)]
+
+
+def rows(layout: Layout) -> list[list[LayoutDrive]]:
+    places = struct.unpack(f"<{PARTITIONS * layout.width}H", layout.places)
+    return [[layout.drives[i] for i in places[p * layout.width : (p + 1) * layout.width]] for p in range(PARTITIONS)]
+
+
+def tree(drives: Sequence[LayoutDrive]) -> Tree:
+    return Tree([d.node_id for d in drives], [d.zone for d in drives], [d.capacity_bytes for d in drives])
+
+
+def following(drives: Sequence[LayoutDrive], shards: int, spares: int, before: tuple[Sequence[LayoutDrive], Rows] | None) -> Rows:
+    """ROWS rows, of which those `before` are the predecessor's."""
+    primaries = min(shards, len(drives))
+    previous = None
+    if before is not None:
+        numbers = {d.drive_id: number for number, d in enumerate(drives)}
+        renamed = [numbers.get(d.drive_id, EMPTY) for d in before[0]]
+        previous = [[renamed[old] for old in row] for row in before[1]]
+    return spread(tree(drives), ROWS, primaries, min(shards + spares, len(drives)) - primaries, previous)
+
+
+def changed(before: Layout, after: Layout) -> list[tuple[int, int, LayoutDrive, LayoutDrive]]:
+    """Partition, place, drive before, drive after, of every place that is for shards in both and moved."""
+    return [
+        (number, place, old, new)
+        for number, (olds, news) in enumerate(zip(rows(before), rows(after), strict=True))
+        for place, (old, new) in enumerate(zip(olds[: before.primaries], news[: after.primaries], strict=False))
+        if old.drive_id != new.drive_id
+    ]
