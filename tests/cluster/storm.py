@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,8 @@ class Storm:
             self.say("all nodes are well again")
             load.wait_for(20)
         self.say(f"answered {dict(load.done)}, failed {len(load.failures)}")
+        for (operation, error), count in Counter((one.operation, _kind(one.error)) for one in load.failures).most_common(12):
+            self.say(f"  {count} x {operation}: {error}")
         self._heal()
         self._verify(load)
         return load
@@ -159,6 +163,11 @@ class Storm:
         done = self._cluster.nodes[0].anvil("admin", "fsck", "--json", timeout_s=300)
         assert done.returncode == Exit.OK, f"fsck: {done.stdout} {done.stderr}"
         self.say("fsck is clean")
+
+
+def _kind(error: str) -> str:
+    """An error without what differs each time."""
+    return re.sub(r"https?://\S+|\d{3,}", "...", error)[:110]
 
 
 def storm(folder: Path, seed: int, seconds: float, nodes: int = 6, **env: str) -> dict[str, Any]:
