@@ -34,7 +34,7 @@ def test_a_batch_under_way_stops_before_the_hold_is_set(
 
         def slow(remove: Any) -> Any:
             async def after_a_while(blob_id: bytes, index: int) -> bool:
-                await asyncio.sleep(0.005)  # a slow disk: the batch lasts much longer than the hold takes
+                await asyncio.sleep(0.03)  # a slow disk: the batch lasts much longer than the hold takes
                 removed.set()
                 return bool(await remove(blob_id, index))
 

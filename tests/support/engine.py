@@ -163,7 +163,7 @@ async def engine_bench(
         new_id=lambda: os.urandom(16),
         now_us=lambda: time.time_ns() // 1000,
     )
-    bench.session.opened = partial(use_session, placement, owned)
+    bench.session.opened = partial(use_session, tuple(bench.drives), owned)
     bench.engine = Engine(bench.context)
     bench.repairer = Repairer(bench.metadata, placement, native, buffers, codec_for, retry_s=0.0)
     bench.survey = Survey(bench.metadata, placement, buffers, bench.events, lambda: bench.hold)

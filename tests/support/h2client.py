@@ -82,7 +82,14 @@ class H2Client:
         return stream
 
     async def send(self, stream: int, data: bytes, *, end: bool = True) -> None:
-        """Body bytes, as the windows allow."""
+        """Body bytes, as the windows allow, and as long as the server wants them: it may have answered and left the stream."""
+        try:
+            await self._send(stream, data, end=end)
+        except h2.exceptions.StreamClosedError:
+            if self.exchanges[stream].reset is None:
+                raise
+
+    async def _send(self, stream: int, data: bytes, *, end: bool) -> None:
         at = 0
         while at < len(data):
             count = min(len(data) - at, self.h2.local_flow_control_window(stream), self.h2.max_outbound_frame_size)
