@@ -36,6 +36,8 @@ class ChangeCache:
         self._read_at = float("-inf")
         self._hastened = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
+        self._begun = 0  # readings of the log
+        self._done = 0  # the last of them that succeeded
         self._generation = 0
         self._named: set[str] = set()  # what changed since `changes` was asked last, "*" for everything
         self.reads = 0
@@ -84,10 +86,12 @@ class ChangeCache:
     async def _refresh(self) -> None:
         if not self._hastened.is_set() and asyncio.get_running_loop().time() - self._read_at < CATALOG_FRESH_S:
             return
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read_log(), name="catalog change log")
-            self._reading.add_done_callback(self._read_ended)
-        await asyncio.shield(self._reading)
+        needed = self._begun + 1  # one that begins from now on: what is under way may have begun before the change
+        while self._done < needed:
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_log(), name="catalog change log")
+                self._reading.add_done_callback(self._read_ended)
+            await asyncio.shield(self._reading)
 
     def _read_ended(self, task: asyncio.Task[None]) -> None:
         self._reading = None
@@ -96,6 +100,8 @@ class ChangeCache:
 
     async def _read_log(self) -> None:
         began = asyncio.get_running_loop().time()
+        self._begun += 1
+        number = self._begun
         self._hastened.clear()
         try:
             rows = await call(self._link, _POLL_SQL, self._position, wait_s=self._wait_s)
@@ -115,6 +121,7 @@ class ChangeCache:
                 self._named.add(f"{row['kind']}:{row['name']}" if len(self._named) < CATALOG_ROWS_MAX else "*")
         self._position = xmin
         self._read_at = began
+        self._done = number
         self.reads += 1
 
     async def close(self) -> None:
