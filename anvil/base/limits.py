@@ -232,8 +232,11 @@ CLIENT_PROFILE_FILE_BYTES_MAX: Final = 1 * MIB  # a profile is 200 bytes: what i
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
 COLLECT_BATCH: Final = 500
+COLLECT_TRIES: Final = 3  # of a row that a drive of another node fails, without being away
+COLLECT_TRIED_MAX: Final = 10_000  # such rows remembered
 COLLECT_BLOBS_IN_FLIGHT: Final = 4  # being unlinked at a time: keeps every drive busy, and leaves the queue to requests
 HOLD_REFRESH_S: Final = 1.0  # how often a node asks whether a backup holds removals
+LEAVING_LOOK_S: Final = 10.0  # how often drives that no layout names are looked at, until they are empty
 HOLD_FRESH_S: Final = 3.0  # an answer older than this counts as "held"
 HOLD_SETTLE_S: Final = (
     5.0  # how long setting the hold takes: no process goes by an older answer then, and unlinks under way are over

@@ -41,7 +41,7 @@ def _for_people(one: NodeInfo) -> dict[str, Any]:
     return {
         "node": one.node[:8],
         "name": one.name,
-        "state": one.state,
+        "state": "drained" if one.state == "draining" and not one.holds else one.state,
         "up": "yes" if one.up else "no",
         "zone": one.zone,
         "address": one.address,
@@ -59,8 +59,8 @@ def node_drain(session: Session, name: str, as_json: bool) -> None:
     """Have everything NODE holds moved to the others. It serves meanwhile. NODE is a name, an id, or the beginning of one."""
     change = session.run(lambda ops: ops.node_drain(name))
     text = (
-        f"{change.name} ({change.node[:8]}) drains: `anvil admin layout show` tells how far it is. When it is through, stop the node and "
-        f"`anvil admin node remove {change.node[:8]}`"
+        f"{change.name} ({change.node[:8]}) drains: `anvil admin layout show` tells how far it is. When `anvil admin node list` "
+        f"calls it drained, `anvil admin node remove {change.node[:8]}` and stop it"
     )
     emit(change, as_json, text if change.changed else f"{change.name} ({change.node[:8]}) was draining before")
 

@@ -69,7 +69,7 @@ class DriveInfo(msgspec.Struct, frozen=True):
 
 class NodeInfo(msgspec.Struct, frozen=True):
     """`node`: its id in hex. `up`: its lease runs. `share`: of all places of the layout in use, 0 to 1. `holds`: whether any layout that is
-    not retired names it."""
+    not retired names it, or its drives were not found empty since it was drained."""
 
     node: str
     name: str

@@ -83,8 +83,7 @@ class ShardFinder:
 
     def _begin(self) -> None:
         placement, width = self._context.placement(), self._blob.scheme.width
-        order = placement.order(self._blob.blob_id)
-        self._nominal = order if len(order) >= width else order + [None] * (width - len(order))
+        self._nominal = placement.belongs(self._blob.blob_id, width)
         self._remote = placement.remote
         self._ranked: Sequence[int] = range(width)
         if self._remote:
@@ -209,9 +208,12 @@ class ShardFinder:
                     if doubts.away and not doubts.damaged and not everywhere:
                         self._unmet.add(index)
                         return False
-                if await self._search(index, self._context.placement().far(blob_id, index), patience_s, doubts):
+                far = self._context.placement().far(blob_id, index)
+                if await self._search(index, far, patience_s, doubts):
                     self._unmet.discard(index)
                     return True
+                # It is expected on none of these, so it is missing; but while one cannot be asked nothing is lost.
+                self.away |= any(not drive.readable for drive in far)
             except DriveStalled:
                 self._slow.add(index)
                 return False

@@ -103,29 +103,40 @@ class Placement:
         return self.layouts[-1]
 
     def order(self, blob_id: BlobId) -> list[Drive | None]:
-        """Primaries first, then spares; index i of a blob belongs on the i-th."""
+        """Primaries first, then spares: where a new blob goes."""
         by_index = self._by_index[-1]
         return [by_index[index] for index in self.layouts[-1].order(blob_id)]
+
+    def belongs(self, blob_id: BlobId, width: int) -> list[Drive | None]:
+        """By index, the drives on which a blob's `width` shards belong: index i on the i-th of its row. Of a blob that is wider than the
+        row (it was written when there were more drives) the row begins again, so that every shard has a home."""
+        order = self.order(blob_id)
+        return [order[index % len(order)] for index in range(width)]
 
     def listed(self, number: int) -> set[Drive]:
         """The drives that any layout lists for that partition, as far as they are known."""
         rows = zip(self.layouts, self._by_index, strict=True)
         return {drive for layout, by_index in rows for index in layout.row(number) if (drive := by_index[index]) is not None}
 
+    def primaries(self, number: int) -> set[DriveId]:
+        """The drives that shards of that partition belong on by the layout that writers go by."""
+        layout = self.layout
+        return {layout.drives[index].drive_id for index in layout.row(number)[: layout.primaries or None]}
+
     def homes(self, blob_id: BlobId, index: int) -> list[Drive | None]:
         """Where that shard belongs by each layout, the newest first. It is missing only if all of them were asked: while one cannot be, it
-        may be there."""
+        may be there. Wide blobs: see `belongs`."""
         found: list[Drive | None] = []
         for layout, by_index in zip(reversed(self.layouts), reversed(self._by_index), strict=True):
             row = layout.order(blob_id)
-            found.append(by_index[row[index]] if index < len(row) else None)
+            found.append(by_index[row[index % len(row)]])
         return found
 
     def near(self, blob_id: BlobId, index: int) -> list[Drive]:
         """Where to look for that shard when it is not on its own drive: its places in older layouts, then the other drives of the
         partition, which hold what was written or rebuilt while its own was away. Local drives before remote ones, all of them reachable."""
         order = self.order(blob_id)
-        nominal = order[index] if index < len(order) else None
+        nominal = order[index % len(order)]
         older = [drive for drive in self.homes(blob_id, index)[1:] if drive is not None]
         others = [drive for drive in order if drive is not None]
         seen = dict.fromkeys([*_local_first(older), *_local_first(others)])
@@ -139,6 +150,10 @@ class Placement:
     def current(self, drive: Drive) -> bool:
         """Whether the layout that writers go by has it: else it comes or leaves, and is no place for anything new."""
         return drive.drive_id in self._current
+
+    def named(self, drive: Drive) -> bool:
+        """Whether any layout that is not retired has it."""
+        return drive.drive_id in self._nodes
 
     def node(self, drive: Drive) -> bytes:
         """The node it belongs to; where no layout tells, it stands for itself."""

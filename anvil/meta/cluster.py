@@ -65,7 +65,9 @@ _PUT_DRIVES_SQL: Final = """
     SELECT i.drive_id, $1, i.label, i.capacity_bytes, i.state
     FROM unnest($2::bytea[], $3::text[], $4::bigint[], $5::text[]) AS i (drive_id, label, capacity_bytes, state) ORDER BY i.drive_id
     ON CONFLICT (drive_id) DO UPDATE SET
-        node_id = EXCLUDED.node_id, label = EXCLUDED.label, capacity_bytes = EXCLUDED.capacity_bytes, state = EXCLUDED.state"""
+        node_id = EXCLUDED.node_id, label = EXCLUDED.label, capacity_bytes = EXCLUDED.capacity_bytes, state = EXCLUDED.state,
+        empty = NULL"""
+_EMPTY_SQL: Final = "UPDATE drives SET empty = $2 WHERE drive_id = $1 AND empty IS DISTINCT FROM $2"
 
 # One statement, so one snapshot. As JSON, since the three have nothing in common; msgspec takes bytes as base64. The layouts themselves
 # never change, and come extra.
@@ -76,7 +78,7 @@ _VIEW_SQL: Final = """
             'lease_left_s', extract(epoch FROM lease_until - clock_timestamp()), 'since_us', since_us) ORDER BY node_id) FROM nodes), '[]'),
         'drives', coalesce((SELECT json_agg(json_build_object(
             'drive_id', encode(drive_id, 'base64'), 'node_id', encode(node_id, 'base64'), 'label', label,
-            'capacity_bytes', capacity_bytes, 'state', state) ORDER BY drive_id) FROM drives WHERE state <> 'gone'), '[]'),
+            'capacity_bytes', capacity_bytes, 'state', state, 'empty', empty) ORDER BY drive_id) FROM drives WHERE state <> 'gone'), '[]'),
         'layouts', coalesce((SELECT json_agg(json_build_array(version, created_us) ORDER BY version)
             FROM layouts WHERE state <> 'retired'), '[]'))::text"""
 _PACKED_SQL: Final = "SELECT version, created_us, packed FROM layouts WHERE version = ANY ($1::bigint[])"
@@ -236,6 +238,10 @@ class ClusterTables:
         if drives:
             columns = [(drive.drive_id, drive.path, drive.capacity_bytes, drive.state) for drive in drives]
             await self._query(_PUT_DRIVES_SQL, node_id, *map(list, zip(*columns, strict=True)))
+
+    async def set_empty(self, drive_id: DriveId, empty: bool) -> None:
+        """What its node found on a drive that no layout names. Idempotent."""
+        await self._query(_EMPTY_SQL, drive_id, empty)
 
     # -- layouts ------------------------------------------------------------------------------------------------------
 

@@ -45,13 +45,15 @@ class NodeRow(msgspec.Struct, frozen=True):
 
 
 class ClusterDrive(msgspec.Struct, frozen=True):
-    """A drive as the region knows it. `label`: its folder on its node."""
+    """A drive as the region knows it. `label`: its folder on its node. `empty`: of one that no layout names, whether anything that is owned
+    is still on it; None where that is not known."""
 
     drive_id: DriveId
     node_id: NodeId
     label: str
     capacity_bytes: int
     state: str = "active"  # active, draining, failed, gone
+    empty: bool | None = None
 
 
 class ClusterView(msgspec.Struct, frozen=True):

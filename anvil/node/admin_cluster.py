@@ -19,7 +19,7 @@ from anvil.meta.holdings import Holdings
 from anvil.model.cluster import ClusterView, NodeRow, NodeState
 from anvil.model.layout import Layout
 from anvil.model.records import DriveId
-from anvil.node.losses import assert_nothing_lost, called, holds, may_drain, may_remove
+from anvil.node.losses import assert_nothing_lost, called, holds, may_drain, may_remove, unemptied
 from anvil.node.region import domains, scheme_of
 
 Audit = Callable[[str, str, str], Awaitable[None]]
@@ -167,7 +167,7 @@ def _node_info(view: ClusterView, node: NodeRow, shares: dict[DriveId, float]) -
         len(drives),
         sum(drive.capacity_bytes for drive in drives),
         share,
-        holds(view, node.node_id),
+        holds(view, node.node_id) or bool(unemptied(view, node)),
     )
 
 

@@ -57,6 +57,7 @@ from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
 from anvil.node.leader import Leader
+from anvil.node.leaving import Leaving
 from anvil.node.local import (
     NO_SESSION,
     attach_drives,
@@ -289,7 +290,7 @@ def _follow(region: Region, session: WriterSession, view: ClusterView) -> None:
 
 def _advance(region: Region, view: ClusterView) -> None:
     """A worker reads the first view itself, and the next ones come another way: an older one is left alone, since what a session reported
-    holds."""
+    holds. (Where the database was set back, the background process says so, and that the node has to be restarted.)"""
     if view.layout.version >= region.view.layout.version:
         region.follow(view)
 
@@ -373,6 +374,7 @@ async def build_background(process: Child) -> BackgroundParts:
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
         surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
         rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold, away=region.away)
+        leaving = Leaving(metadata, region.placement, region.local.values, membership.found_empty)
         upkeep = Upkeep(
             catalog,
             metadata,
@@ -383,6 +385,7 @@ async def build_background(process: Child) -> BackgroundParts:
             surveying,
             rebalancer,
             membership.moved,
+            leaving.look,
             Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
             config.node.data_path / "surveyed",
             config.storage.uploads_expire_s,

@@ -58,10 +58,11 @@ class LayoutKeeper:
         self._changing = 0  # the layout that is on its way
         self._changing_since = 0.0
 
-    async def step(self, tables: Tables, view: ClusterView) -> None:
-        """Look once, and do what is due. Raises DatabaseUnavailable."""
+    async def step(self, tables: Tables, view: ClusterView) -> bool:
+        """Look once, and do what is due. True where a change of layout came to its end. Raises DatabaseUnavailable."""
+        retired = False
         if len(view.layouts) > 1:
-            await self._carry_on(tables, view)
+            retired = await self._carry_on(tables, view)
         else:
             await self._consider(tables, view)
         held = {drive.node_id for layout in view.layouts for drive in layout.drives}
@@ -70,8 +71,9 @@ class LayoutKeeper:
                 state = NodeState.ACTIVE if node.node_id in held else NodeState.JOINING
                 if state is not node.state:
                     await tables.set_state(node.node_id, state, when=(node.state,))
+        return retired
 
-    async def _carry_on(self, tables: Tables, view: ClusterView) -> None:
+    async def _carry_on(self, tables: Tables, view: ClusterView) -> bool:
         version = view.layout.version
         if version != self._changing:
             self._changing, self._changing_since = version, self._now_s()
@@ -81,10 +83,12 @@ class LayoutKeeper:
             # for a superfluous copy.
             if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.retire(version):
                 log.info("the layout is in effect everywhere", extra={"version": version})
-            return
+                return True
+            return False
         # Nor may a survey that has not seen it yet take what is moved for a second copy.
         if self._now_s() - self._changing_since > HOLD_SETTLE_S and await tables.sessions_behind(version) == 0:
             await self._move(version, left)
+        return False
 
     async def _consider(self, tables: Tables, view: ClusterView) -> None:
         wanted = self.wanted(view)

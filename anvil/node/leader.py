@@ -17,6 +17,7 @@ from anvil.base.limits import (
     BUCKET_CHANGE_STALE_S,
     COLLECT_EVERY_S,
     FOLD_USAGE_EVERY_S,
+    HOLD_SETTLE_S,
     LAYOUT_SLICES,
     RAISE_EVERY_S,
     SWEEP_EVERY_S,
@@ -55,6 +56,7 @@ class Leader:
         self._queue = queue
         self._now_s = now_s
         self._due: dict[str, float] = {}
+        self._hurry = False  # the next survey
         self._keeper = LayoutKeeper(config.storage, config.cluster.repair_delay_s, self._move)
 
     async def lead(self, tables: ClusterTables, view: ClusterView) -> None:
@@ -63,7 +65,10 @@ class Leader:
             node = view.node(node_id)
             log.warning("a node is down", extra={"node": node.name if node else node_id.hex()})
         self._tables = tables
-        await self._keeper.step(tables, view)
+        if await self._keeper.step(tables, view):
+            # What was moved is there twice now. Everybody must have seen that the old layout is gone, else the copies stay.
+            self._due["survey"] = min(self._due.get("survey", 0.0), self._now_s() + HOLD_SETTLE_S)
+            self._hurry = True
         if self._is_due("relay", COLLECT_EVERY_S):
             await self._relay()
         if self._is_due("usage", FOLD_USAGE_EVERY_S):
@@ -73,7 +78,8 @@ class Leader:
         if self._is_due("uploads", UPLOADS_EVERY_S):
             await self._ask("uploads")
         if self._is_due("survey", SWEEP_EVERY_S):
-            await self._ask("survey", range(LAYOUT_SLICES), LAYOUT_SLICES)
+            await self._ask("survey", range(LAYOUT_SLICES), LAYOUT_SLICES, hurry=int(self._hurry))
+            self._hurry = False
         if self._is_due("raise", RAISE_EVERY_S):
             await self._raise()
         if self._is_due("queue", COLLECT_EVERY_S):

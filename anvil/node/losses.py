@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from anvil.base.errors import Conflict
-from anvil.model.cluster import ClusterView, Holding, NodeId, NodeRow, NodeState
+from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme
@@ -24,6 +24,14 @@ def called(node: NodeRow) -> str:
 def holds(view: ClusterView, node_id: NodeId) -> bool:
     """Whether any layout that is not retired names a drive of that node: else nothing depends on it."""
     return any(drive.node_id == node_id for layout in view.layouts for drive in layout.drives)
+
+
+def unemptied(view: ClusterView, node: NodeRow) -> list[ClusterDrive]:
+    """Its drives that were not found empty since they left the layout, though everything on them was to be moved: of a drained node. (Of
+    one that is down it was rebuilt without them.)"""
+    if node.state is not NodeState.DRAINING or holds(view, node.node_id):
+        return []
+    return [drive for drive in view.drives if drive.node_id == node.node_id and drive.state == "active" and not drive.empty]
 
 
 def away(view: ClusterView) -> list[NodeRow]:
@@ -56,6 +64,11 @@ def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
 def may_remove(view: ClusterView, node: NodeRow, force: bool) -> bool:
     """Whether it must be asked what would be lost (`assert_nothing_lost`); no where nothing depends on the node. Raises Conflict."""
     if not holds(view, node.node_id):
+        if not force and (full := unemptied(view, node)):
+            raise Conflict(
+                f"{called(node)} is in no layout any more, but {', '.join(drive.label for drive in full)} was not found empty yet: what is "
+                "left there is brought home within minutes while the node runs. With --force it is given up"
+            )
         return False
     if not any(other.node_id != node.node_id and holds(view, other.node_id) for other in view.nodes):
         raise Conflict(f"{called(node)} is the only node that holds anything")
@@ -88,6 +101,7 @@ def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Hol
     """How many blobs could no longer be read without these nodes. A drive that is known no more is gone, too."""
     owners = {drive.drive_id: drive.node_id for drive in view.drives if drive.state == "active"}
     dead: list[set[DriveId]] = [set() for _ in range(PARTITIONS)]
+    narrowest = min((layout.width for layout in view.layouts), default=1)
     for layout in view.layouts:
         bad = [owners.get(drive.drive_id, b"") in gone or drive.drive_id not in owners for drive in layout.drives]
         if any(bad):
@@ -102,6 +116,7 @@ def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Hol
             # What was never there is not lost with the drive where it belongs.
             row = nominal[holding.partition]
             drives = drives - {view.layout.drives[row[index]].drive_id for index in missing if index < len(row)}
-        if len(missing) + len(drives) > holding.scheme.m:
+        each = -(-holding.scheme.width // narrowest)  # what one drive may hold of a blob that is wider than the row
+        if len(missing) + len(drives) * each > holding.scheme.m:
             lost += holding.blobs
     return lost

@@ -21,6 +21,7 @@ from anvil.base.errors import DatabaseUnavailable, Unavailable
 from anvil.base.limits import HOLD_FRESH_S, NODE_LEASE_S, NODE_RENEW_S, VIEW_EVERY_S
 from anvil.meta.cluster import ClusterTables
 from anvil.model.cluster import ClusterView, NodeId, NodeState
+from anvil.model.records import DriveId
 from anvil.node.region import Region
 from anvil.tasks.rebalance import Moved
 
@@ -111,6 +112,12 @@ class Membership:
     def fresh(self) -> bool:
         """Whether the layouts were known to be the newest ones a moment ago (HOLD_FRESH_S)."""
         return self._uptime_s() - self._seen < HOLD_FRESH_S
+
+    async def found_empty(self, drive_id: DriveId, empty: bool) -> None:
+        """Write down what was found on a drive that no layout names. Raises DatabaseUnavailable."""
+        if self._open is None:
+            raise DatabaseUnavailable
+        await self._open.set_empty(drive_id, empty)
 
     async def moved(self, version: int, number: int, moved: Moved) -> None:
         """Write down how far a slice of a layout is. Raises DatabaseUnavailable."""

@@ -46,7 +46,8 @@ class Region:
             view.layout.version == before.layout.version and view.made_us[-1:] != before.made_us[-1:]
         ):
             log.error(
-                "the regional database was set back: this is another layout than before", extra={"version": view.layout.version}
+                "the regional database was set back: this is another layout than before; restart this node",
+                extra={"version": view.layout.version},
             )
         self.scheme = scheme_of(self._storage, view.layout)
         self.placement.follow(view.layouts, self._drives(view))

@@ -24,6 +24,7 @@ from anvil.base.limits import (
     DRIVE_PROBE_S,
     HOLD_FRESH_S,
     HOLD_REFRESH_S,
+    LEAVING_LOOK_S,
     REPAIR_BATCH,
     REPAIR_EVERY_S,
     SESSIONS_EVERY_S,
@@ -94,8 +95,8 @@ class Hold:
 
 
 class Upkeep:
-    """`moved`: writes down how far a slice of a new layout is. `surveyed`: a file that says with which layout and drives the last survey
-    was complete."""
+    """`moved`: writes down how far a slice of a new layout is. `leaving`: looks at drives that no layout names. `surveyed`: a file
+    that says with which layout and drives the last survey was complete."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class Upkeep:
         survey: Survey,
         rebalancer: Rebalancer,
         moved: Progress,
+        leaving: Callable[[], Awaitable[bool]],
         checking: Checking,
         surveyed: Path,
         uploads_expire_s: float,
@@ -120,6 +122,7 @@ class Upkeep:
         self._repairer = repairer
         self._rebalancer = rebalancer
         self._moved = moved
+        self._leaving = leaving
         self._checking = checking
         self._surveyed = surveyed
         self._uploads_expire_s = uploads_expire_s
@@ -142,6 +145,7 @@ class Upkeep:
             "drives": (DRIVE_PROBE_S, self.drives, None),
             "sweep": (SWEEP_EVERY_S, surveyor.sweep, surveyor.wake),
             "scrub": (TURN_S, surveyor.scrub, None),
+            "leaving": (LEAVING_LOOK_S, self._leaving, None),
             "gauges": (REPAIR_EVERY_S, self.gauges, None),
         }
         periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}

@@ -56,6 +56,7 @@ class Report(msgspec.Struct):
     unseen: int = 0  # may be on a drive that is away
     misplaced: int = 0  # on another drive than their own
     superfluous: int = 0  # second copies
+    outside: int = 0  # only on a drive that no layout names: nobody expects them there
     debts: int = 0  # written down as to be repaired
     away: list[str] = msgspec.field(default_factory=list)  # drives that could not be looked at, or not wholly
     examples: list[Trouble] = msgspec.field(default_factory=list)
@@ -64,7 +65,15 @@ class Report(msgspec.Struct):
     def clean(self) -> bool:
         """Everything acknowledged is there with all its shards, and nothing else but what is on its way out."""
         return not (
-            self.orphans or self.missing or self.corrupt or self.lost or self.dangling or self.unseen or self.debts or self.away
+            self.orphans
+            or self.missing
+            or self.corrupt
+            or self.lost
+            or self.dangling
+            or self.unseen
+            or self.outside
+            or self.debts
+            or self.away
         )
 
     def met(self, kind: str, blob_id: BlobId, owner: Owner | None = None, detail: str = "", count: int = 1) -> None:
@@ -157,11 +166,9 @@ class Fsck:
 
     async def _blob(self, met: Met, found: Inventory, report: Report, *, deep: bool, repair: bool) -> None:
         blob, owner = met.header.blob, met.header.owner
-        order = self._placement.order(blob.blob_id)
         report.blobs += 1
         good, bad, missing, unseen = 0, 0, [], 0
-        for index in range(blob.scheme.width):
-            nominal = order[index] if index < len(order) else None
+        for index, nominal in enumerate(self._placement.belongs(blob.blob_id, blob.scheme.width)):
             copies = met.by_preference(self._placement, nominal, index)
             sound = [copy for copy in copies if not deep or await self._sound(copy)]
             spoiled = [drive for drive, _ in copies if all(drive is not other for other, _ in sound)]
@@ -172,6 +179,8 @@ class Fsck:
                 good += 1
                 report.superfluous += len(sound) - 1
                 report.misplaced += nominal in found.asked and sound[0][0] is not nominal
+                if not any(self._placement.named(drive) for drive, _ in sound):
+                    report.met("outside", blob.blob_id, owner, f"shard {index} only on {sound[0][0].label}")
             if spoiled and (not sound or nominal in spoiled):
                 bad |= 1 << index
             elif not sound and await missing_on(self._placement, found, blob.blob_id, index) is not None:
@@ -227,7 +236,7 @@ class Fsck:
 
     async def _row(self, owner: Owner, blob: BlobRef, report: Report) -> None:
         away = bool(self._unreadable())
-        for index, nominal in enumerate(self._placement.order(blob.blob_id)[: blob.scheme.width]):
+        for index, nominal in enumerate(self._placement.belongs(blob.blob_id, blob.scheme.width)):
             held = await _holds(nominal, blob.blob_id, index)
             if held:
                 return

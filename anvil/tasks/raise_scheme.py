@@ -135,7 +135,7 @@ class SchemeRaiser:
         if not owner.part_number:
             return owner
         placement = self._context.placement()
-        for index, nominal in enumerate(placement.order(blob.blob_id)[: blob.scheme.width]):
+        for index, nominal in enumerate(placement.belongs(blob.blob_id, blob.scheme.width)):
             for drive in [nominal, *placement.elsewhere(blob.blob_id, index)]:
                 try:
                     place = await drive.open(blob.blob_id, index) if drive is not None and drive.readable else None

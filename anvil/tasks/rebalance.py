@@ -110,8 +110,8 @@ class Rebalancer:
     def _lacks(self, met: Met, found: Inventory) -> list[int]:
         """The indexes that are not on their own drives, or so that their header cannot be read: then a good one takes their place."""
         blob = met.header.blob
-        order = self._placement.order(blob.blob_id)[: blob.scheme.width]
-        return [index for index, nominal in enumerate(order) if nominal is None or not met.on(nominal, index)]
+        belongs = self._placement.belongs(blob.blob_id, blob.scheme.width)
+        return [index for index, nominal in enumerate(belongs) if nominal is None or not met.on(nominal, index)]
 
     async def _move_all(self, owned: list[Met], found: Inventory, moved: Moved) -> None:
         written: list[tuple[Met, Drive, int]] = []
@@ -144,10 +144,10 @@ class Rebalancer:
     async def _move(self, met: Met, found: Inventory, moved: Moved, written: list[tuple[Met, Drive, int]]) -> None:
         """One blob: copy what is somewhere, rebuild what is nowhere."""
         blob = met.header.blob
-        order = self._placement.order(blob.blob_id)
+        belongs = self._placement.belongs(blob.blob_id, blob.scheme.width)
         rebuild: dict[int, Drive] = {}
         for index in self._lacks(met, found):
-            nominal = order[index]
+            nominal = belongs[index]
             if nominal is None or not nominal.readable:
                 moved.away += 1
             elif nominal not in found.asked:

@@ -128,9 +128,7 @@ class Repairer:
         """Where shards are, and the indexes that a drive of another node may have, which did not answer just now."""
         found: Places = {}
         unsure: set[int] = set()
-        order = self._placement.order(blob.blob_id)
-        for index in range(blob.scheme.width):
-            nominal = order[index] if index < len(order) else None
+        for index, nominal in enumerate(self._placement.belongs(blob.blob_id, blob.scheme.width)):
             for drive in [nominal, *self._placement.elsewhere(blob.blob_id, index)]:
                 if drive is None or not drive.readable:
                     continue
@@ -171,16 +169,18 @@ class Repairer:
         """A writable drive for each bad index, as many as there are: its own place, else one of the layout that holds no other shard of the
         blob, if possible on a node that holds none. Not on one that leaves: a debt that is paid there would be forgotten with it."""
         order = self._placement.order(blob.blob_id)
+        belongs = self._placement.belongs(blob.blob_id, blob.scheme.width)
         taken = {drive.drive_id for drive, _ in good.values()}
         nodes = {self._placement.node(drive) for drive, _ in good.values()}
         others = [drive for drive in self._placement.drives.values() if drive not in order and self._placement.current(drive)]
         others.sort(key=lambda drive: self._placement.node(drive) in nodes)
         targets: dict[int, Drive] = {}
         for index in bad:
-            nominal = order[index] if index < len(order) else None
+            nominal = belongs[index]
+            shared = nominal if index >= len(order) else None  # of a blob that is wider than its row
             # Last, the places of other indexes: after a change of layout they may stand empty while this one's holds another index.
             for drive in [nominal, *order[blob.scheme.width :], *others, *order[: blob.scheme.width]]:
-                if drive is not None and drive.writable and drive.drive_id not in taken:
+                if drive is not None and drive.writable and (drive.drive_id not in taken or drive is shared):
                     targets[index] = drive
                     taken.add(drive.drive_id)
                     break

@@ -120,10 +120,8 @@ class Survey:
 
     async def _check(self, met: Met, found: Inventory, findings: Findings, ours: Ours, *, deep: bool) -> None:
         blob = met.header.blob
-        order = self._placement.order(blob.blob_id)
         masks = {"missing": 0, "corrupt": 0}
-        for index in range(blob.scheme.width):
-            nominal = order[index] if index < len(order) else None
+        for index, nominal in enumerate(self._placement.belongs(blob.blob_id, blob.scheme.width)):
             rotten = [drive for drive, number in met.rotten if number == index]
             if copies := met.by_preference(self._placement, nominal, index):
                 if nominal in found.asked and copies[0][0] is not nominal:

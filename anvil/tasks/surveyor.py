@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from anvil.base.errors import DriveFailed
 from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SCRUB_PASS_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive
@@ -137,16 +136,20 @@ class Surveyor:
     async def _begin(self) -> None:
         self._hurry = bool(self._asked)
         self._deep = True in self._asked or (self._deep and bool(self._todo))  # a deep pass under way is not given up
-        local: set[int] = set()
-        for drive in self._local():
-            try:
-                local |= await drive.partitions() if drive.readable else frozenset()
-            except DriveFailed as error:
-                log.warning("survey of %s: %s", drive.label, error)
+        todo = await self._concerned()
         self._asked.clear()  # a deep pass answers both
-        self._todo = deque(sorted(local))
+        self._todo = deque(sorted(todo))
         self._findings = Findings()
         self._number += 1
+
+    async def _concerned(self) -> set[int]:
+        """The partitions of which a drive of this node holds anything, or should: one that was emptied has lost what others still hold."""
+        local = self._local()
+        known = await held(self._placement.drives.values())
+        anywhere = set[int]().union(*known.values())
+        names = {drive.drive_id for drive in local if drive.readable}
+        mine = set[int]().union(*(numbers for drive_id, numbers in known.items() if drive_id in names))
+        return mine | {number for number in anywhere - mine if not names.isdisjoint(self._placement.primaries(number))}
 
     def _ended(self) -> None:
         found = self._findings

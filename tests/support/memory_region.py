@@ -138,7 +138,7 @@ class Region:
         return [drive.label for drive in self.all if (blob.blob_id, index) in drive.shards]
 
     def nominal(self, blob: BlobRef, index: int) -> MemoryDrive:
-        drive = self.placement.order(blob.blob_id)[index]
+        drive = self.placement.belongs(blob.blob_id, blob.scheme.width)[index]
         assert isinstance(drive, MemoryDrive)
         return drive
 

@@ -65,7 +65,8 @@ def test_what_cannot_be_reached_keeps_its_place_in_the_order() -> None:
     at = labels(placement.order(BLOB)).index("-")
     assert placement.homes(BLOB, at) == [None]
     assert all(drive is not None for drive in placement.elsewhere(BLOB, 0))
-    assert placement.homes(BLOB, 7) == [None], "a blob may be wider than the layout"
+    assert placement.homes(BLOB, 3 + at) == [None], "a blob may be wider than the layout: its row begins again"
+    assert placement.belongs(BLOB, 7) == [*placement.order(BLOB), *placement.order(BLOB), placement.order(BLOB)[0]]
     with pytest.raises(ValueError):
         Placement([], {})
 

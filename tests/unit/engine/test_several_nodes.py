@@ -21,6 +21,7 @@ from anvil.base.errors import (
 from anvil.engine.types import CompletePart
 from anvil.model.records import NO_CONDITION, Attributes, Condition
 from anvil.model.scheme import Scheme
+from tests.contract.memory_drive import MemoryDrive
 from tests.support.engine import Bytes, plain_spec
 from tests.support.memory_region import Region, region
 
@@ -133,6 +134,25 @@ def test_a_loss_is_declared_only_after_another_look_at_the_layouts() -> None:
         assert await made.get("k") == data_of(2_000_000)
 
     on_region(scenario)
+
+
+def test_nothing_is_lost_while_any_drive_cannot_be_asked() -> None:
+    """Not even one on which nothing of the blob is expected: it may have been left there."""
+
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(2_000_000))
+        [far] = made.placement.far(blob.blob_id, 0)
+        for index in range(3):
+            made.nominal(blob, index).lose(blob.blob_id, index)
+        assert isinstance(far, MemoryDrive)
+        far.away = True
+        with pytest.raises(ReadQuorumLost):
+            await made.get("k")
+        far.away = False
+        with pytest.raises(DataLost):
+            await made.get("k")
+
+    on_region(scenario, nodes=9)
 
 
 def test_an_object_that_was_replaced_meanwhile_is_not_lost() -> None:

@@ -92,6 +92,7 @@ def test_a_hanging_check_is_cut_and_a_stale_snapshot_says_no(tmp_path: Path, mon
     )
     snapshot = asyncio.run(health.take())
     assert snapshot.readiness.reasons == ("global_database: no answer within 0.05 s",)
+    monkeypatch.undo()
     good = asyncio.run(monitor(tmp_path)[0].take())
     assert judged(good, "n", False, good.taken_at + READY_STALE_S - 0.1).status == "ready"
     assert judged(good, "n", False, good.taken_at + READY_STALE_S + 0.1).status == "not_ready"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from anvil.base.errors import Conflict
@@ -96,7 +97,19 @@ def test_a_node_that_is_up_is_drained_first_or_forced() -> None:
 def test_what_no_layout_names_goes_without_questions() -> None:
     view = region([ACTIVE] * 6 + [DRAINING], layout_of(range(6)))
     assert not holds(view, node_id(6))
-    assert not may_remove(view, view.nodes[6], False)
+    with pytest.raises(Conflict, match="d6 was not found empty yet"):
+        may_remove(view, view.nodes[6], False)
+    assert not may_remove(view, view.nodes[6], True)
+    found = {
+        empty: msgspec.structs.replace(view, drives=(*view.drives[:6], msgspec.structs.replace(view.drives[6], empty=empty)))
+        for empty in (True, False)
+    }
+    assert not may_remove(found[True], view.nodes[6], False)
+    with pytest.raises(Conflict):
+        may_remove(found[False], view.nodes[6], False)
+    for state in (DOWN, NodeState.JOINING):
+        other = region([ACTIVE] * 6 + [state], layout_of(range(6)))
+        assert not may_remove(other, other.nodes[6], False), "rebuilt without it, or never in use"
     moving = region([ACTIVE] * 6 + [DRAINING], layout_of(range(7)), layout_of(range(6)))
     with pytest.raises(Conflict):
         may_remove(moving, moving.nodes[6], False)
@@ -155,6 +168,13 @@ def test_amid_a_move_both_layouts_count() -> None:
     assert would_lose(view, {node_id(6), node_id(7), node_id(8)}, everywhere()) > 0
     alone = region([ACTIVE] * 6 + [DOWN] * 3, old)
     assert would_lose(alone, {node_id(6), node_id(7), node_id(8)}, everywhere()) == 0
+
+
+def test_of_a_blob_wider_than_its_row_a_drive_may_hold_two() -> None:
+    view = region([ACTIVE] * 5)
+    assert view.layout.width == 5
+    assert would_lose(view, {node_id(0)}, everywhere()) == 0
+    assert would_lose(view, {node_id(0), node_id(1)}, everywhere()) == 4096
 
 
 def test_a_drive_that_is_gone_or_failed_is_lost_too() -> None:

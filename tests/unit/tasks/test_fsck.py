@@ -159,6 +159,23 @@ def test_with_a_drive_away_nothing_is_clean_and_nothing_is_missing() -> None:
     on_region(scenario)
 
 
+def test_what_only_a_drive_outside_of_the_layout_holds_is_not_clean() -> None:
+    async def scenario(made: Region) -> None:
+        made.add_node(1)
+        blob = await made.blob("large")
+        home, outside = made.nominal(blob, 2), made.drives[6][0]
+        outside.shards[blob.blob_id, 2] = home.shards.pop((blob.blob_id, 2))
+        made.retire()
+        report = await checked(made)
+        assert not report.clean
+        assert troubles(report) == {"outside": 1, "misplaced": 1}
+        assert [(one.kind, one.key, one.detail) for one in report.examples] == [("outside", "large", "shard 2 only on node6-0")]
+        await checked(made, repair=True)
+        assert (await checked(made)).clean
+
+    on_region(scenario)
+
+
 def test_what_changes_during_the_check_is_no_trouble() -> None:
     async def scenario(made: Region) -> None:
         ownership = made.metadata.ownership

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull
+from anvil.base.limits import COLLECT_TRIES
 from anvil.model.layout import partition, slice_partitions
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
@@ -227,6 +228,25 @@ def test_who_is_cut_off_forgets_no_garbage() -> None:
         assert await made.collector().run() == 1, "that nobody reaches one of them stops nothing"
         made.down(5, away=False)
         assert sum(len(made.holders(blob, index)) for index in range(6)) == 1, "the survey's"
+
+    on_region(scenario)
+
+
+def test_a_call_that_fails_on_the_way_leaves_the_garbage_for_another_try() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        await made.engine.delete_object(made.bucket, "k", NO_CONDITION)
+        collector, remote = made.collector(), made.drives[3][0]
+        remote.faults.remove = DriveFailed()
+        assert await collector.run() == 0
+        remote.faults.remove = None
+        assert await collector.run() == 1
+        assert sum(len(made.holders(blob, index)) for index in range(6)) == 0
+        other = await made.put("other", data_of(300_000))
+        await made.engine.delete_object(made.bucket, "other", NO_CONDITION)
+        remote.faults.remove = DriveFailed()
+        assert [await collector.run() for _ in range(COLLECT_TRIES)] == [0] * (COLLECT_TRIES - 1) + [1]
+        assert sum(len(made.holders(other, index)) for index in range(6)) == 1, "what one disk keeps failing is the survey's"
 
     on_region(scenario)
 
@@ -595,3 +615,45 @@ def test_a_repair_does_not_crowd_a_node_that_holds_a_shard_already() -> None:
         assert holder.split("-")[0] not in taken
 
     on_region(scenario, nodes=8, drives=2, scheme=Scheme(2, 2))
+
+
+def test_blobs_wider_than_their_row_have_a_home_for_every_shard() -> None:
+    """Written 4+2 on six nodes, then the scheme is set to 2+1: rows of five places, and a drain leaves four nodes."""
+
+    async def scenario(made: Region) -> None:
+        blobs = await filled(made)
+        made.scheme = Scheme(2, 1)
+        made.begin([0, 1, 2, 3])
+        assert made.placement.layout.width == 4
+        done = await moved(made, *blobs.values())
+        assert (done.waiting, done.away, done.lost) == (0, 0, 0)
+        made.retire()
+        for blob in blobs.values():
+            assert made.at_home(blob)
+        await surveyed(made, *blobs.values())
+        for drive in [*made.drives[4], *made.drives[5]]:
+            assert not drive.shards, "nothing is left on those that went"
+        for number in (4, 5, 1):  # two shards of the wide ones are on each of two nodes
+            made.down(number)
+        await assert_readable(made)
+        assert (await made.metadata.unhealthy()) == (0, 0)
+
+    on_region(scenario)
+
+
+def test_a_repair_puts_a_shard_of_a_wide_blob_beside_another_where_it_belongs() -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        made.scheme = Scheme(2, 1)
+        made.begin([0, 1, 2, 3])
+        await moved(made, blob)
+        made.retire()
+        await surveyed(made, blob)
+        home = made.nominal(blob, 5)
+        assert home is made.nominal(blob, 1)
+        del home.shards[blob.blob_id, 5]
+        await made.metadata.add_debt([(await made.owner("k"), blob.blob_id, 1 << 5)])
+        assert await made.repairer.run() == [Result.REPAIRED]
+        assert made.holders(blob, 5) == [home.label]
+
+    on_region(scenario)

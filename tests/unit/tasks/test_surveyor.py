@@ -26,6 +26,7 @@ class Disk:
         self.failed = False
         self.local = True
         self.held = held
+        self.wanted: set[int] = set()
 
     async def partitions(self) -> frozenset[int]:
         if self.failed:
@@ -49,6 +50,7 @@ class World:
         self.misplaced: set[int] = set()
         self.moved: list[int] = []
         self.placement = SimpleNamespace(drives={disk.drive_id: disk for disk in disks}, layouts=(None,), remote=False)
+        self.placement.primaries = lambda number: {disk.drive_id for disk in disks if number in disk.wanted}
         monkeypatch.setattr("anvil.tasks.surveyor.time", SimpleNamespace(monotonic=self.now))
         monkeypatch.setattr("anvil.tasks.surveyor.asyncio.sleep", self.rest)
         self.surveyor = Surveyor(cast(Any, self), cast(Any, self.placement), self.refresh, self.over, self.now, self.move)
@@ -241,6 +243,17 @@ def test_with_other_nodes_only_what_somebody_asked_for_is_swept_and_only_what_is
     world.surveyor.ask("an operator")
     assert run(world.surveyor.sweep()) is False
     assert world.looked == [(1, False), (2, False)]
+
+
+def test_a_drive_that_was_emptied_is_looked_at_where_it_should_hold_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Disk(1, set()), Disk(2, {2, 3, 4})
+    there.local = False
+    here.wanted, there.wanted = {2, 3, 9}, {4}
+    world = World(monkeypatch, here, there)
+    world.placement.remote = True
+    world.surveyor.ask("back: it was replaced by an empty one")
+    assert run(world.surveyor.sweep()) is False
+    assert world.looked == [(2, False), (3, False)], "not what is empty everywhere, nor what is another node's"
 
 
 def test_a_slice_is_swept_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> None:
