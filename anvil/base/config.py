@@ -19,9 +19,9 @@ import msgspec
 
 from anvil.base.config_checks import check
 from anvil.base.errors import InvalidSetting
+from anvil.base.setting_values import Address
 from anvil.base.settings import (
     REDACTED,
-    Address,
     ApiConfig,
     ClusterConfig,
     Config,

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from anvil.base.errors import InvalidSetting
 from anvil.base.limits import CODE_K_MAX, CODE_M_MAX, DOWNLOAD_S_MAX, DRIVES_MAX, SECRET_CHARS_MIN
-from anvil.base.settings import ApiConfig, ClusterConfig, Config, DatabaseConfig, StorageConfig, parse_address, parse_master_key
+from anvil.base.setting_values import parse_address, parse_master_key
+from anvil.base.settings import ApiConfig, ClusterConfig, Config, DatabaseConfig, StorageConfig
 
 DEFAULT_SECRETS = ("changeme", "change-me", "change_me", "secret", "password", "anvil", "default", "minioadmin", "example")
 

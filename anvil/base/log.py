@@ -1,7 +1,7 @@
 """Structured logs: one line per event on standard error, as JSON or text, without secrets.
 
-Owns: the format, the redaction, and the request id of the running task. Use the standard library's loggers with facts in
-`extra`: `log.warning("worker died", extra={"worker": 3})`. Invariant: a value given to `protect`, a password in a
+Owns: the format and the redaction. Every line carries the id of the request that is being served. Use the standard library's loggers
+with facts in `extra`: `log.warning("worker died", extra={"worker": 3})`. Invariant: a value given to `protect`, a password in a
 database URL, a signature or an authorization header never reaches a line. Not here: where lines go (whoever runs the
 server collects standard error).
 """
@@ -12,15 +12,12 @@ import logging
 import re
 import sys
 import time
-from contextvars import ContextVar
 from typing import Any, Final
 
 import msgspec
 
 from anvil.base.config import REDACTED, LogConfig
-
-REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the request that the running task serves; every line logged meanwhile carries it."""
+from anvil.base.underway import UNDERWAY
 
 FIELD_CHARS_MAX: Final = 4096  # of one value; what a client sent cannot fill the disk with a few lines
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -99,9 +96,9 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
     for name, value in vars(record).items():
         if name not in _STANDARD and not name.startswith("_"):
             facts[name] = value if isinstance(value, (int, float, bool)) or value is None else _cut(str(value))
-    request = REQUEST_ID.get()
-    if request:
-        facts.setdefault("request_id", request)
+    request = UNDERWAY.get()
+    if request is not None:
+        facts.setdefault("request_id", request.request_id)
     return facts
 
 

@@ -7,10 +7,7 @@ need several values.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -19,31 +16,22 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from anvil.base.errors import InvalidSetting
 from anvil.base.limits import (
     DOWNLOAD_S_MAX,
     DRAIN_S,
     GC_GRACE_S_DEFAULT,
+    LOG_SLOW_S_DEFAULT,
     REPAIR_DELAY_S_DEFAULT,
     SECRET_CHARS_MIN,
     UPLOADS_EXPIRE_S_DEFAULT,
 )
+from anvil.base.setting_values import Address, parse_address, parse_master_key
 
 REDACTED = "[redacted]"
 
 
 def _setting(env: str, text: str, *, secret: bool = False, example: str = "", **bounds: Any) -> Meta:
     return Meta(description=text, extra={"env": env, "secret": secret, "example": example}, **bounds)
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where to listen. Port 0 lets the system choose one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class NodeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -380,6 +368,16 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Literal["auto", "json", "text"],
         _setting("ANVIL_LOG_FORMAT", "Lines of JSON or of text; auto means text on a terminal and JSON elsewhere."),
     ] = "auto"
+    access: Annotated[bool, _setting("ANVIL_LOG_ACCESS", "Log a line for each request.")] = False
+    slow_s: Annotated[
+        float,
+        _setting(
+            "ANVIL_LOG_SLOW_S",
+            "Log a request that took this long, not counting what the client took, with where the time went; 0 means never.",
+            example="10",
+            ge=0,
+        ),
+    ] = LOG_SLOW_S_DEFAULT
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -469,26 +467,3 @@ def kind(item: Setting) -> str:
     meta: Meta = get_args(item.annotated)[1]
     bounds = f" from {meta.ge} to {meta.le}" if meta.le is not None else f" of at least {meta.ge}" if meta.ge is not None else ""
     return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[item.type] + bounds
-
-
-def parse_address(text: str, name: str = "ANVIL_API_LISTEN_ADDR") -> Address:
-    """`host:port`, `:port` (all interfaces) or `[v6]:port`. Raises InvalidSetting."""
-    matched = re.fullmatch(r"(?:\[(?P<v6>[0-9A-Fa-f:.%]+)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>\d{1,5})", text)
-    if matched is None or int(matched["port"]) > 65535:
-        raise InvalidSetting(f"{name}={text!r} is not host:port: write for instance 127.0.0.1:50051 or [::1]:50051")
-    return Address(matched["v6"] or matched["host"] or "0.0.0.0", int(matched["port"]))  # noqa: S104 - the operator asked for it
-
-
-def parse_master_key(text: str) -> bytes:
-    """32 bytes from 64 hex digits or base64. Raises InvalidSetting."""
-    try:
-        key = (
-            bytes.fromhex(text) if len(text) == 64 else base64.b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
-        )
-    except (ValueError, binascii.Error):
-        key = b""
-    if len(key) != 32:
-        raise InvalidSetting(
-            "ANVIL_SECRET_ENCRYPTION_KEY must be 32 bytes as 64 hex digits or base64: make one with `openssl rand -hex 32`"
-        )
-    return key

@@ -17,6 +17,7 @@ import msgspec
 from anvil.base.config import load
 from anvil.base.config_checks import check_public_address, check_region
 from anvil.base.errors import InvalidArgument, InvalidSetting, Unavailable
+from anvil.cli.admin_audit import audit
 from anvil.cli.admin_cluster import layout, node, task, when
 from anvil.cli.admin_ops import AdminOps, NewKeys, RegionRow, UsageRow
 from anvil.cli.admin_session import Command, Session, as_json
@@ -35,12 +36,12 @@ def app_options(function: Command) -> Command:
 @click.option("--data-dir", metavar="DIR", help="Data directory of the node (./anvil-data).")
 @click.pass_context
 def command(context: click.Context, config_file: str | None, data_dir: str | None) -> None:
-    """Tenants, apps, policies, buckets, usage, drives, nodes, layouts and tasks."""
+    """Tenants, apps, policies, buckets, usage, drives, nodes, layouts, tasks and the audit."""
     if not isinstance(context.obj, Session):
         context.obj = Session(config_file, data_dir)
 
 
-for group in (node, layout, task):
+for group in (node, layout, task, audit):
     command.add_command(group)
 
 

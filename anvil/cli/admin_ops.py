@@ -149,6 +149,18 @@ class TaskInfo(msgspec.Struct, frozen=True):
     error: str
 
 
+class AuditEntry(msgspec.Struct, frozen=True):
+    """`who`: `operator`, `node` or an app's access key."""
+
+    at_us: int
+    who: str
+    source: str
+    action: str
+    resource: str
+    result: str
+    request_id: str
+
+
 class AdminOps(Protocol):
     """Every call raises DatabaseUnavailable; those that name something UnknownName, those that make something NameTaken.
 
@@ -213,6 +225,10 @@ class AdminOps(Protocol):
 
     async def task_cancel(self, number: int) -> None:
         """One that waits or runs. Raises Conflict."""
+        ...
+
+    async def audit(self, since_us: int, who: str, action: str, resource: str, limit: int) -> Sequence[AuditEntry]:
+        """The newest first. "" means any; `resource`: a part of it."""
         ...
 
 

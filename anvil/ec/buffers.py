@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from time import perf_counter
 
 from anvil._ec.buffers import BufferPool, StripeBuffer
 from anvil.base.errors import SlowDown
 from anvil.base.limits import BUFFER_POOL_BYTES_MAX, BUFFER_WAIT_S, BUFFER_WAITERS_MAX
+from anvil.base.underway import waited
 
 
 class _Waiter:
@@ -74,6 +76,7 @@ class Buffers:
         if len(self._waiters) >= BUFFER_WAITERS_MAX:
             raise SlowDown
         waiter = _Waiter(sizes, self._loop.create_future())
+        since = perf_counter()
         self._waiters.append(waiter)
         try:
             async with asyncio.timeout(self._wait_s):
@@ -87,6 +90,7 @@ class Buffers:
             if waiter.future.cancelled() and waiter in self._waiters:
                 self._waiters.remove(waiter)
                 self._serve()
+            waited("buffers", since)
         raise SlowDown
 
     def try_acquire(self, nbytes: int) -> StripeBuffer | None:

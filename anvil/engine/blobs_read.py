@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import suppress
 from itertools import chain
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from anvil.base.limits import (
     READ_SPARE_AFTER_S,
     STRIPES_IN_FLIGHT,
 )
+from anvil.base.underway import waited
 from anvil.engine.blobs_find import DamageOnce, Found, ShardFinder
 from anvil.engine.context import Context
 from anvil.engine.types import Extent
@@ -150,8 +152,10 @@ class _Begun:
     async def _take(self) -> memoryview:
         piece = self._piece
         assert self._ended is not None
+        since = perf_counter()
         with suppress(OSError, AnvilError, SealBroken):
             await self._ended
+            waited("drives", since)
             if not self._frame.wants:
                 self._frame.check()
                 return self._out[piece.lo : piece.hi]
@@ -191,8 +195,10 @@ class BlobReader:
         free = [room[length + slot * frame_len : length + (slot + 1) * frame_len] for slot in range(slots)]
         again = True
         while True:
+            since = perf_counter()
             try:
                 await self._fetch(number, frames, free)
+                waited("drives", since)
             except (DataLost, ReadQuorumLost) as error:
                 if not again or not await self._shards.look_again(error):
                     raise
@@ -203,7 +209,9 @@ class BlobReader:
                 if length <= INLINE_JOB_BYTES_MAX:
                     job.run()
                 else:
+                    since = perf_counter()
                     await self._context.native.run(job)
+                    waited("code", since)
             except NotEnoughUnits:
                 self._found_bad(job.corrupt, frames, free)
                 continue
@@ -247,8 +255,10 @@ class BlobReader:
         _, drive, place = found[0]
         out = await self._room(length)
         frame = OpenFrame(self._key, number, number == self._geometry.stripes - 1, length, out)
+        since = perf_counter()
         try:
             await drive.read_into(place, self._geometry.frame_offset(number), frame)
+            waited("drives", since)
         except DriveStalled:
             self._shards.out_of_reach(0)
             return None

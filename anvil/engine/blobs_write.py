@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from anvil.base.limits import (
     STRIPE_BYTES,
     STRIPES_IN_FLIGHT,
 )
+from anvil.base.underway import waited
 from anvil.engine.context import Context
 from anvil.engine.ports import Body, Drive, LargeShard
 from anvil.engine.types import PutSpec
@@ -176,6 +178,7 @@ class _OneBlob:
     async def _settle(self, works: Mapping[int, Coroutine[Any, Any, bool]]) -> list[bool]:
         """Do the work of each index, all at once, and wait for all; but once the quorum has done it, at most STRAGGLER_S longer. A
         straggler counts as failed; it goes on by itself, and is kept in `_late`."""
+        since = perf_counter()
         tasks = {index: self._context.owned.start(work) for index, work in works.items()}
         loop = asyncio.get_running_loop()
         deadline: float | None = None
@@ -188,6 +191,7 @@ class _OneBlob:
             good = sum(map(_succeeded, tasks.values()))
             if deadline is None and good >= self._blob.scheme.quorum:
                 deadline = loop.time() + STRAGGLER_S
+        waited("drives", since)
         self._late = {index: task for index, task in tasks.items() if not task.done()}
         for task in tasks.values():
             if task.done():
@@ -212,10 +216,12 @@ class _OneBlob:
             await _fill(body, plain)
             digesting = context.lanes.begin(DigestJob(digests, plain, size))
             encode = EncodeJob(self._codec, self._key, 0, True, plain, size, buffer[size:])
+            since = perf_counter()
             try:
                 await context.native.run(encode)
             finally:
                 await digesting
+                waited("code", since)
         results = _results(digests)
         checksum = spec.verify(results)
         footer = self._footer(results[Algorithm.MD5].hex(), checksum, spec)
@@ -228,7 +234,9 @@ class _OneBlob:
         width = self._blob.scheme.width
         try:
             if width == 1:
+                since = perf_counter()
                 durable = [await self._put_one(0, encode, footer)]
+                waited("drives", since)
             else:
                 durable = await self._settle({index: self._put_one(index, encode, footer) for index in range(width)})
             missing = self._require_quorum(durable)
@@ -328,8 +336,10 @@ class _OneBlob:
         self, digest: DigestJob, encode: EncodeJob, shards: list[LargeShard | None], before: asyncio.Task[None]
     ) -> None:
         digesting = self._context.lanes.begin(digest)
+        since = perf_counter()
         try:
             await self._context.native.run(encode)
+            waited("code", since)
             if not before.done():
                 await asyncio.wait([before])
             before.result()
@@ -354,7 +364,9 @@ class _OneBlob:
             before.result()
             shard = shards[0]
             assert shard is not None  # else the quorum is lost, which `before` has raised
+            since = perf_counter()
             await self._append(0, shard, shards, shard.write_from(frame))
+            waited("drives", since)
             self._require_quorum([shards[0] is not None])
         finally:
             await digesting

@@ -21,7 +21,33 @@ from anvil.model.identity import Action, Policy, Tenant
 from anvil.model.records import Usage
 
 _KEY_ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_RIGHT: Final = "concat_ws(' ', (SELECT a.access_key FROM apps a WHERE a.app_id = $1), $2::text, $3::text)"
+_AUDIT_SQL: Final = """
+    SELECT at_us, who, source, action, resource, result, request_id FROM audit
+    WHERE at_us >= $1 AND ($2 = '' OR who = $2) AND ($3 = '' OR action = $3) AND ($4 = '' OR position($4 IN resource) > 0)
+    ORDER BY audit_id DESC LIMIT $5"""
 _REWRAP_TABLES: Final = (("apps", "app_id", "sealed_secret"), ("buckets", "bucket_id", "sealed_key"))
+
+
+def _audited(change: str, action: str, resource: str, by: str = "operator") -> str:
+    """`change` (a statement with RETURNING) and its rows in the audit, in one statement: neither is there without the other. `resource`: an
+    expression over the parameters and the columns returned."""
+    source = "anvil admin" if by == "operator" else "start"
+    return f"""WITH changed AS ({change}), audited AS (
+        INSERT INTO audit (who, source, action, resource, result) SELECT '{by}', '{source}', '{action}', {resource}, 'ok' FROM changed
+    ) SELECT * FROM changed"""
+
+
+class AuditRow(msgspec.Struct, frozen=True):
+    """`who`: `operator` or an access key; `source`: from where; `request_id`: of the request that did it, if one did."""
+
+    at_us: int
+    who: str
+    source: str
+    action: str
+    resource: str
+    result: str
+    request_id: str
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -84,7 +110,7 @@ class Admin:
 
     # -- regions and tenants ------------------------------------------------------------------------------------------
 
-    async def create_region(self, name: str, endpoint: str = "", *, stated: bool = True) -> bool:
+    async def create_region(self, name: str, endpoint: str = "", *, stated: bool = True, by: str = "operator") -> bool:
         """Idempotent; sets the endpoint where one is given, but never one that is not `stated` over one that was. True if the region is
         new."""
         sql = """INSERT INTO regions AS r (name, endpoint, stated) VALUES ($1, $2, $3 AND $2 <> '') ON CONFLICT (name) DO UPDATE
@@ -92,7 +118,7 @@ class Admin:
                  WHERE EXCLUDED.endpoint <> '' AND (EXCLUDED.stated OR NOT r.stated)
                      AND (r.endpoint, r.stated) IS DISTINCT FROM (EXCLUDED.endpoint, EXCLUDED.stated)
                  RETURNING xmax = 0 AS new"""
-        rows = await self._query(sql, name, endpoint, stated)
+        rows = await self._query(_audited(sql, "region:set", "concat_ws(' ', $1, nullif($2, ''))", by), name, endpoint, stated)
         self._changed()
         return bool(rows and rows[0]["new"])
 
@@ -103,7 +129,8 @@ class Admin:
 
     async def create_tenant(self, name: str) -> Tenant:
         """Raises NameTaken."""
-        rows = await self._query("INSERT INTO tenants (name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING tenant_id", name)
+        sql = "INSERT INTO tenants (name) VALUES ($1) ON CONFLICT DO NOTHING RETURNING tenant_id"
+        rows = await self._query(_audited(sql, "tenant:create", "$1"), name)
         if not rows:
             raise NameTaken(f"There is a tenant {name!r} already.")
         return Tenant(rows[0]["tenant_id"], name)
@@ -124,7 +151,7 @@ class Admin:
     # -- apps ---------------------------------------------------------------------------------------------------------
 
     async def create_app(
-        self, tenant: str, name: str, *, access_key: str | None = None, secret: str | None = None
+        self, tenant: str, name: str, *, access_key: str | None = None, secret: str | None = None, by: str = "operator"
     ) -> Credentials:
         """A new app without rights. The key pair is made up unless given. Raises UnknownName, NameTaken."""
         owner = await self.tenant(tenant)
@@ -134,7 +161,8 @@ class Admin:
         sealed = self._keyring.wrap("apps", app_id, secret.encode())
         sql = """INSERT INTO apps (app_id, tenant_id, name, access_key, sealed_secret) VALUES ($1, $2, $3, $4, $5)
                  ON CONFLICT DO NOTHING RETURNING app_id"""
-        rows = await self._query(sql, app_id, owner.tenant_id, name, access_key, sealed)
+        audited = _audited(sql, "app:create", "concat_ws(' ', $4::text, $6::text || '/' || $3)", by)
+        rows = await self._query(audited, app_id, owner.tenant_id, name, access_key, sealed, tenant)
         if not rows and not await self._query("SELECT FROM apps WHERE app_id = $1", app_id):
             raise NameTaken(f"Tenant {tenant!r} has an app {name!r} already, or the access key is in use.")
         self._changed()
@@ -163,7 +191,8 @@ class Admin:
         secret = secrets.token_urlsafe(30)
         sql = """UPDATE apps SET sealed_secret = $2, secret_generation = secret_generation + 1 WHERE app_id = $1
                  RETURNING access_key"""
-        rows = await self._query(sql, app_id, self._keyring.wrap("apps", app_id, secret.encode()))
+        audited = _audited(sql, "app:reset-secret", "access_key")
+        rows = await self._query(audited, app_id, self._keyring.wrap("apps", app_id, secret.encode()))
         if not rows:
             raise UnknownName(f"Tenant {tenant!r} has no app {app!r}.")
         self._changed()
@@ -171,7 +200,8 @@ class Admin:
 
     async def delete_app(self, tenant: str, app: str) -> None:
         """With its rights. Raises UnknownName."""
-        await self._query("DELETE FROM apps WHERE app_id = $1", await self._app_id(tenant, app))
+        sql = "DELETE FROM apps WHERE app_id = $1 RETURNING access_key"
+        await self._query(_audited(sql, "app:delete", "access_key"), await self._app_id(tenant, app))
         self._changed()
 
     async def _app_id(self, tenant: str, app: str) -> int:
@@ -183,26 +213,28 @@ class Admin:
 
     # -- rights -------------------------------------------------------------------------------------------------------
 
-    async def grant(self, tenant: str, app: str, policy: Policy) -> None:
+    async def grant(self, tenant: str, app: str, policy: Policy, *, by: str = "operator") -> None:
         """Idempotent. Raises UnknownName, InvalidArgument (no such action, or no resource)."""
         policy = Policy.parse(policy.action, policy.resource)
-        sql = "INSERT INTO policies (app_id, action, resource) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
-        await self._query(sql, await self._app_id(tenant, app), policy.action, policy.resource)
+        sql = "INSERT INTO policies (app_id, action, resource) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING app_id"
+        await self._query(
+            _audited(sql, "policy:grant", _RIGHT, by), await self._app_id(tenant, app), policy.action, policy.resource
+        )
         self._changed()
 
     async def revoke(self, tenant: str, app: str, policy: Policy) -> None:
         """Idempotent. Raises UnknownName when there is no such app."""
-        sql = "DELETE FROM policies WHERE app_id = $1 AND action = $2 AND resource = $3"
-        await self._query(sql, await self._app_id(tenant, app), policy.action, policy.resource)
+        sql = "DELETE FROM policies WHERE app_id = $1 AND action = $2 AND resource = $3 RETURNING app_id"
+        await self._query(_audited(sql, "policy:revoke", _RIGHT), await self._app_id(tenant, app), policy.action, policy.resource)
         self._changed()
 
     # -- buckets and usage --------------------------------------------------------------------------------------------
 
     async def set_public(self, bucket: str, allow: bool) -> None:
         """Whether anonymous requests may read the bucket's objects. Raises NoSuchBucket."""
-        rows = await self._query(
-            "UPDATE buckets SET public_read = $2 WHERE name = $1 AND state = 'active' RETURNING 1", bucket, allow
-        )
+        sql = "UPDATE buckets SET public_read = $2 WHERE name = $1 AND state = 'active' RETURNING public_read"
+        resource = "$1 || CASE WHEN public_read THEN ' public' ELSE ' private' END"
+        rows = await self._query(_audited(sql, "bucket:set-public", resource), bucket, allow)
         if not rows:
             raise NoSuchBucket
         self._changed()
@@ -230,10 +262,10 @@ class Admin:
     ) -> Credentials:
         """Make the region, the tenant and an app that may do everything, unless they are there; tell the region's `endpoint`, as
         `create_region`. Returns the app's key pair."""
-        await self.create_region(region, endpoint, stated=stated)
+        await self.create_region(region, endpoint, stated=stated, by="node")
         await self._query("INSERT INTO tenants (name) VALUES ($1) ON CONFLICT DO NOTHING", tenant)
         try:
-            made = await self.create_app(tenant, app, access_key=access_key, secret=secret)
+            made = await self.create_app(tenant, app, access_key=access_key, secret=secret, by="node")
         except NameTaken:
             sql = """SELECT a.app_id, a.access_key, a.sealed_secret FROM apps a JOIN tenants t USING (tenant_id)
                      WHERE t.name = $1 AND a.name = $2"""
@@ -242,7 +274,7 @@ class Admin:
                 raise
             found = self._keyring.unwrap("apps", rows[0]["app_id"], rows[0]["sealed_secret"]).decode()
             return Credentials(tenant, app, rows[0]["access_key"], found)
-        await self.grant(tenant, app, Policy(Action.ANY, "*"))
+        await self.grant(tenant, app, Policy(Action.ANY, "*"), by="node")
         return made
 
     async def rewrap(self) -> int:
@@ -264,6 +296,10 @@ class Admin:
         """Append to the audit table."""
         sql = "INSERT INTO audit (who, source, action, resource, result, request_id) VALUES ($1, $2, $3, $4, $5, $6)"
         await self._query(sql, who, source, action, resource, result, request_id or os.urandom(8).hex())
+
+    async def audit_trail(self, since_us: int, who: str, action: str, resource: str, limit: int) -> list[AuditRow]:
+        """The newest first. `who`, `action`: exactly these, "" any; `resource`: a part of it."""
+        return [AuditRow(**row) for row in await self._query(_AUDIT_SQL, since_us, who, action, resource, limit)]
 
 
 def tenant_totals(usages: Sequence[BucketUsage]) -> dict[str, tuple[int, int]]:

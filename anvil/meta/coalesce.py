@@ -21,6 +21,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Generic, TypeVar
 
 import asyncpg
@@ -34,6 +35,7 @@ from anvil.base.limits import (
     DATABASE_WAIT_S,
     STATEMENT_TIMEOUT_S,
 )
+from anvil.base.underway import waited
 from anvil.meta.link import Link, connection_lost, refused_to_encode
 
 log = logging.getLogger(__name__)
@@ -141,7 +143,11 @@ class Coalescer(Generic[I, R]):
         future: asyncio.Future[R] = self._loop.create_future()
         self._queue.append(_Waiting(item, order, future, self._loop.time() + self._wait_s))
         self._wake.set()
-        return await future
+        since = perf_counter()
+        try:
+            return await future
+        finally:
+            waited("metadata", since)
 
     @property
     def name(self) -> str:

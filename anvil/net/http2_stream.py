@@ -8,10 +8,12 @@ the socket and the clock (`http2`).
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from anvil.base.errors import AnvilError, EntityTooLarge, IncompleteBody
 from anvil.base.types import Buffer
+from anvil.base.underway import waited
 from anvil.net.inbound import again, read_bounded
 from anvil.net.progress import Progress
 from anvil.net.stream import Headers, RequestHead
@@ -109,7 +111,9 @@ class Http2Stream:
         if count < 0:
             self.waiter = connection.loop.create_future()
             try:
+                since = perf_counter()
                 await self.waiter
+                waited("receive", since)
             finally:
                 self.waiter = None
                 count = exchange.stop_reading()
@@ -293,10 +297,12 @@ class Http2Stream:
         if self._exchange.closed:
             raise ConnectionResetError("the client is gone")
         self._room = self._connection.loop.create_future()
+        since = perf_counter()
         try:
             await self._room
         finally:
             self._room = None
+            waited("send", since)
         if self._exchange.closed and not self.finished:
             raise ConnectionResetError("the client is gone")
 

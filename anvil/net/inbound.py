@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Final
 
 from anvil.base.errors import AnvilError, EntityTooLarge
 from anvil.base.limits import KIB
+from anvil.base.underway import waited
 from anvil.wire.http1_chunked import TransferDecoder
 
 
@@ -83,7 +85,9 @@ class Inbound:
         self.waiter = self._loop.create_future()
         self._aim()
         try:
+            since = perf_counter()
             await self.waiter
+            waited("receive", since)
         finally:
             self.end()
         return self.filled

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Final
 
 from anvil.base.types import Buffer
+from anvil.base.underway import waited
 from anvil.net.port import NetLimits, NetStats
 from anvil.net.progress import Progress
 
@@ -51,12 +53,16 @@ class Outbound:
 
     async def writable(self) -> None:
         """Until the transport takes more."""
+        if not self.paused:
+            return
+        since = perf_counter()
         while self.paused:
             if self._lost:
                 raise ConnectionResetError("the client is gone")
             if self._waiter is None or self._waiter.done():
                 self._waiter = self._loop.create_future()
             await asyncio.shield(self._waiter)  # several may wait: one that is cancelled must not take the others along
+        waited("send", since)
 
     async def flushed(self) -> None:
         """Until the transport holds no bytes any more."""

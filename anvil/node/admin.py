@@ -15,7 +15,7 @@ import msgspec
 
 from anvil.base.config import Config
 from anvil.base.errors import Conflict, DriveFailed, InvalidArgument, Unavailable, UnknownName
-from anvil.cli.admin_ops import AppRow, DriveInfo, NewKeys, RegionRow, UsageRow
+from anvil.cli.admin_ops import AppRow, AuditEntry, DriveInfo, NewKeys, RegionRow, UsageRow
 from anvil.meta.admin import Admin, AppInfo, Credentials
 from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.cluster import ClusterTables, DriveRow
@@ -23,7 +23,7 @@ from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
 from anvil.meta.tasks import TaskQueue
 from anvil.model.identity import Policy, Tenant
-from anvil.node.admin_cluster import ClusterAdmin
+from anvil.node.admin_cluster import Audit, ClusterAdmin
 from anvil.node.admin_tasks import TaskAdmin
 from anvil.node.channel import Channel, connect
 from anvil.node.checking import CheckState, Wanted
@@ -56,7 +56,7 @@ async def open_admin(config: Config, global_url: str, regional_url: str) -> Asyn
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
         audit = partial(_audit, catalog.admin)
         cluster, tasks = ClusterAdmin(config, regional_url, audit), TaskAdmin(TaskQueue(catalog.query), audit)
-        yield DatabaseAdmin(catalog.admin, config.node.region, NodeDrives(config, regional_url), cluster, tasks)
+        yield DatabaseAdmin(catalog.admin, config.node.region, NodeDrives(config, regional_url, audit), cluster, tasks)
 
 
 async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
@@ -64,10 +64,11 @@ async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
 
 
 class NodeDrives:
-    """The drives of the node on this data directory."""
+    """The drives of the node on this data directory. `audit`: only who changes nothing does without."""
 
-    def __init__(self, config: Config, regional_url: str) -> None:
+    def __init__(self, config: Config, regional_url: str, audit: Audit | None = None) -> None:
         self._url = regional_url
+        self._audit = audit
         self._directory = DataDirectory(config.node.data_path)
 
     async def list(self) -> Sequence[DriveInfo]:
@@ -75,6 +76,8 @@ class NodeDrives:
             return [_drive_info(row) for row in await tables.drives(self._directory.node_id())]
 
     async def replace(self, path: str) -> DriveInfo:
+        if self._audit is None:
+            raise RuntimeError("a change without an audit")
         node_id = self._directory.node_id()
         async with ClusterTables(self._url) as tables:
             rows = {row.path: row for row in await tables.drives(node_id)}
@@ -84,6 +87,7 @@ class NodeDrives:
             if _drive_info(row).state == "active":
                 raise Conflict(f"the drive at {path!r} is there: to take it out, remove it from ANVIL_DRIVES and restart")
             await tables.put_drives(node_id, [msgspec.structs.replace(row, state="gone")])
+        await self._audit("drive:replace", f"{row.drive_id.hex()} at {path}", "ok")
         return msgspec.structs.replace(_drive_info(row), state="gone")
 
 
@@ -204,6 +208,12 @@ class DatabaseAdmin:
                 row.usage.upload_bytes,
             )
             for row in await self._admin.usage()
+        ]
+
+    async def audit(self, since_us: int, who: str, action: str, resource: str, limit: int) -> Sequence[AuditEntry]:
+        return [
+            AuditEntry(**msgspec.structs.asdict(row))
+            for row in await self._admin.audit_trail(since_us, who, action, resource, limit)
         ]
 
     async def _app(self, named: str, tenant: str | None) -> AppInfo:

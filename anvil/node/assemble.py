@@ -69,7 +69,7 @@ from anvil.node.local import (
     use_session,
 )
 from anvil.node.membership import Membership
-from anvil.node.observe import EngineEvents, internode, request_finished, task_ended
+from anvil.node.observe import EngineEvents, Requests, internode, task_ended
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
 from anvil.node.raising import Raising
@@ -256,6 +256,7 @@ def _session(metadata: RegionalStore, plan: Plan, layouts: LayoutsInUse, known: 
 def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, GrpcApi]:
     """Both APIs over one engine."""
     config = process.config
+    observers = (Requests(config.log),)
     services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, config.api.public_urls[0])
     grpc = GrpcApi(
         services,
@@ -263,7 +264,7 @@ def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, Grpc
         ready=lambda: link.readiness().status == "ready",
         draining=lambda: link.readiness().status == "draining",
         request_ids=request_id,
-        observers=(request_finished,),
+        observers=observers,
     )
     api = S3Api(
         services,
@@ -276,7 +277,7 @@ def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, Grpc
             regions=link.catalog.regions,
         ),
         base_domains=config.api.bucket_hosts,
-        observers=(request_finished,),
+        observers=observers,
         host_id=process.plan.node_id.hex(),
         request_ids=request_id,
     )

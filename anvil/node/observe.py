@@ -1,7 +1,7 @@
 """From what the parts report to the node's metrics.
 
-Owns: which event counts in which metric. Invariant: never raises and does nothing slow, since it runs inside requests. Not
-here: the metrics.
+Owns: which event counts in which metric, and which requests get a line in the log. Invariant: never raises and does nothing slow,
+since it runs inside requests. Not here: the metrics.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import logging
 
 from anvil.api.finished import Finished
 from anvil.base import instruments
+from anvil.base.config import LogConfig
+from anvil.base.underway import CLIENT_STAGES, STAGES
 from anvil.model.records import BlobId
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,48 @@ class EngineEvents:
         log.info("a blob was acknowledged with shards to be repaired", extra={"blob": blob_id.hex(), "missing": f"{missing:b}"})
 
 
-def request_finished(done: Finished) -> None:
+class Requests:
+    """Given each request that was answered: counts it, and logs those worth a line."""
+
+    def __init__(self, config: LogConfig) -> None:
+        self._access = config.access
+        self._slow_s = config.slow_s or float("inf")
+
+    def __call__(self, done: Finished) -> None:
+        request_counted(done)
+        if done.seconds >= self._slow_s and _own_s(done) >= self._slow_s:
+            log.warning("slow: %s answered %d", done.operation, done.status, extra=_facts(done))
+        elif done.server_fault:
+            log.warning("%s answered %d", done.operation, done.status, extra=_facts(done))
+        elif self._access:
+            log.info("%s answered %d", done.operation, done.status, extra=_facts(done))
+
+
+def _own_s(done: Finished) -> float:
+    """How long it took without its client."""
+    return done.seconds - sum(done.waits.get(stage, 0.0) for stage in CLIENT_STAGES)
+
+
+def _facts(done: Finished) -> dict[str, object]:
+    """For the log. The path is a client's text: the formatter bounds and escapes it."""
+    waits = {f"{stage}_ms": round(done.waits[stage] * 1000, 1) for stage in STAGES if stage in done.waits}
+    return {
+        "api": done.api,
+        "method": done.method,
+        "path": done.path,
+        "error": done.error_code,
+        "request_id": done.request_id,
+        "access_key": done.access_key,
+        "peer": done.peer,
+        "seconds": round(done.seconds, 4),
+        "ttfb_s": None if done.ttfb_s is None else round(done.ttfb_s, 4),
+        "received_bytes": done.received_bytes,
+        "sent_bytes": done.sent_bytes,
+        **waits,
+    }
+
+
+def request_counted(done: Finished) -> None:
     """One request, answered."""
     api, operation = done.api, done.operation
     instruments.API_REQUESTS.labels(api, operation, str(done.status)).inc()
@@ -37,15 +80,6 @@ def request_finished(done: Finished) -> None:
         instruments.API_ERRORS.labels(api, operation, done.error_code).inc()
     instruments.API_RECEIVED.labels(api).inc(done.received_bytes)
     instruments.API_SENT.labels(api).inc(done.sent_bytes)
-    if done.server_fault or log.isEnabledFor(logging.DEBUG):
-        level = logging.WARNING if done.server_fault else logging.DEBUG
-        log.log(
-            level,
-            "%s answered %d",
-            operation,
-            done.status,
-            extra={"error": done.error_code, "request_id": done.request_id, "peer": done.peer, "seconds": round(done.seconds, 4)},
-        )
 
 
 def internode(rpc: str, seconds: float, reason: str) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import msgspec
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
-from anvil.api.finished import Finished, Observer
+from anvil.api.finished import NOTHING, Finished, Observer
 from anvil.api.grpc.errors import code_of, status_of
 from anvil.api.grpc.proto.auth_pb2_grpc import add_AuthServiceServicer_to_server
 from anvil.api.grpc.proto.bucket_pb2_grpc import add_BucketServiceServicer_to_server
@@ -29,6 +29,7 @@ from anvil.api.operations.caller import Services
 from anvil.api.s3.errors import classify
 from anvil.auth.tokens import Tokens
 from anvil.base.errors import AnvilError, InvalidToken
+from anvil.base.underway import UNDERWAY, begin, waited
 from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import TrailingStream
 from anvil.rpc.context import Context
@@ -94,6 +95,7 @@ class GrpcApi:
     async def _admit(self, context: Context) -> None:
         head = context.stream.head
         request_id = self._request_ids()
+        begin(request_id)
         context.caller = GrpcCaller(self._services, ANONYMOUS, request_id, head.peer)
         context.known = False
         if not context.method.startswith(_OWN):
@@ -106,6 +108,7 @@ class GrpcApi:
             raise InvalidToken
         if given:
             principal = await self._tokens.authenticate(given[0].decode("latin-1"))
+            waited("auth", context.started_at)
             context.caller = GrpcCaller(self._services, principal, request_id, head.peer)
             context.known = True
 
@@ -121,7 +124,8 @@ class GrpcApi:
     def _observe(self, context: Context, error: Exception | None) -> None:
         stream, caller, code = context.stream, context.caller, context.code()
         app = caller.principal.app if caller is not None else None
-        first = context.first_byte_at
+        first, underway = context.first_byte_at, UNDERWAY.get()
+        known = caller is not None and underway is not None and underway.request_id == caller.request_id
         finished = Finished(
             api="grpc",
             operation=self._operations.get(context.method, "other"),
@@ -137,6 +141,7 @@ class GrpcApi:
             received_bytes=stream.received_bytes,
             sent_bytes=stream.sent_bytes,
             server_fault=code in _SERVER_FAULTS,
+            waits=underway.waits if underway is not None and known else NOTHING,
         )
         for observer in self._observers:
             try:

@@ -29,6 +29,7 @@ from anvil.auth.hosts import Hosts
 from anvil.auth.types import Authenticated, SignedElsewhere
 from anvil.base.errors import AnvilError, NoSuchBucket, PermanentRedirect
 from anvil.base.limits import DRAIN_BODY_BYTES_MAX, LINGER_S, READ_BYTES
+from anvil.base.underway import waited
 from anvil.net.stream import Headers, RequestHead, Stream
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class S3Api:
             return
         try:
             call.auth = await self._authenticator.authenticate(head)
+            waited("auth", call.started_at)
         except SignedElsewhere as signed:
             call.auth = Authenticated(signed.principal)
             raise await self._elsewhere(call, address.bucket) or signed.error from None

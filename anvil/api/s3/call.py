@@ -15,6 +15,7 @@ from anvil.api.s3.ports import OpenBody
 from anvil.api.s3.request import S3Request
 from anvil.api.s3.xml import CONTENT_TYPE
 from anvil.auth.types import Authenticated
+from anvil.base.underway import begin
 from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import Headers, Stream
 
@@ -37,6 +38,7 @@ class Call:
         "started_at",
         "status",
         "stream",
+        "underway",
     )
     request: S3Request
 
@@ -46,6 +48,7 @@ class Call:
         self.stream: Final = stream
         self.request_id: Final = request_id
         self.host_id: Final = host_id
+        self.underway: Final = begin(request_id)
         self.auth = Authenticated(ANONYMOUS)
         self.operation = "other"
         self.resource = stream.head.path.decode("latin-1")
@@ -97,4 +100,5 @@ class Call:
             received_bytes=stream.received_bytes,
             sent_bytes=stream.sent_bytes,
             server_fault=self.status >= 500,
+            waits=self.underway.waits,
         )

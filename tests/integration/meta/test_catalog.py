@@ -551,3 +551,51 @@ def test_audit_is_append_only(deployment: Deployment) -> None:
             assert tuple(row) == ("admin", "app create", "ok")
 
     asyncio.run(scenario())
+
+
+def test_every_change_stands_in_the_audit_once(deployment: Deployment) -> None:
+    async def main() -> None:
+        async with deployment.node() as catalog:
+            admin = catalog.admin
+            made = await admin.bootstrap(REGION)
+            await admin.bootstrap(REGION)
+            rows = await admin.audit_trail(0, "", "", "", 100)
+            assert [(row.who, row.source, row.action, row.resource) for row in reversed(rows)] == [
+                ("node", "start", "region:set", REGION),
+                ("node", "start", "app:create", f"{made.access_key} default/default"),
+                ("node", "start", "policy:grant", f"{made.access_key} * *"),
+            ], "a second start changes nothing"
+            mark = rows[0].at_us + 1
+            await admin.create_tenant("acme")
+            app = await admin.create_app("acme", "web")
+            read = Policy("object:read", "photos/*")
+            for _ in range(2):
+                await admin.grant("acme", "web", read)
+            await admin.reset_secret("acme", "web")
+            for _ in range(2):
+                await admin.revoke("acme", "web", read)
+            with pytest.raises(NoSuchBucket):
+                await admin.set_public("photos", True)
+            await admin.delete_app("acme", "web")
+            await admin.create_region("elsewhere", "https://s3.example.com")
+            trail = await admin.audit_trail(mark, "operator", "", "", 100)
+            assert [(row.action, row.resource) for row in reversed(trail)] == [
+                ("tenant:create", "acme"),
+                ("app:create", f"{app.access_key} acme/web"),
+                ("policy:grant", f"{app.access_key} object:read photos/*"),
+                ("app:reset-secret", app.access_key),
+                ("policy:revoke", f"{app.access_key} object:read photos/*"),
+                ("app:delete", app.access_key),
+                ("region:set", "elsewhere https://s3.example.com"),
+            ]
+            assert {(row.who, row.source, row.result) for row in trail} == {("operator", "anvil admin", "ok")}
+            assert [row.action for row in await admin.audit_trail(0, "", "", app.access_key, 2)] == [
+                "app:delete",
+                "policy:revoke",
+            ]
+            assert [row.action for row in await admin.audit_trail(0, "", "tenant:create", "", 100)] == ["tenant:create"]
+            whole = await deployment.sql("SELECT string_agg(a::text, ' ') AS text FROM audit a")
+            assert app.secret not in whole[0]["text"]
+            assert made.secret not in whole[0]["text"]
+
+    asyncio.run(main())

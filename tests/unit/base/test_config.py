@@ -10,7 +10,8 @@ import pytest
 from anvil.base import config_reference
 from anvil.base.config import child_environment, load
 from anvil.base.errors import InvalidSetting
-from anvil.base.settings import Address, parse_address, parse_master_key, settings
+from anvil.base.setting_values import Address, parse_address, parse_master_key
+from anvil.base.settings import settings
 from anvil.base.version import VERSION
 
 GOOD_KEY = bytes(range(32)).hex()

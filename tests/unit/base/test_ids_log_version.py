@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 import json
 import logging
@@ -13,6 +14,7 @@ import pytest
 
 from anvil.base import ids, log
 from anvil.base.clock import SYSTEM_CLOCK
+from anvil.base.underway import begin
 
 
 def test_ids_have_the_documented_form() -> None:
@@ -52,9 +54,10 @@ def lines() -> Iterator[io.StringIO]:
 
 
 def test_a_line_is_json_with_facts_and_the_request_id(lines: io.StringIO) -> None:
-    token = log.REQUEST_ID.set("0123456789ABCDEF")
-    logging.getLogger("anvil.test").warning("drive %s is slow", "d1", extra={"ms": 12.5})
-    log.REQUEST_ID.reset(token)
+    begun = contextvars.copy_context()
+    begun.run(begin, "0123456789ABCDEF")
+    logger = logging.getLogger("anvil.test")
+    begun.run(lambda: logger.warning("drive %s is slow", "d1", extra={"ms": 12.5}))
     line = json.loads(lines.getvalue())
     assert line["message"] == "drive d1 is slow"
     assert (line["level"], line["process"], line["ms"], line["request_id"]) == ("warning", "worker-1", 12.5, "0123456789ABCDEF")

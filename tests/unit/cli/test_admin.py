@@ -29,6 +29,7 @@ from anvil.cli import doctor
 from anvil.cli.admin import command
 from anvil.cli.admin_ops import (
     AppRow,
+    AuditEntry,
     DriveInfo,
     DriveShare,
     LayoutInfo,
@@ -175,6 +176,10 @@ class MemoryOps:
 
     async def task_cancel(self, number: int) -> None:
         del self.tasks[number]
+
+    async def audit(self, since_us: int, who: str, action: str, resource: str, limit: int) -> Sequence[AuditEntry]:
+        self.audit_asked = (since_us, who, action, resource, limit)
+        return [AuditEntry(1_700_000_000_000_000, "operator", "anvil admin", "app:delete", "AK1", "ok", "")]
 
 
 @pytest.fixture
@@ -387,3 +392,18 @@ def test_doctor_measures_in_reasonable_time(tmp_path: Path) -> None:
     began = time.monotonic()
     assert doctor._fsync_ms(tmp_path) > 0
     assert time.monotonic() - began < 10
+
+
+def test_the_audit_is_listed(ops: MemoryOps) -> None:
+    before = time.time()
+    asked = ("audit", "--since", "2h", "--who", "operator", "--action", "app:delete", "--resource", "AK", "--limit", "5")
+    [row] = as_json(ops, *asked)
+    assert row["at_us"] == 1_700_000_000_000_000
+    assert (row["who"], row["action"], row["resource"], row["result"]) == ("operator", "app:delete", "AK1", "ok")
+    assert ops.audit_asked[1:] == ("operator", "app:delete", "AK", 5)
+    assert ops.audit_asked[0] == pytest.approx((before - 7200) * 1e6, abs=60e6)
+    assert "2023-11-14 22:13:20" in invoke(ops, "audit")[1]
+    as_json(ops, "audit", "--since", "2026-01-31T12:00")
+    assert ops.audit_asked[0] == 1_769_860_800_000_000
+    code, told = invoke(ops, "audit", "--since", "yesterday")
+    assert (code, "90m" in told) == (Exit.USAGE, True)

@@ -27,7 +27,11 @@ class Node:
         self.config: Config = load(names)
         self.url = postgres.fresh(Database.REGIONAL)
         self.node_id = DataDirectory(folder / "data").node_id()
-        self.drives = NodeDrives(self.config, self.url)
+        self.audited: list[tuple[str, str, str]] = []
+        self.drives = NodeDrives(self.config, self.url, self.audit)
+
+    async def audit(self, action: str, resource: str, result: str) -> None:
+        self.audited.append((action, resource, result))
 
     def start(self) -> None:
         """What a start does with its drives."""
@@ -71,6 +75,7 @@ def test_only_one_that_is_not_there_is_given_up(node: Node) -> None:
     assert not (node.disks[2] / IDENTITY).exists()
     gone = asyncio.run(node.drives.replace(str(node.disks[2])))
     assert (gone.drive, gone.state) == (was, "gone")
+    assert node.audited == [("drive:replace", f"{was} at {node.disks[2]}", "ok")], "and not those that were refused"
     assert node.states() == ["active", "active"]
     with pytest.raises(UnknownName):
         asyncio.run(node.drives.replace(str(node.disks[2])))
