@@ -53,7 +53,8 @@ async def check(url: str, database: Database, timeout_s: float = READY_CHECK_TIM
                 problems = _problems(row)
                 try:
                     problems += [
-                        f"migration {migration.name} is not applied" for migration in await pending(connection, database)
+                        f"migration {migration.name} is not applied"
+                        for migration in await pending(connection, database, running=True)
                     ]
                 except asyncpg.UndefinedTableError:
                     problems.append("the schema is missing: no migration was applied")
