@@ -50,7 +50,7 @@ SMALL_PUTS, SMALL_GETS = 2400, 4800
 REST_S = 3.0
 REBUILT_OBJECTS = math.ceil(GIB / LARGE)
 SHARDS_PER_REBUILT = 4 + 1  # read and written for one of 4+2, which is what a mover's throttle counts
-STEADY = 60  # requests before, between and after changes
+STEADY = 60  # requests before, between and after changes, and the fewest that say anything about one
 LEAVING = 3
 KEPT_OBJECTS = 24  # of LARGE: what a change has to move, beside what the load writes
 
@@ -242,6 +242,8 @@ def counted(what: str, work: Workload, shards: Callable[[], str]) -> Iterator[No
     for failure in failures:
         print(failure, file=sys.stderr)
     requests = work.acknowledged - done + len(failures)
+    if requests < STEADY:
+        sys.exit(f"only {requests} requests while {what}: that says nothing")
     note = f"of {requests:,} in {seconds:.0f} s, contents compared; {shards()}"
     figure(f"requests failed while {what}", len(failures), "requests", target=0, at_most=True, note=note)
 
