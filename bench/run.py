@@ -34,6 +34,9 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.macro.s3", "tls"),
     ("bench.macro.grpc_calls",),
     ("bench.macro.peers",),
+    ("bench.macro.cluster", "beside"),
+    ("bench.macro.cluster", "rebuild"),
+    ("bench.macro.cluster", "changes"),
 )
 
 

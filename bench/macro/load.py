@@ -1,5 +1,8 @@
 """A small HTTP/1.1 load generator for the benchmarks: prepared requests over N keep-alive connections, on loopback, bounded in count.
 
+With more than one address (`also`) the connections are dealt out to them in turn, as a balancer of connections does; which request goes
+over which connection is a matter of who is ready first.
+
 Owns: nothing but sockets. Requests are complete byte strings made before the clock starts (signing costs more than sending), so the
 client takes as little as possible of the two cores it shares with the server. Not here: S3, signatures, servers.
 """
@@ -11,7 +14,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import cycle, islice
 from typing import Final, cast
 
 import msgspec
@@ -19,6 +24,7 @@ import uvloop
 
 RUN_S_MAX: Final = 300.0
 SLICE: Final = 8 << 20  # bytes of a body per send
+Address = tuple[str, int]
 
 
 class Outcome(msgspec.Struct):
@@ -86,8 +92,9 @@ class _Connection(asyncio.Protocol):
         self._done.set()
 
 
-def run(host: str, port: int, requests: Sequence[bytes], connections: int) -> Outcome:
+def run(host: str, port: int, requests: Sequence[bytes], connections: int, also: Sequence[Address] = ()) -> Outcome:
     """Send every request once, over `connections` connections with one request in flight each."""
+    addresses = cycle([(host, port), *also])
 
     async def main() -> Outcome:
         outcome = Outcome(0.0, 0, [], {})
@@ -97,7 +104,7 @@ def run(host: str, port: int, requests: Sequence[bytes], connections: int) -> Ou
         begin = time.perf_counter()
         async with asyncio.timeout(RUN_S_MAX):
             for done in events:
-                await loop.create_connection(partial(_Connection, queue, outcome, done), host, port)
+                await loop.create_connection(partial(_Connection, queue, outcome, done), *next(addresses))
             for done in events:
                 await done.wait()
         outcome.seconds = time.perf_counter() - begin
@@ -108,7 +115,13 @@ def run(host: str, port: int, requests: Sequence[bytes], connections: int) -> Ou
 
 
 def upload(
-    host: str, port: int, heads: Sequence[bytes], body: memoryview, streams: int, announce: Callable[[int], None] | None = None
+    host: str,
+    port: int,
+    heads: Sequence[bytes],
+    body: memoryview,
+    streams: int,
+    announce: Callable[[int], None] | None = None,
+    also: Sequence[Address] = (),
 ) -> Outcome:
     """PUT `body` once for each head (head without the blank line's body), over `streams` threads with blocking sockets. `announce` is told
     how many bytes go out next."""
@@ -116,8 +129,8 @@ def upload(
     lock = threading.Lock()
     queue = iter(heads)
 
-    def work() -> None:
-        with socket.create_connection((host, port)) as sock:
+    def work(address: Address) -> None:
+        with socket.create_connection(address) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
             while True:
                 with lock:
@@ -131,62 +144,71 @@ def upload(
                     if announce is not None:
                         announce(len(piece))
                     sock.sendall(piece)
-                answer = b""
-                while b"\r\n\r\n" not in answer:
-                    answer += sock.recv(65536)
+                answer = _head(sock)
                 with lock:
                     status = int(answer[9:12])
                     outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
                     outcome.count += 1
                     outcome.latencies.append(time.perf_counter() - begin)
 
-    begin = time.perf_counter()
-    threads = [threading.Thread(target=work) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    outcome.seconds = time.perf_counter() - begin
-    outcome.latencies.sort()
-    return outcome
+    return _by_threads(outcome, work, [(host, port), *also], streams)
 
 
-def download(host: str, port: int, request: bytes, count: int, connections: int, size: int) -> Outcome:
-    """GET `count` times over `connections` threads into one reused buffer each; `size` = body bytes expected."""
+def download(
+    host: str, port: int, requests: Sequence[bytes], connections: int, size: int, also: Sequence[Address] = ()
+) -> Outcome:
+    """Send every GET once over `connections` threads into one reused buffer each; `size` = body bytes expected. Raises ConnectionError when
+    fewer come, or another status than 200."""
     outcome = Outcome(0.0, 0, [], {})
     lock = threading.Lock()
-    left = [count]
+    queue = iter(requests)
 
-    def work() -> None:
+    def work(address: Address) -> None:
         buffer = bytearray(1 << 20)
         view = memoryview(buffer)
-        with socket.create_connection((host, port)) as sock:
+        with socket.create_connection(address) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
             while True:
                 with lock:
-                    if left[0] == 0:
-                        return
-                    left[0] -= 1
+                    request = next(queue, None)
+                if request is None:
+                    return
                 begin = time.perf_counter()
                 sock.sendall(request)
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    head += sock.recv(65536)
+                head = _head(sock)
                 got = len(head) - head.index(b"\r\n\r\n") - 4
+                if int(head[9:12]) != 200:
+                    raise ConnectionError(f"a GET was refused: {head.decode(errors='replace')}")
                 while got < size:
-                    got += sock.recv_into(view)
+                    piece = sock.recv_into(view)
+                    if not piece:
+                        raise ConnectionError(f"closed after {got} of {size} bytes")
+                    got += piece
                 with lock:
                     status = int(head[9:12])
                     outcome.statuses[status] = outcome.statuses.get(status, 0) + 1
                     outcome.count += 1
                     outcome.latencies.append(time.perf_counter() - begin)
 
+    return _by_threads(outcome, work, [(host, port), *also], connections)
+
+
+def _head(sock: socket.socket) -> bytes:
+    """What comes until the end of an answer's head, and perhaps the beginning of its body."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        piece = sock.recv(65536)
+        if not piece:
+            raise ConnectionError("closed before an answer")
+        head += piece
+    return head
+
+
+def _by_threads(outcome: Outcome, work: Callable[[Address], None], addresses: Sequence[Address], count: int) -> Outcome:
+    """`outcome`, once `count` threads have done the work. Raises the first error of one of them."""
     begin = time.perf_counter()
-    threads = [threading.Thread(target=work) for _ in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, islice(cycle(addresses), count)))
     outcome.seconds = time.perf_counter() - begin
     outcome.latencies.sort()
     return outcome

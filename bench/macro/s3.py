@@ -182,9 +182,9 @@ def large_objects() -> None:
         require(load.upload(host, port, [request("PUT", "/bench/ten", length=size)], memoryview(os.urandom(size)), 1))
         get = request("GET", "/bench/ten")
         for _ in range(ROUNDS * 5):  # short turns: the memory of a shared machine is faster in some seconds than in others
-            outcome = require(load.download(host, port, get, 60, 1, size))
+            outcome = require(load.download(host, port, [get] * 60, 1, size))
             anvil.append(outcome.count * size / outcome.seconds)
-            outcome = require(load.download(*bare_at, b"GET / HTTP/1.1\r\nhost: bare\r\n\r\n", 60, 1, size))
+            outcome = require(load.download(*bare_at, [b"GET / HTTP/1.1\r\nhost: bare\r\n\r\n"] * 60, 1, size))
             plain.append(outcome.count * size / outcome.seconds)
     figure("bare uvloop server, GET 10 MiB, 1 connection", statistics.median(plain) / 1e9, "GB/s")
     figure("GET 10 MiB, 1 connection", statistics.median(anvil) / 1e9, "GB/s")

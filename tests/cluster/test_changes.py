@@ -13,15 +13,13 @@ import pytest
 
 from anvil.cli.exits import Exit
 from tests.cluster.conftest import Shared, shared
-from tests.support.cluster import AnvilCluster
+from tests.support.cluster import MOVE_S, AnvilCluster
 from tests.support.node import wait_until
 from tests.support.samples import assert_all, put_all
 from tests.support.uploads import SlowUpload
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.slow  # joins and drains under load: some 10 minutes
-
-MOVE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +44,6 @@ def admin(cluster: AnvilCluster, *arguments: str) -> subprocess.CompletedProcess
     return cluster.nodes[by].anvil("admin", *arguments, timeout_s=120)
 
 
-def drain(cluster: AnvilCluster, number: int) -> subprocess.CompletedProcess[str]:
-    return admin(cluster, "node", "drain", cluster.node_id(number).hex())
-
-
-def wait_drained(cluster: AnvilCluster, number: int) -> None:
-    """Until no layout names it any more."""
-    wanted = cluster.node_id(number).hex()
-    by = next(one for one in cluster.members if one != number)
-
-    def through() -> bool:
-        [row] = [row for row in cluster.anvil("admin", "node", "list", by=by) if row["node"] == wanted]
-        return not row["holds"]
-
-    wait_until(f"node {number} holds nothing any more", through, MOVE_S)
-
-
-def leave(cluster: AnvilCluster, number: int) -> None:
-    """What an operator does with a node that was drained."""
-    wait_drained(cluster, number)
-    cluster.left.add(number)
-    cluster.stop(number)
-    done = admin(cluster, "node", "remove", cluster.node_id(number).hex(), "--yes")
-    assert done.returncode == 0, done.stderr
-    assert cluster.state(number) == "removed"
-    cluster.wait_active()
-
-
 def members(cluster: AnvilCluster, count: int) -> list[int]:
     """Exactly so many: others join or drain first."""
     while len(cluster.members) < count:
@@ -80,8 +51,8 @@ def members(cluster: AnvilCluster, count: int) -> list[int]:
         cluster.wait_active()
     while len(cluster.members) > count:
         last = cluster.members[-1]
-        assert drain(cluster, last).returncode == 0
-        leave(cluster, last)
+        assert cluster.drain(last).returncode == 0
+        cluster.leave(last)
     return cluster.members
 
 
@@ -110,14 +81,14 @@ def test_a_node_drains_under_load(cluster: AnvilCluster, bucket: str, seed: int,
     objects = put_all(cluster.s3(leaving), f"{bucket}-kept", rng)
     with Workload(cluster, bucket, seed=seed, targets=lambda: before) as load:
         load.wait_for(60)
-        done = drain(cluster, leaving)
+        done = cluster.drain(leaving)
         assert done.returncode == 0, done.stderr
         load.wait_for(30)
-        wait_drained(cluster, leaving)
+        cluster.wait_drained(leaving)
         load.wait_for(30)
         before.remove(leaving)  # the balancer is told
         load.go_round()
-        leave(cluster, leaving)
+        cluster.leave(leaving)
         load.wait_for(60)
     assert load.failures == []
     load.check(cluster.members)
@@ -127,7 +98,7 @@ def test_a_node_drains_under_load(cluster: AnvilCluster, bucket: str, seed: int,
 
 def test_a_drain_that_leaves_too_few_is_refused(cluster: AnvilCluster) -> None:
     last = members(cluster, 6)[-1]
-    done = drain(cluster, last)
+    done = cluster.drain(last)
     assert done.returncode == Exit.CONFLICT
     assert "4+2" in done.stderr and "5" in done.stderr, done.stderr
     assert cluster.state(last) == "active"
@@ -136,12 +107,12 @@ def test_a_drain_that_leaves_too_few_is_refused(cluster: AnvilCluster) -> None:
 def test_two_drains_at_once_are_refused_where_one_is_all_there_is_room_for(cluster: AnvilCluster) -> None:
     two = members(cluster, 7)[-2:]
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda number: drain(cluster, number), two))
+        answers = list(pool.map(cluster.drain, two))
     assert sorted(one.returncode for one in answers) == [0, Exit.CONFLICT], [one.stderr for one in answers]
     [refused] = [one for one in answers if one.returncode]
     assert "draining" in refused.stderr
     leaving = two[[one.returncode for one in answers].index(0)]
-    leave(cluster, leaving)
+    cluster.leave(leaving)
 
 
 def test_removing_says_why_not(cluster: AnvilCluster, bucket: str, rng: random.Random) -> None:

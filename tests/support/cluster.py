@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -39,6 +40,7 @@ from tests.support.shards import damage, session_of, shards_held, shards_on
 
 START_S = 60.0  # six nodes on two processors
 HEAL_S = 180.0
+MOVE_S = 240.0
 LOOK_S = 600.0  # a survey gives way to whatever else is to be done
 # A node that is hung or cut off is found out by the others within seconds; a client of the tests waits for its answer a little longer.
 PATIENT = Config(retries={"max_attempts": 1, "mode": "standard"}, connect_timeout=5, read_timeout=60, max_pool_connections=20)
@@ -163,6 +165,31 @@ class AnvilCluster:
     def stop(self, number: int) -> None:
         """In order: SIGTERM, and wait."""
         self.nodes[number].stop()
+
+    def drain(self, number: int) -> subprocess.CompletedProcess[str]:
+        """Ask another node's `anvil admin` to. It may refuse."""
+        by = next(one for one in self.members if one != number)
+        return self.nodes[by].anvil("admin", "node", "drain", self.node_id(number).hex(), timeout_s=120)
+
+    def wait_drained(self, number: int) -> None:
+        """Until no layout names it any more."""
+        wanted = self.node_id(number).hex()
+        by = next(one for one in self.members if one != number)
+
+        def through() -> bool:
+            [row] = [row for row in self.anvil("admin", "node", "list", by=by) if row["node"] == wanted]
+            return not row["holds"]
+
+        wait_until(f"node {number} holds nothing any more", through, MOVE_S)
+
+    def leave(self, number: int) -> None:
+        """What an operator does with a node that is being drained: wait, stop it, remove it."""
+        self.wait_drained(number)
+        self.left.add(number)
+        self.stop(number)
+        self.anvil("admin", "node", "remove", self.node_id(number).hex(), "--yes", by=self.members[0])
+        assert self.state(number) == "removed"
+        self.wait_active()
 
     # -- faults ------------------------------------------------------------------------------------------------------------------
 
