@@ -61,8 +61,8 @@ class Failure(NamedTuple):
 
 
 class Workload:
-    """`targets`: the nodes that requests go to now. `pause_s`: between two requests of a
-    thread."""
+    """`targets`: the nodes that requests go to now. `pause_s`: between two requests of a thread. `client`: makes what a thread sends its
+    requests to a node with, if not straight to that."""
 
     def __init__(
         self,
@@ -74,8 +74,10 @@ class Workload:
         targets: Callable[[], Sequence[int]] | None = None,
         pause_s: float = 0.0,
         multipart: bool = True,
+        client: Callable[[int], Any] | None = None,
     ) -> None:
         self.cluster = cluster
+        self.client = client or cluster.s3
         self.bucket = bucket
         self.seed = seed
         self.failures: list[Failure] = []
@@ -195,7 +197,7 @@ class _Writer:
 
     def _client(self, node: int) -> Any:
         if node not in self._clients:
-            self._clients[node] = self._load.cluster.s3(node)
+            self._clients[node] = self._load.client(node)
         return self._clients[node]
 
     def _step(self) -> None:
