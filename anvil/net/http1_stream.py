@@ -36,6 +36,7 @@ class HttpStream:
         "_held",
         "_lent",
         "_out",
+        "_waits_for_nothing",
         "_written",
         "body",
         "finished",
@@ -62,6 +63,7 @@ class HttpStream:
         self._out: Final = connection.out
         self.body: Final = Inbound(head.content_length, loop) if head.chunked or head.content_length else None
         self._expects_continue = head.expects_continue and self.body is not None
+        self._waits_for_nothing = head.expects_continue and self.body is None
         self.keep_alive = head.keep_alive
         self.running = False  # the handler's first line has been reached
         self.started = False
@@ -235,6 +237,10 @@ class HttpStream:
             framing += _KEEP
         head = response_head(status, headers, self._connection.common_lines, framing)
         self.started = True
+        if self._waits_for_nothing:
+            # It might be omitted (RFC 9110, 10.1.1). But the AWS CLI, once it was answered without it, misreads the next answer on the
+            # connection, and waits for a minute (botocore keeps the status line). S3 says it, too.
+            return CONTINUE + head
         return head
 
     def _may_keep(self) -> bool:

@@ -140,6 +140,22 @@ async def test_no_continue_when_the_body_is_there_already() -> None:
         assert (await net.ask(put(b"abc", b"Expect: 100-continue"))).body == b"PUT / abc"
 
 
+@on_loop
+async def test_who_waits_to_send_nothing_is_told_to_go_on() -> None:
+    """The AWS CLI puts empty files like that, and takes a final answer without `100 Continue` for the head of the next one, too."""
+    async with rig(echo) as net:
+        client = await net.client()
+        for _ in range(2):
+            await client.send(get(b"/", b"Content-Length: 0", b"Expect: 100-continue", method=b"PUT"))
+            assert (await client.answer()).status == 100
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (200, b"PUT / ")
+    async with rig(deny) as net:
+        client = await net.client()
+        await client.send(get(b"/", b"Content-Length: 0", b"Expect: 100-continue", method=b"PUT"))
+        assert [(await client.answer()).status for _ in range(2)] == [100, 403]
+
+
 async def deny(stream: Stream) -> None:
     await stream.respond(403, [], b"denied")
 
