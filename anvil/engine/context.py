@@ -155,6 +155,11 @@ class Placement:
         """Whether any layout that is not retired has it."""
         return drive.drive_id in self._nodes
 
+    @property
+    def leaving(self) -> bool:
+        """Whether there are drives that no layout names: what is left on them is to be brought home."""
+        return not self._nodes.keys() >= self.drives.keys()
+
     def node(self, drive: Drive) -> bytes:
         """The node it belongs to; where no layout tells, it stands for itself."""
         return self._nodes.get(drive.drive_id, drive.drive_id)

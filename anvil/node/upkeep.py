@@ -234,7 +234,8 @@ class Upkeep:
 
     async def survey(self, payload: Payload) -> None:
         """Look at the headers of one slice."""
-        findings = await self.surveyor.slice(payload["slice"], hurry=bool(payload.get("hurry")))
+        asked = bool(payload.get("hurry"))
+        findings = await self.surveyor.slice(payload["slice"], hurry=lambda: asked or self._placement.leaving)
         remarkable = findings.orphans or findings.missing or findings.corrupt or findings.superseded or findings.misplaced
         log.log(
             logging.INFO if remarkable else logging.DEBUG,

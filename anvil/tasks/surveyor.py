@@ -111,11 +111,12 @@ class Surveyor:
         self._ended()
         return False
 
-    async def slice(self, number: int, *, hurry: bool = False) -> Findings:
-        """Sweep the partitions of one slice, whoever's turn it is. Raises DatabaseUnavailable."""
+    async def slice(self, number: int, *, hurry: Callable[[], bool] = lambda: False) -> Findings:
+        """Sweep the partitions of one slice, whoever's turn it is. `hurry`: whether somebody waits for it, asked before each. Raises
+        DatabaseUnavailable."""
         findings, known = Findings(), await held(self._placement.drives.values())
         for partition in slice_partitions(number):
-            await self._look(partition, findings, hurry=hurry, deep=False, known=known)
+            await self._look(partition, findings, hurry=hurry(), deep=False, known=known)
         return findings
 
     async def _look(self, partition: int, findings: Findings, *, hurry: bool, deep: bool, known: Held | None = None) -> None:

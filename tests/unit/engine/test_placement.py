@@ -35,6 +35,8 @@ def test_a_lone_layout_looks_at_its_own_list_and_then_at_the_others() -> None:
     assert labels(placement.homes(BLOB, 1)) == [order[1].label]  # type: ignore[union-attr]
     assert labels(placement.near(BLOB, 1)) == labels([order[0], order[2]])
     assert set(labels(placement.far(BLOB, 1))) == {one.label for one in all_} - set(labels(order))
+    assert not placement.leaving
+    assert Placement([layout(all_[:5])], {one.drive_id: one for one in all_}).leaving
     assert placement.elsewhere(BLOB, 1) == [*placement.near(BLOB, 1), *placement.far(BLOB, 1)]
     assert not placement.remote
 

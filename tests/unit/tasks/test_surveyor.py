@@ -264,6 +264,10 @@ def test_a_slice_is_swept_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> N
     assert findings.shards == world.refreshed == len(numbers)
     assert set(world.rests) == {TOOK_S * (1 / SWEEP_BUSY_SHARE - 1)}
     assert world.surveyor.state.number == 0, "no pass of its own"
+    world.rests.clear()
+    run(world.surveyor.slice(3, hurry=lambda: len(world.rests) >= 2))
+    assert world.rests[:2] == [TOOK_S * (1 / SWEEP_BUSY_SHARE - 1)] * 2
+    assert set(world.rests[2:]) == {TOOK_S * (1 / SURVEY_BUSY_SHARE - 1)}, "from when somebody waits for it"
 
 
 def test_with_other_nodes_each_scrubs_what_it_has_and_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
