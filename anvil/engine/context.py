@@ -158,7 +158,7 @@ class Placement:
     @property
     def leaving(self) -> bool:
         """Whether there are drives that no layout names: what is left on them is to be brought home."""
-        return not self._nodes.keys() >= self.drives.keys()
+        return any(drive.readable and drive.drive_id not in self._nodes for drive in self.drives.values())
 
     def node(self, drive: Drive) -> bytes:
         """The node it belongs to; where no layout tells, it stands for itself."""
