@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.node import RUNNING
 
-pytest_plugins = ["tests.postgres_fixture"]
+pytest_plugins = ["tests.postgres_fixture", "tests.spread"]
 
 
 OWN_TEMP = pytest.StashKey[Path]()

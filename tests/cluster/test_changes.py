@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ import pytest
 
 from anvil.cli.exits import Exit
 from tests.cluster.conftest import Shared, shared
+from tests.cluster.membership import MOVE_S, admin, drain, leave, members, wait_drained
 from tests.support.cluster import AnvilCluster
 from tests.support.node import wait_until
 from tests.support.samples import assert_all, put_all
@@ -20,8 +20,6 @@ from tests.support.uploads import SlowUpload
 from tests.support.workload import Workload
 
 pytestmark = pytest.mark.slow  # joins and drains under load: some 10 minutes
-
-MOVE_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -39,50 +37,6 @@ def bucket(cluster: AnvilCluster, seed: int) -> str:
     name = f"changes-{seed}-{random.SystemRandom().randrange(1 << 20)}"
     cluster.s3().create_bucket(Bucket=name)
     return name
-
-
-def admin(cluster: AnvilCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    by = cluster.members[0]
-    return cluster.nodes[by].anvil("admin", *arguments, timeout_s=120)
-
-
-def drain(cluster: AnvilCluster, number: int) -> subprocess.CompletedProcess[str]:
-    return admin(cluster, "node", "drain", cluster.node_id(number).hex())
-
-
-def wait_drained(cluster: AnvilCluster, number: int) -> None:
-    """Until no layout names it any more."""
-    wanted = cluster.node_id(number).hex()
-    by = next(one for one in cluster.members if one != number)
-
-    def through() -> bool:
-        [row] = [row for row in cluster.anvil("admin", "node", "list", by=by) if row["node"] == wanted]
-        return not row["holds"]
-
-    wait_until(f"node {number} holds nothing any more", through, MOVE_S)
-
-
-def leave(cluster: AnvilCluster, number: int) -> None:
-    """What an operator does with a node that was drained."""
-    wait_drained(cluster, number)
-    cluster.left.add(number)
-    cluster.stop(number)
-    done = admin(cluster, "node", "remove", cluster.node_id(number).hex(), "--yes")
-    assert done.returncode == 0, done.stderr
-    assert cluster.state(number) == "removed"
-    cluster.wait_active()
-
-
-def members(cluster: AnvilCluster, count: int) -> list[int]:
-    """Exactly so many: others join or drain first."""
-    while len(cluster.members) < count:
-        cluster.start(cluster.add_node())
-        cluster.wait_active()
-    while len(cluster.members) > count:
-        last = cluster.members[-1]
-        assert drain(cluster, last).returncode == 0
-        leave(cluster, last)
-    return cluster.members
 
 
 def test_a_node_joins_under_load(cluster: AnvilCluster, bucket: str, seed: int, rng: random.Random) -> None:

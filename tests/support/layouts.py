@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
-from anvil.model.layout import PARTITIONS, Layout, LayoutDrive
+from anvil.model.layout import PARTITIONS, Layout, LayoutDrive, compute
 from anvil.model.quotas import EMPTY, Rows, Tree
 from anvil.model.spread import spread
 
@@ -18,6 +19,21 @@ def drive(node: int, number: int, zone: str = "", capacity: int = 1 << 40) -> La
 
 def nodes(count: int, drives: int = 1, zones: int = 1) -> list[LayoutDrive]:
     return [drive(node, number, f"z{node % zones}") for node in range(count) for number in range(drives)]
+
+
+def computed(drives: Sequence[LayoutDrive], shards: int, spares: int, before: Layout | None = None) -> Layout:
+    """`compute`, which takes a good part of a second; the same input has the same layout, and layouts are values, so tests share them."""
+    return _computed(tuple(drives), shards, spares, before)
+
+
+@lru_cache(maxsize=256)
+def _computed(drives: tuple[LayoutDrive, ...], shards: int, spares: int, before: Layout | None) -> Layout:
+    return compute(drives, shards, spares, before)
+
+
+def fresh(count: int, drives: int, zones: int, shards: int) -> Layout:
+    """Of `nodes`, without a predecessor."""
+    return computed(nodes(count, drives, zones), shards, 2)
 
 
 def rows(layout: Layout) -> list[list[LayoutDrive]]:
