@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -11,6 +10,7 @@ from anvil.model.quotas import EMPTY, Rows, Tree
 from anvil.model.spread import spread
 
 ROWS = 256  # enough for the rules; whole layouts have PARTITIONS of them
+FEWER = PARTITIONS // 4  # whole layouts where there are many: as even as all, within the same bounds
 
 
 def drive(node: int, number: int, zone: str = "", capacity: int = 1 << 40) -> LayoutDrive:
@@ -37,8 +37,7 @@ def fresh(count: int, drives: int, zones: int, shards: int) -> Layout:
 
 
 def rows(layout: Layout) -> list[list[LayoutDrive]]:
-    places = struct.unpack(f"<{PARTITIONS * layout.width}H", layout.places)
-    return [[layout.drives[i] for i in places[p * layout.width : (p + 1) * layout.width]] for p in range(PARTITIONS)]
+    return [[layout.drives[number] for number in row] for row in layout.rows()]
 
 
 def tree(drives: Sequence[LayoutDrive]) -> Tree:
@@ -58,9 +57,12 @@ def following(drives: Sequence[LayoutDrive], shards: int, spares: int, before: t
 
 def changed(before: Layout, after: Layout) -> list[tuple[int, int, LayoutDrive, LayoutDrive]]:
     """Partition, place, drive before, drive after, of every place that is for shards in both and moved."""
+    number_of = {drive.drive_id: number for number, drive in enumerate(after.drives)}
+    same = [number_of.get(drive.drive_id) for drive in before.drives]
+    both = min(before.primaries, after.primaries)
     return [
-        (number, place, old, new)
-        for number, (olds, news) in enumerate(zip(rows(before), rows(after), strict=True))
-        for place, (old, new) in enumerate(zip(olds[: before.primaries], news[: after.primaries], strict=False))
-        if old.drive_id != new.drive_id
+        (number, place, before.drives[olds[place]], after.drives[news[place]])
+        for number, (olds, news) in enumerate(zip(before.rows(), after.rows(), strict=True))
+        for place in range(both)
+        if same[olds[place]] != news[place]
     ]
