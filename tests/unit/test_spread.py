@@ -16,6 +16,7 @@ from tests import spread
 from tests.spread import Turns, pytest_xdist_auto_num_workers, rank, unit_of
 from tests.support import needs, ports
 from tests.support.node import ROOT, wait_until
+from tests.support.reaper import reap
 
 
 def taken(path: Path) -> bool:
@@ -102,3 +103,20 @@ def test_a_missing_program_fails_a_strict_run_and_is_skipped_by_others(monkeypat
         monkeypatch.setenv("ANVIL_STRICT", strict)
         with pytest.raises(outcome, match="no-such-program is not installed"):
             needs.program("no-such-program")
+
+
+def test_who_was_left_in_the_folder_of_a_run_is_ended(tmp_path: Path) -> None:
+    ours, other = tmp_path / "run", tmp_path / "run-of-another"
+    for folder in (ours / "deep", other):
+        folder.mkdir(parents=True)
+    sleep = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    processes = {
+        "works there": subprocess.Popen(sleep, cwd=ours / "deep", stdin=subprocess.PIPE),
+        "names it": subprocess.Popen([*sleep, f"--log={ours}/log"], stdin=subprocess.PIPE),
+        "neither": subprocess.Popen(sleep, cwd=other, stdin=subprocess.PIPE),
+    }
+    wait_until("all work", lambda: all(Path(f"/proc/{one.pid}/cmdline").read_bytes() for one in processes.values()), 10)
+    assert set(reap(ours)) == {processes[name].pid for name in ("works there", "names it")}
+    assert {name for name, one in processes.items() if one.poll() is None} == {"neither"}
+    assert reap(ours) == []
+    processes["neither"].communicate(timeout=10)
