@@ -31,7 +31,7 @@ lint: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest --concise --ignore-missing-stub --ignore-disjoint-bases --allowlist tools/stubtest-allow.txt --ignore-unused-allowlist $$($(BIN)/python tools/extensions.py)
-	$(BIN)/python -m pytest tests/tidy
+	$(BIN)/python -m pytest -n 0 tests/tidy
 
 # The unit tests of the extensions under AddressSanitizer, in a copy of the tree; ARGS names other tests.
 asan: dev

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.node import RUNNING
+from tests.support.reaper import reap
 
-pytest_plugins = ["tests.postgres_fixture"]
+pytest_plugins = ["tests.postgres_fixture", "tests.spread"]
 
 
 OWN_TEMP = pytest.StashKey[Path]()
@@ -28,8 +29,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Nothing is left behind, unless there is something to look at."""
+    """Nothing is left behind, unless there is something to look at. No process is in any case: the workers of an interrupted run are
+    given no time to end what they started."""
     own = session.config.stash.get(OWN_TEMP, None)
+    if own is not None:
+        reap(own)
     if own is not None and not session.testsfailed and exitstatus != pytest.ExitCode.INTERRUPTED:
         shutil.rmtree(own, ignore_errors=True)
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -51,8 +49,8 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    folder = Path(tempfile.mkdtemp(prefix="anvil-test-pg-", dir="/tmp"))
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    folder = tmp_path_factory.mktemp("pg")
     cluster = EmbeddedPostgres(folder, fsync=False)
     cluster.start()
     try:

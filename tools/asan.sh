@@ -18,4 +18,4 @@ echo "Compiling the extensions with AddressSanitizer"
 ANVIL_SANITIZE=1 "$python" setup.py -q build_ext --inplace
 # Python's own small-block allocator would hide overruns inside its arenas, and its leaks at exit are not ours.
 LD_PRELOAD=$(cc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:halt_on_error=1 PYTHONMALLOC=malloc \
-    PYTHONPATH=. exec "$python" -m pytest "$@"
+    PYTHONPATH=. exec "$python" -m pytest -n 0 "$@"

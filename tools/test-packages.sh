@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies and h2load. Never fails: where they
-# cannot be installed, it says what is missing, and the tests that need it are skipped.
+# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, ip and openssl. Never fails:
+# where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where ANVIL_STRICT=1 is set.
 set -u
 
 # Debian keeps nginx where an ordinary user's PATH does not reach.
@@ -9,6 +9,8 @@ missing=""
 command -v caddy >/dev/null 2>&1 || missing="$missing caddy"
 command -v nginx >/dev/null 2>&1 || missing="$missing nginx"
 command -v h2load >/dev/null 2>&1 || missing="$missing nghttp2-client"
+command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
+command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
 [ -n "$missing" ] || exit 0
 
 skip() {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ import pytest
 
 from anvil.cli.exits import Exit
 from tests.cluster.conftest import Shared, shared
+from tests.cluster.membership import admin, members
 from tests.support.cluster import MOVE_S, AnvilCluster
 from tests.support.node import wait_until
 from tests.support.samples import assert_all, put_all
@@ -37,23 +37,6 @@ def bucket(cluster: AnvilCluster, seed: int) -> str:
     name = f"changes-{seed}-{random.SystemRandom().randrange(1 << 20)}"
     cluster.s3().create_bucket(Bucket=name)
     return name
-
-
-def admin(cluster: AnvilCluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    by = cluster.members[0]
-    return cluster.nodes[by].anvil("admin", *arguments, timeout_s=120)
-
-
-def members(cluster: AnvilCluster, count: int) -> list[int]:
-    """Exactly so many: others join or drain first."""
-    while len(cluster.members) < count:
-        cluster.start(cluster.add_node())
-        cluster.wait_active()
-    while len(cluster.members) > count:
-        last = cluster.members[-1]
-        assert cluster.drain(last).returncode == 0
-        cluster.leave(last)
-    return cluster.members
 
 
 def test_a_node_joins_under_load(cluster: AnvilCluster, bucket: str, seed: int, rng: random.Random) -> None:

@@ -132,6 +132,7 @@ def took(work: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.alone
 def test_a_hung_node_costs_bounded_time(cluster: AnvilCluster, bucket: str, rng: random.Random) -> None:
     objects = put_all(cluster.s3(0), bucket, rng)
     victim = rng.randrange(6)
@@ -237,6 +238,7 @@ def status_of(request: Callable[[], Any]) -> int:
         return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
+@pytest.mark.alone
 def test_a_revoked_key_stops_working_everywhere_within_a_second(cluster: AnvilCluster, bucket: str) -> None:
     made = cluster.anvil("admin", "app", "create", "--tenant", "default", "--name", f"app-{bucket[-12:]}")
     right = ("--app", made["access_key"], "--action", "object:read", "--resource", f"{bucket}/*")

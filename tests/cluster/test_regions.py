@@ -29,8 +29,7 @@ from tests.support.regions import ONCE, REGIONS, TwoRegions
 US, EU = REGIONS
 OTHER = {US: EU, EU: US}
 
-
-pytestmark = pytest.mark.slow  # two regions of two nodes: a minute
+slow = pytest.mark.slow  # a minute in all; what clients meet first, and what must not last, is looked at by every run
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +95,7 @@ def test_a_bucket_of_another_region_is_a_redirect_in_every_style(two: TwoRegions
         wait_until("the public bucket is shown", lambda node=node, url=url: send(node, "GET", url).status == 301, 5)
 
 
+@slow
 def test_what_boto3_makes_of_a_redirect(two: TwoRegions, buckets: dict[str, str]) -> None:
     """Given an endpoint, boto3 signs anew for the region it was told of, and asks the same endpoint again: so it is told once more, at
     its first request and at those that it signs for that region from the start. The error says where to go."""
@@ -114,6 +114,7 @@ def test_what_boto3_makes_of_a_redirect(two: TwoRegions, buckets: dict[str, str]
     assert two.s3(EU).get_object(Bucket=buckets[EU], Key="key")["Body"].read() == EU.encode(), "nothing was deleted or written"
 
 
+@slow
 def test_s3cmd_goes_where_it_is_sent(two: TwoRegions, buckets: dict[str, str], tmp_path: Path) -> None:
     """It goes by the Endpoint of the document, as S3 writes it: a host without a scheme. (An answer to HEAD, which `get` begins with, has
     no document.)"""
@@ -132,6 +133,7 @@ def test_s3cmd_goes_where_it_is_sent(two: TwoRegions, buckets: dict[str, str], t
     assert two.s3(EU).get_object(Bucket=buckets[EU], Key="put")["Body"].read() == b"by s3cmd"
 
 
+@slow
 def test_grpc_says_where_to_go(two: TwoRegions, buckets: dict[str, str]) -> None:
     async def ask() -> AnvilClientError:
         node = two.nodes[US][1]
@@ -147,6 +149,7 @@ def test_grpc_says_where_to_go(two: TwoRegions, buckets: dict[str, str]) -> None
     assert str(error) == f"the bucket {buckets[EU]} is in the region {EU}: ask {endpoint}"
 
 
+@slow
 def test_names_are_unique_and_buckets_made_and_deleted_where_they_belong(two: TwoRegions, buckets: dict[str, str]) -> None:
     for region, there in OTHER.items():
         for number in (0, 1):
@@ -170,6 +173,7 @@ def test_names_are_unique_and_buckets_made_and_deleted_where_they_belong(two: Tw
         assert refused(s3.delete_bucket, Bucket=buckets[there])[:2] == (301, "PermanentRedirect")
 
 
+@slow
 def test_operators_see_all_regions_and_the_usage_of_theirs(two: TwoRegions, buckets: dict[str, str]) -> None:
     node = two.nodes[EU][1]
     listed = json.loads(node.anvil("admin", "region", "list", "--json").stdout)
@@ -183,6 +187,7 @@ def test_operators_see_all_regions_and_the_usage_of_theirs(two: TwoRegions, buck
     assert f"ask a node of {US} for the others" in node.anvil("admin", "usage").stderr
 
 
+@slow
 def test_a_node_of_another_region_is_refused_by_a_regional_database(two: TwoRegions, tmp_path: Path) -> None:
     stray = two.add_stray(tmp_path / "stray", "us-2", two.database(US))
     stray.launch()
@@ -191,6 +196,8 @@ def test_a_node_of_another_region_is_refused_by_a_regional_database(two: TwoRegi
     assert two.global_sql("SELECT count(*) FROM regions") == [(len(REGIONS),)]
 
 
+@slow
+@pytest.mark.alone
 def test_an_endpoint_that_changes_is_told_by_every_node_within_a_second(two: TwoRegions, buckets: dict[str, str]) -> None:
     clients = [two.s3(US, number) for number in (0, 1)]
     for url in ("https://eu.example.com", two.nodes[EU][0].endpoint):
@@ -261,7 +268,8 @@ def make_app(two: TwoRegions) -> tuple[str, dict[str, str]]:
 CHANGES = ("key", "right", "public", "bucket")
 
 
-@pytest.mark.parametrize("notified", [True, False], ids=["notified", "notification-lost"])
+@pytest.mark.alone
+@pytest.mark.parametrize("notified", [True, pytest.param(False, marks=slow)], ids=["notified", "notification-lost"])
 def test_what_is_taken_away_is_gone_from_every_node_within_a_second(
     two: TwoRegions, buckets: dict[str, str], notified: bool
 ) -> None:
@@ -318,6 +326,7 @@ def _take_away(two: TwoRegions, buckets: dict[str, str], what: str) -> list[floa
     return lasted
 
 
+@slow
 def test_tasks_of_a_region_are_done_by_its_nodes(two: TwoRegions) -> None:
     made: dict[int, str] = {}
     for region in REGIONS * 3:  # before the surveys that a new region begins with
@@ -329,6 +338,7 @@ def test_tasks_of_a_region_are_done_by_its_nodes(two: TwoRegions) -> None:
     assert {task: ids[worker] for task, worker in two.global_sql(done, list(made))} == made
 
 
+@slow
 def test_a_region_without_its_database_does_not_disturb_the_other(two: TwoRegions, buckets: dict[str, str]) -> None:
     database = two.database(EU)
     us = [two.s3(US, number) for number in (0, 1)]

@@ -35,7 +35,8 @@ from botocore.config import Config
 from anvil.meta.embedded import DATABASE_GLOBAL, DATABASE_REGIONAL, EmbeddedPostgres
 from anvil.model.scheme import Scheme
 from tests.support.network import Network
-from tests.support.node import RUNNING, AnvilNode, free_port, wait_until
+from tests.support.node import RUNNING, AnvilNode, wait_until
+from tests.support.ports import free_port
 from tests.support.shards import damage, session_of, shards_held, shards_on
 
 START_S = 60.0  # six nodes on two processors

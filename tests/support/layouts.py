@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
-from anvil.model.layout import PARTITIONS, Layout, LayoutDrive
+from anvil.model.layout import PARTITIONS, Layout, LayoutDrive, compute
 from anvil.model.quotas import EMPTY, Rows, Tree
 from anvil.model.spread import spread
 
 ROWS = 256  # enough for the rules; whole layouts have PARTITIONS of them
+FEWER = PARTITIONS // 4  # whole layouts where there are many: as even as all, within the same bounds
 
 
 def drive(node: int, number: int, zone: str = "", capacity: int = 1 << 40) -> LayoutDrive:
@@ -20,9 +21,23 @@ def nodes(count: int, drives: int = 1, zones: int = 1) -> list[LayoutDrive]:
     return [drive(node, number, f"z{node % zones}") for node in range(count) for number in range(drives)]
 
 
+def computed(drives: Sequence[LayoutDrive], shards: int, spares: int, before: Layout | None = None) -> Layout:
+    """`compute`, which takes a good part of a second; the same input has the same layout, and layouts are values, so tests share them."""
+    return _computed(tuple(drives), shards, spares, before)
+
+
+@lru_cache(maxsize=256)
+def _computed(drives: tuple[LayoutDrive, ...], shards: int, spares: int, before: Layout | None) -> Layout:
+    return compute(drives, shards, spares, before)
+
+
+def fresh(count: int, drives: int, zones: int, shards: int) -> Layout:
+    """Of `nodes`, without a predecessor."""
+    return computed(nodes(count, drives, zones), shards, 2)
+
+
 def rows(layout: Layout) -> list[list[LayoutDrive]]:
-    places = struct.unpack(f"<{PARTITIONS * layout.width}H", layout.places)
-    return [[layout.drives[i] for i in places[p * layout.width : (p + 1) * layout.width]] for p in range(PARTITIONS)]
+    return [[layout.drives[number] for number in row] for row in layout.rows()]
 
 
 def tree(drives: Sequence[LayoutDrive]) -> Tree:
@@ -42,9 +57,12 @@ def following(drives: Sequence[LayoutDrive], shards: int, spares: int, before: t
 
 def changed(before: Layout, after: Layout) -> list[tuple[int, int, LayoutDrive, LayoutDrive]]:
     """Partition, place, drive before, drive after, of every place that is for shards in both and moved."""
+    number_of = {drive.drive_id: number for number, drive in enumerate(after.drives)}
+    same = [number_of.get(drive.drive_id) for drive in before.drives]
+    both = min(before.primaries, after.primaries)
     return [
-        (number, place, old, new)
-        for number, (olds, news) in enumerate(zip(rows(before), rows(after), strict=True))
-        for place, (old, new) in enumerate(zip(olds[: before.primaries], news[: after.primaries], strict=False))
-        if old.drive_id != new.drive_id
+        (number, place, before.drives[olds[place]], after.drives[news[place]])
+        for number, (olds, news) in enumerate(zip(before.rows(), after.rows(), strict=True))
+        for place in range(both)
+        if same[olds[place]] != news[place]
     ]

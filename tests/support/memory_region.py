@@ -20,7 +20,7 @@ from anvil.engine.context import Context, LayoutsInUse, Placement
 from anvil.engine.engine import Engine
 from anvil.engine.ports import Drive
 from anvil.engine.session import WriterSession
-from anvil.model.layout import Layout, LayoutDrive, compute
+from anvil.model.layout import Layout, LayoutDrive
 from anvil.model.records import BlobRef, Owner
 from anvil.model.scheme import Scheme
 from anvil.tasks.collect import Collector
@@ -31,6 +31,7 @@ from anvil.tasks.survey import Survey
 from tests.contract.memory_drive import MemoryDrive
 from tests.contract.memory_metadata import MemoryMetadata
 from tests.support.engine import Bytes, Events, new_bucket, nothing, plain_spec
+from tests.support.layouts import computed
 
 SPARES = 2
 
@@ -94,7 +95,7 @@ class Region:
 
     def compute(self, nodes: Sequence[int], previous: Layout | None = None) -> Layout:
         drives = [LayoutDrive(one.drive_id, bytes([node]) * 16, 1 << 40) for node in nodes for one in self.drives[node]]
-        return compute(drives, self.scheme.width, SPARES, previous)
+        return computed(drives, self.scheme.width, SPARES, previous)
 
     def begin(self, nodes: Sequence[int]) -> None:
         """A layout of these nodes becomes the current one; the one before is old."""

@@ -13,7 +13,6 @@ import configparser
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 from tests.support.certificates import Pair
+from tests.support.ports import free_port
 
 START_S = 60.0
 LOG_TAIL_BYTES = 20_000
@@ -37,13 +37,6 @@ RUNNING: list[AnvilNode] = []  # entered and not left: a failing test shows thei
 
 class NodeFailed(AssertionError):
     """The node did not do what was waited for; the message ends with its log."""
-
-
-def free_port() -> int:
-    """A port of the loopback that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 30.0) -> None:

@@ -17,7 +17,6 @@ import ipaddress
 import os
 import pwd
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -32,7 +31,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.node import ROOT, free_port, wait_until
+from tests.support.needs import program
+from tests.support.node import ROOT, wait_until
+from tests.support.ports import free_port
 
 DOMAIN = "s3.anvil.test"  # the store's name; `resolving` lets a process find it
 START_S = 20.0
@@ -51,11 +52,6 @@ class ProxyKind:
     file: str
     recommended: bool
     grpc: bool
-
-    @property
-    def path(self) -> str | None:
-        """The program, None where it is not installed. Debian keeps nginx where an ordinary user's PATH does not reach."""
-        return shutil.which(self.program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 CADDY = ProxyKind("caddy", "caddy", "docker/caddy/Caddyfile", recommended=True, grpc=True)
@@ -197,8 +193,7 @@ class Proxy:
             "ANVIL_BIND": "bind 127.0.0.1",
             "ANVIL_HTTP_PORT": str(free_port()),
         }
-        assert self.kind.path is not None
-        return [self.kind.path, "run", "--config", str(ROOT / self.kind.file), "--adapter", "caddyfile"], env
+        return [program(self.kind.program), "run", "--config", str(ROOT / self.kind.file), "--adapter", "caddyfile"], env
 
     def _nginx(self) -> tuple[list[str], dict[str, str]]:
         first, second = self._upstreams[0], self._upstreams[-1]
@@ -222,8 +217,7 @@ class Proxy:
         file = self._folder / "nginx.conf"
         file.write_text(text)
         command = ["-c", str(file), "-p", str(self._folder), "-g", "daemon off;", "-e", str(self._folder / "error.log")]
-        assert self.kind.path is not None
-        return [self.kind.path, *command], {"PATH": os.environ["PATH"]}
+        return [program(self.kind.program), *command], {"PATH": os.environ["PATH"]}
 
 
 class Relay:

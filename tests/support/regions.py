@@ -20,7 +20,8 @@ import asyncpg
 from botocore.config import Config
 
 from anvil.meta.embedded import DATABASE_GLOBAL, EmbeddedPostgres
-from tests.support.node import RUNNING, AnvilNode, free_port, wait_until
+from tests.support.node import RUNNING, AnvilNode, wait_until
+from tests.support.ports import free_port
 
 REGIONS = ("us-1", "eu-1")
 START_S = 90.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,18 +73,43 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 
-def sources(suffix: str = ".py") -> list[Path]:
+@cache
+def sources(suffix: str = ".py") -> tuple[Path, ...]:
     """Without what is generated from the .proto files."""
-    return sorted(path for path in PACKAGE.rglob(f"*{suffix}") if "__pycache__" not in path.parts and "_pb2" not in path.name)
+    return tuple(
+        sorted(path for path in PACKAGE.rglob(f"*{suffix}") if "__pycache__" not in path.parts and "_pb2" not in path.name)
+    )
+
+
+@cache
+def text(path: Path) -> str:
+    return path.read_text()
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Every rule walks every file; it is parsed once."""
+    return ast.parse(text(path))
+
+
+@cache
+def words_of(suffix: str, but: str) -> frozenset[str]:
+    """Every word of these files, without those of the file called `but`."""
+    return frozenset(re.findall(r"\w+", "\n".join(text(path) for path in sources(suffix) if path.name != but)))
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Every module a file imports, also inside functions and for type checking alone."""
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def imports(path: Path) -> tuple[tuple[int, str], ...]:
+    """Line and name of every module a file imports, also inside functions and for type checking alone."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -163,7 +189,7 @@ def test_only_the_configuration_reads_the_environment() -> None:
     for path in sources():
         if relative(path) in READS_ENVIRONMENT:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             named = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb", "putenv")
             if named and isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
                 wrong.append(f"{relative(path)}:{node.lineno}")
@@ -171,19 +197,15 @@ def test_only_the_configuration_reads_the_environment() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    missing = [
-        relative(path)
-        for path in sources()
-        if path.read_text().strip() and not (ast.get_docstring(ast.parse(path.read_text())) or "").strip()
-    ]
+    missing = [relative(path) for path in sources() if text(path).strip() and not (ast.get_docstring(parsed(path)) or "").strip()]
     assert not missing, missing
 
 
 def test_files_are_short() -> None:
     long = {
-        relative(path): len(path.read_text().splitlines())
+        relative(path): len(text(path).splitlines())
         for path in [*sources(".py"), *sources(".pyx")]
-        if len(path.read_text().splitlines()) > FILE_LINES_MAX
+        if len(text(path).splitlines()) > FILE_LINES_MAX
     }
     assert set(long) <= set(LONG_FILES), f"over {FILE_LINES_MAX} lines, so perhaps two things: {long}"
     assert set(LONG_FILES) <= set(long), "an exception that is no longer needed"
@@ -192,7 +214,7 @@ def test_files_are_short() -> None:
 def test_functions_are_short() -> None:
     long = {}
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 if lines > FUNCTION_LINES_MAX:
@@ -206,7 +228,7 @@ def test_nothing_is_left_for_later() -> None:
     wrong = [
         f"{relative(path)}:{number}: {line.strip()}"
         for path in [*sources(".py"), *sources(".pyx"), *sources(".pyi"), *sources(".sql")]
-        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for number, line in enumerate(text(path).splitlines(), 1)
         if words.search(line)
     ]
     assert not wrong, "\n".join(wrong)
@@ -216,7 +238,7 @@ def test_no_error_is_swallowed() -> None:
     """`except Exception: pass`, and bare `except:`, hide what an operator must know."""
     wrong = []
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ExceptHandler):
                 name = node.type.id if isinstance(node.type, ast.Name) else None
                 silent = all(isinstance(line, (ast.Pass, ast.Continue)) for line in node.body)
@@ -229,16 +251,15 @@ def test_every_limit_limits_something() -> None:
     """A bound in base/limits.py that no code names bounds nothing."""
     limits = (PACKAGE / "base" / "limits.py").read_text()
     names = re.findall(r"^([A-Z][A-Z0-9_]+): Final", limits, re.MULTILINE)
-    code = "\n".join(path.read_text() for path in [*sources(".py"), *sources(".pyx")] if path.name != "limits.py")
-    unused = [name for name in names if not re.search(rf"\b{name}\b", code) and name not in ("KIB", "MIB", "GIB", "TIB")]
+    used = words_of(".py", "limits.py") | words_of(".pyx", "limits.py") | {"KIB", "MIB", "GIB", "TIB"}
+    unused = [name for name in names if name not in used]
     assert not unused, unused
 
 
 def test_every_metric_is_counted_somewhere() -> None:
     """A metric that is declared and never touched would show an eternal zero."""
     declared = re.findall(r"^([A-Z_]+) = _", (PACKAGE / "base" / "instruments.py").read_text(), re.MULTILINE)
-    code = "\n".join(path.read_text() for path in sources() if path.name != "instruments.py")
-    unused = [name for name in declared if not re.search(rf"\b{name}\b", code)]
+    unused = [name for name in declared if name not in words_of(".py", "instruments.py")]
     assert not unused, unused
 
 

@@ -17,7 +17,8 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.compat.proxies.conftest import client, need
-from tests.support.node import AnvilNode, free_port, wait_until
+from tests.support.node import AnvilNode, wait_until
+from tests.support.ports import free_port
 from tests.support.proxies import CADDY, KINDS, NGINX_SIMPLE, Certificate, Proxy, ProxyKind, Relay, Swallower
 
 MIB = 1 << 20

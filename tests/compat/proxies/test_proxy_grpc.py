@@ -15,7 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from anvil.api.grpc.proto import auth_pb2, auth_pb2_grpc, object_pb2, object_pb2_grpc
 from tests.compat.proxies.conftest import need
-from tests.support.node import AnvilNode, free_port, wait_until
+from tests.support.node import AnvilNode, wait_until
+from tests.support.ports import free_port
 from tests.support.proxies import KINDS, NGINX_SIMPLE, Certificate, Proxy, ProxyKind
 
 DEADLINE_S = 20.0

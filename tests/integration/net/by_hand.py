@@ -49,9 +49,9 @@ class ByHand:
 
     async def rest(self, *, stop: bytes | None = None, pace_s: float = 0.0) -> bytes:
         """Everything until the server's closing alert, or until it ends with `stop`. Raises SSLError or ConnectionError where that does
-        not come. `pace_s`: to wait after each 64 KiB."""
+        not come. `pace_s`: to wait before each read."""
         found = bytearray()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while stop is None or not found.endswith(stop):
                 try:
                     data = self.tls.read(65536)

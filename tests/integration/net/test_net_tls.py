@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import shutil
 import ssl
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from anvil.net.tls import load
 from anvil.net.tls_connection import TlsConnection
 from tests.support.certificates import Pair, make_pair
 from tests.support.h2client import H2Client
+from tests.support.needs import program
 
 DATA = random.Random(7).randbytes(4 * MIB + 321)
 
@@ -356,10 +356,6 @@ async def test_draining_ends_everything_in_order(pair: Pair, server_context: ssl
         assert await draining == 0
 
 
-OPENSSL = shutil.which("openssl")
-
-
-@pytest.mark.skipif(OPENSSL is None, reason="needs the openssl program, which can ask for what Python's client cannot")
 @on_loop
 async def test_neither_renegotiation_nor_endless_key_updates(
     pair: Pair, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
@@ -367,9 +363,8 @@ async def test_neither_renegotiation_nor_endless_key_updates(
     monkeypatch.setattr(tls_connection, "TLS_REPLY_BYTES_MAX", 60)
     async with rig(handler, tls=server_context) as running:
         for version, order in (("-tls1_2", b"R\n"), ("-tls1_3", b"K\n")):
-            assert OPENSSL is not None
             process = await asyncio.create_subprocess_exec(
-                OPENSSL,
+                program("openssl"),  # it can ask for what Python's client cannot
                 *("s_client", "-connect", f"127.0.0.1:{running.port}", "-CAfile", str(pair.cert), version),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,

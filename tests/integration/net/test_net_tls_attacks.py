@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import ssl
 from contextlib import suppress
@@ -20,6 +19,7 @@ from anvil.net.tls import load
 from anvil.net.tls_connection import TlsConnection
 from tests.support.certificates import Pair, make_pair
 from tests.support.h2client import H2Client
+from tests.support.needs import program
 
 
 @pytest.fixture(scope="module")
@@ -308,10 +308,6 @@ async def test_an_early_answer_over_http2(pair: Pair, server_context: ssl.SSLCon
         client.close()
 
 
-OPENSSL = shutil.which("openssl")
-
-
-@pytest.mark.skipif(OPENSSL is None, reason="needs the openssl program, which can send early data")
 @on_loop
 async def test_early_data_is_not_taken(pair: Pair, server_context: ssl.SSLContext, tmp_path: Path) -> None:
     """0-RTT can be replayed (RFC 8446, 8): sessions are resumed, but offer none of it."""
@@ -319,9 +315,17 @@ async def test_early_data_is_not_taken(pair: Pair, server_context: ssl.SSLContex
     early.write_bytes(get(b"/early"))
 
     async def openssl(*more: str) -> bytes:
-        assert OPENSSL is not None
         process = await asyncio.create_subprocess_exec(
-            *(OPENSSL, "s_client", "-connect", f"127.0.0.1:{running.port}", "-CAfile", str(pair.cert), "-ign_eof", *more),
+            *(
+                program("openssl"),
+                "s_client",
+                "-connect",
+                f"127.0.0.1:{running.port}",
+                "-CAfile",
+                str(pair.cert),
+                "-ign_eof",
+                *more,
+            ),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

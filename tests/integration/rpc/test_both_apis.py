@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from base64 import b64decode
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import botocore.exceptions
@@ -22,6 +22,8 @@ DATA = b"both" * 300_000
 
 
 class Both:
+    bucket = ""
+
     def __init__(self, node: AnvilNode, channel: grpc.Channel) -> None:
         keys = auth_pb2.GetAccessTokenRequest(client_id=node.access_key, client_secret=node.secret_key)
         auth: Any = auth_pb2_grpc.AuthServiceStub(channel)
@@ -43,25 +45,35 @@ class Both:
         return error.code(), info.reason
 
 
-@pytest.fixture
-def both(tmp_path: Path) -> Iterator[Both]:
-    with AnvilNode(tmp_path / "data") as node, grpc.insecure_channel(node.endpoint.removeprefix("http://")) as channel:
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    with (
+        AnvilNode(tmp_path_factory.mktemp("both") / "data") as node,
+        grpc.insecure_channel(node.endpoint.removeprefix("http://")) as channel,
+    ):
         yield Both(node, channel)
 
 
+@pytest.fixture
+def both(running: Both) -> Both:
+    """Each test has a bucket of its own, not created yet."""
+    running.bucket = f"shared-{secrets.token_hex(4)}"
+    return running
+
+
 def put(both: Both, key: str, **header: Any) -> Any:
-    head = pb.PutObjectHeader(bucket="shared", key=key, size=len(DATA), **header)
+    head = pb.PutObjectHeader(bucket=both.bucket, key=key, size=len(DATA), **header)
     chunks = (pb.PutObjectRequest(chunk=DATA[start : start + 500_000]) for start in range(0, len(DATA), 500_000))
     return both.ask(both.objects.PutObject, iter([pb.PutObjectRequest(header=head), *chunks]))
 
 
 def test_what_one_puts_the_other_reads(both: Both) -> None:
-    both.ask(both.buckets.CreateBucket, bucket_pb2.CreateBucketRequest(bucket="shared"))
+    both.ask(both.buckets.CreateBucket, bucket_pb2.CreateBucketRequest(bucket=both.bucket))
     said = pb.Attributes(
         content_type="text/plain; charset=utf-8", cache_control="no-cache", user_metadata={"colour": "blue", "place": "Köln"}
     )
     answer = put(both, "by grpc/ä", attributes=said, checksum_algorithm="CHECKSUM_ALGORITHM_SHA256")
-    found = both.s3.get_object(Bucket="shared", Key="by grpc/ä", ChecksumMode="ENABLED")
+    found = both.s3.get_object(Bucket=both.bucket, Key="by grpc/ä", ChecksumMode="ENABLED")
     assert found["Body"].read() == DATA
     assert found["ETag"] == f'"{answer.etag}"' == f'"{hashlib.md5(DATA).hexdigest()}"'
     assert (found["ContentType"], found["CacheControl"]) == ("text/plain; charset=utf-8", "no-cache")
@@ -69,21 +81,21 @@ def test_what_one_puts_the_other_reads(both: Both) -> None:
     assert b64decode(found["ChecksumSHA256"]) == answer.checksum.value == hashlib.sha256(DATA).digest()
 
     both.s3.put_object(
-        Bucket="shared", Key="by-s3", Body=DATA, Metadata={"a": "b"}, ContentLanguage="de", ChecksumAlgorithm="CRC32"
+        Bucket=both.bucket, Key="by-s3", Body=DATA, Metadata={"a": "b"}, ContentLanguage="de", ChecksumAlgorithm="CRC32"
     )
-    head, *chunks = both.ask(both.objects.GetObject, pb.GetObjectRequest(bucket="shared", key="by-s3"))
+    head, *chunks = both.ask(both.objects.GetObject, pb.GetObjectRequest(bucket=both.bucket, key="by-s3"))
     assert b"".join(chunk.chunk for chunk in chunks) == DATA
     info = head.head.object
     assert (dict(info.attributes.user_metadata), info.attributes.content_language) == ({"a": "b"}, "de")
     assert info.checksum.algorithm == pb.CHECKSUM_ALGORITHM_CRC32
-    listed = both.ask(both.objects.ListObjects, pb.ListObjectsRequest(bucket="shared"))
+    listed = both.ask(both.objects.ListObjects, pb.ListObjectsRequest(bucket=both.bucket))
     assert [entry.key for entry in listed.objects] == ["by grpc/ä", "by-s3"]
-    assert [entry["Key"] for entry in both.s3.list_objects_v2(Bucket="shared")["Contents"]] == ["by grpc/ä", "by-s3"]
+    assert [entry["Key"] for entry in both.s3.list_objects_v2(Bucket=both.bucket)["Contents"]] == ["by grpc/ä", "by-s3"]
 
 
 def test_both_refuse_the_same(both: Both) -> None:
-    both.s3.create_bucket(Bucket="shared")
-    both.s3.put_object(Bucket="shared", Key="k", Body=b"data")
+    both.s3.create_bucket(Bucket=both.bucket)
+    both.s3.put_object(Bucket=both.bucket, Key="k", Body=b"data")
     once = pb.WriteConditions(if_none_match=["*"])
     for s3, method, request, status in (
         (
@@ -93,31 +105,35 @@ def test_both_refuse_the_same(both: Both) -> None:
             grpc.StatusCode.NOT_FOUND,
         ),
         (
-            lambda: both.s3.delete_bucket(Bucket="shared"),
+            lambda: both.s3.delete_bucket(Bucket=both.bucket),
             both.buckets.DeleteBucket,
-            bucket_pb2.DeleteBucketRequest(bucket="shared"),
+            bucket_pb2.DeleteBucketRequest(bucket=both.bucket),
             grpc.StatusCode.FAILED_PRECONDITION,
         ),
         (
-            lambda: both.s3.copy_object(Bucket="shared", Key="k", CopySource="shared/k"),
+            lambda: both.s3.copy_object(Bucket=both.bucket, Key="k", CopySource=f"{both.bucket}/k"),
             both.objects.CopyObject,
-            pb.CopyObjectRequest(source=pb.CopySource(bucket="shared", key="k"), bucket="shared", key="k"),
+            pb.CopyObjectRequest(source=pb.CopySource(bucket=both.bucket, key="k"), bucket=both.bucket, key="k"),
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (
             lambda: both.s3.copy_object(
-                Bucket="shared", Key="k", CopySource="shared/k", MetadataDirective="REPLACE", IfNoneMatch="*"
+                Bucket=both.bucket, Key="k", CopySource=f"{both.bucket}/k", MetadataDirective="REPLACE", IfNoneMatch="*"
             ),
             both.objects.CopyObject,
             pb.CopyObjectRequest(
-                source=pb.CopySource(bucket="shared", key="k"), bucket="shared", key="k", replace_attributes=True, conditions=once
+                source=pb.CopySource(bucket=both.bucket, key="k"),
+                bucket=both.bucket,
+                key="k",
+                replace_attributes=True,
+                conditions=once,
             ),
             grpc.StatusCode.FAILED_PRECONDITION,
         ),
         (
-            lambda: both.s3.abort_multipart_upload(Bucket="shared", Key="k", UploadId="0" * 32),
+            lambda: both.s3.abort_multipart_upload(Bucket=both.bucket, Key="k", UploadId="0" * 32),
             both.objects.AbortMultipartUpload,
-            pb.AbortMultipartUploadRequest(bucket="shared", key="k", upload_id="0" * 32),
+            pb.AbortMultipartUploadRequest(bucket=both.bucket, key="k", upload_id="0" * 32),
             grpc.StatusCode.NOT_FOUND,
         ),
     ):
@@ -128,16 +144,16 @@ def test_both_refuse_the_same(both: Both) -> None:
 
 
 def test_an_upload_begun_by_one_is_completed_by_the_other(both: Both) -> None:
-    both.s3.create_bucket(Bucket="shared")
-    upload_id = both.s3.create_multipart_upload(Bucket="shared", Key="big", ChecksumAlgorithm="CRC32C")["UploadId"]
-    part: dict[str, Any] = {"bucket": "shared", "key": "big", "upload_id": upload_id}
+    both.s3.create_bucket(Bucket=both.bucket)
+    upload_id = both.s3.create_multipart_upload(Bucket=both.bucket, Key="big", ChecksumAlgorithm="CRC32C")["UploadId"]
+    part: dict[str, Any] = {"bucket": both.bucket, "key": "big", "upload_id": upload_id}
     header = pb.UploadPartHeader(**part, part_number=1, size=len(DATA))
     sent = both.ask(both.objects.UploadPart, iter([pb.UploadPartRequest(header=header), pb.UploadPartRequest(chunk=DATA)]))
-    listed = both.s3.list_parts(Bucket="shared", Key="big", UploadId=upload_id)["Parts"]
+    listed = both.s3.list_parts(Bucket=both.bucket, Key="big", UploadId=upload_id)["Parts"]
     assert [(one["PartNumber"], one["ETag"], b64decode(one["ChecksumCRC32C"])) for one in listed] == [
         (1, f'"{sent.etag}"', sent.checksum.value)
     ]
     parts = [pb.CompletedPart(number=1, etag=sent.etag, checksum=sent.checksum.value)]
     done = both.ask(both.objects.CompleteMultipartUpload, pb.CompleteMultipartUploadRequest(**part, parts=parts))
-    head = both.s3.head_object(Bucket="shared", Key="big")
+    head = both.s3.head_object(Bucket=both.bucket, Key="big")
     assert (head["ETag"], head["ContentLength"]) == (f'"{done.etag}"', len(DATA))

@@ -31,7 +31,8 @@ from anvil.cli.paths import Remote, local_file, parse_object, parse_remote
 from anvil.cli.profiles import Profile, Profiles
 from anvil.client import Token
 from tests.support.fake_grpc import FakeServer, Refused
-from tests.support.node import ROOT, free_port
+from tests.support.node import ROOT
+from tests.support.ports import free_port
 from tests.unit.client.conftest import KIB, SMALL
 
 DATA = bytes(range(256)) * 1600  # 400 KiB: seven parts

@@ -41,7 +41,7 @@ from anvil.client import errors as client_errors
 from anvil.client.channel import Endpoint, parse_endpoint
 from anvil.client.errors import CLASSES
 from tests.support.fake_grpc import FakeServer, Refused
-from tests.support.node import free_port
+from tests.support.ports import free_port
 from tests.unit.client.conftest import Run
 
 

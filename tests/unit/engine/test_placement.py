@@ -6,8 +6,9 @@ import pytest
 
 from anvil.engine.context import LayoutsInUse, Placement
 from anvil.engine.ports import Drive
-from anvil.model.layout import Layout, LayoutDrive, compute
+from anvil.model.layout import Layout, LayoutDrive
 from tests.contract.memory_drive import MemoryDrive
+from tests.support.layouts import computed
 
 BLOB = bytes(16)
 
@@ -20,7 +21,7 @@ def drives(count: int, local: int = 1) -> list[MemoryDrive]:
 
 
 def layout(members: list[MemoryDrive], previous: Layout | None = None) -> Layout:
-    return compute([LayoutDrive(one.drive_id, one.drive_id, 1 << 40) for one in members], 2, 1, previous)
+    return computed([LayoutDrive(one.drive_id, one.drive_id, 1 << 40) for one in members], 2, 1, previous)
 
 
 def labels(found: list[Drive] | list[Drive | None]) -> list[str]:

@@ -5,12 +5,13 @@ Shard i of a blob is at place i; small objects have no shards but the first, and
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anvil.model.columns import even, level
@@ -18,7 +19,8 @@ from anvil.model.layout import PARTITIONS, Layout, LayoutDrive, compute
 from anvil.model.quotas import EMPTY, Rows, by_column, shares
 from anvil.model.scheme import default_scheme
 from anvil.model.spread import spread
-from tests.support.layouts import ROWS, changed, drive, nodes, rows, tree
+from tests.support.examples import examples
+from tests.support.layouts import FEWER, ROWS, changed, drive, fresh, nodes, rows, tree
 
 UP_AND_DOWN = [1, 2, 3, 4, 5, 6, 7, 8, 7, 6, 5, 4, 3, 2, 1]
 
@@ -29,25 +31,29 @@ def width(count: int, drives: int = 1) -> int:
 
 def off(layout: Layout) -> float:
     """How far the worst cell is from an equal part of its column, beyond one place: as a part of that part."""
-    part = PARTITIONS / len(layout.drives)
-    columns = [Counter(column) for column in zip(*(row[: layout.primaries] for row in layout.rows()), strict=True)]
-    worst = max(abs(column[number] - part) for column in columns for number in range(len(layout.drives)))
+    per_column = columns(layout.rows(), layout.primaries)
+    part = per_column[0].total() / len(layout.drives)
+    worst = max(abs(column[number] - part) for column in per_column for number in range(len(layout.drives)))
     return max(0.0, worst - 1) / part
 
 
 def assert_few_moves(before: Layout, after: Layout, most: float) -> None:
     """Of all places together: `most` times what had to move for the numbers in each column to change as they did."""
+    new, old = (columns(layout.rows(), layout.primaries) for layout in (after, before))
+    place = {drive.drive_id: number for number, drive in enumerate(after.drives)}
     needed = 0
-    for at in range(min(before.primaries, after.primaries)):
-        new, old = (Counter(row[at].drive_id for row in rows(layout)) for layout in (after, before))
-        needed += (new - old).total()
+    for now, was in zip(new, old, strict=False):
+        had = Counter({place.get(before.drives[number].drive_id, -1): count for number, count in was.items()})
+        needed += (now - had).total()
     moves = len(changed(before, after))
     assert needed <= moves <= most * needed, (moves, needed)
 
 
 @pytest.mark.parametrize("drives", [1, 2])
-def test_growth_and_decline_with_the_default_schemes(drives: int) -> None:
+def test_growth_and_decline_with_the_default_schemes(drives: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One node after the other, up to eight and back, as regions begin: more nodes, wider schemes."""
+    rows_each = PARTITIONS if drives == 1 else FEWER
+    monkeypatch.setattr("anvil.model.layout.PARTITIONS", rows_each)
     layout: Layout | None = None
     for count in UP_AND_DOWN:
         after = compute(nodes(count, drives), width(count, drives), 2, layout)
@@ -56,7 +62,7 @@ def test_growth_and_decline_with_the_default_schemes(drives: int) -> None:
             assert_few_moves(layout, after, 1.15)
             few, many = sorted((len(layout.drives), len(after.drives)))
             moves = Counter(at for _, at, _, _ in changed(layout, after))
-            assert max(moves.values()) <= 1.25 * (many - few) / many * PARTITIONS, (count, moves)
+            assert max(moves.values()) <= 1.25 * (many - few) / many * rows_each, (count, moves)
         assert compute(nodes(count, drives), width(count, drives), 2, after).places == after.places, "what is even stays"
         layout = after
 
@@ -64,7 +70,7 @@ def test_growth_and_decline_with_the_default_schemes(drives: int) -> None:
 @pytest.mark.parametrize("count", [5, 6, 7, 8, 12, 24])
 def test_a_region_that_grows_from_one_node_at_once(count: int) -> None:
     """All of the first column is on one drive then."""
-    first = compute(nodes(1), 1, 2)
+    first = fresh(1, 1, 1, 1)
     after = compute(nodes(count), width(count), 2, first)
     assert off(after) <= 0.01
     assert_few_moves(first, after, 1.0)
@@ -78,7 +84,7 @@ def test_a_region_that_grows_from_one_node_at_once(count: int) -> None:
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_layout_with_uneven_columns_is_levelled_at_its_next_change(shift: int) -> None:
     """One and the same row for all partitions, or always the same drives at the same places, as layouts have been."""
-    six = compute(nodes(6), 6, 2)
+    six = fresh(6, 1, 1, 6)
     uneven = [[(at + number % (shift + 1)) % 6 for at in range(6)] for number in range(PARTITIONS)]
     places = b"".join(d.to_bytes(2, "little") for row in uneven for d in row)
     old = Layout(1, 6, six.drives, places, 6)
@@ -89,7 +95,7 @@ def test_a_layout_with_uneven_columns_is_levelled_at_its_next_change(shift: int)
 
 
 def test_columns_that_exist_keep_their_drives_when_there_are_more() -> None:
-    before = compute(nodes(12), 4, 2)
+    before = fresh(12, 1, 1, 4)
     after = compute(nodes(12), 6, 2, before)
     assert not changed(before, after)
     assert off(after) <= 0.01
@@ -127,7 +133,7 @@ def regions(draw: st.DrawFn) -> list[tuple[list[LayoutDrive], int]]:
     return steps
 
 
-@settings(max_examples=15, deadline=None)
+@examples(6)
 @given(regions())
 @example([(nodes(1), 1), (nodes(6), 6)])
 @example([(nodes(5, 2), 6), (nodes(6, 2), 6)])
@@ -161,11 +167,11 @@ def carried(old: Sequence[LayoutDrive], table: Rows, drives: Sequence[LayoutDriv
     return [[renamed[d] for d in row] for row in table]
 
 
-def columns(table: Rows, count: int) -> list[Counter[int]]:
-    return [Counter(row[at] for row in table) for at in range(count)]
+def columns(table: Iterable[Sequence[int]], count: int) -> list[Counter[int]]:
+    return [Counter(column) for column in itertools.islice(zip(*table, strict=True), count)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(0, 1000))
 def test_any_table_can_be_levelled_within_its_rows(count: int, drives: int, copies: int, shards: int, seed: int) -> None:
     """However drives are combined, and whichever nodes they are of: rows keep theirs, and no drive is over or under in a column."""
@@ -197,7 +203,7 @@ def test_levelling_moves_what_has_moved_already() -> None:
     assert kept >= 6 * 32 - 2, "of the six places in four rows that were somebody's"
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(1, 6), st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(0, 1000))
 def test_quotas_by_column(count: int, quota: list[int], seed: int) -> None:
     """Columns are equal, parts of a drive differ by at most one, and what is so already is left as it is."""

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anvil.base.limits import LAYOUT_SLICES
 from anvil.model.layout import PARTITIONS, Layout, LayoutDrive, compute, moved, partition, slice_partitions
 from anvil.model.quotas import Rows, shares
-from tests.support.layouts import ROWS, changed, drive, following, nodes, rows, tree
+from tests.support.examples import examples
+from tests.support.layouts import FEWER, ROWS, changed, drive, following, fresh, nodes, rows, tree
 
 
 @st.composite
@@ -32,7 +33,7 @@ def histories(draw: st.DrawFn) -> list[list[LayoutDrive]]:
     return steps
 
 
-@settings(max_examples=60, deadline=None)
+@examples(20)
 @given(histories(), st.integers(1, 8), st.integers(0, 3))
 @example([nodes(3, 4, 3), nodes(5, 4, 3)], 6, 2)
 def test_rules_of_every_row(history: list[list[LayoutDrive]], shards: int, spares: int) -> None:
@@ -69,7 +70,7 @@ def least(sizes: list[int], wanted: int) -> int:
     return limit
 
 
-@settings(max_examples=40, deadline=None)
+@examples(12)
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 8))
 def test_equal_drives_have_equal_parts(count: int, per_node: int, zones: int, shards: int) -> None:
     """First, and after one joined and one left: each drive within 2 % of its part or one place, where zones are equal, too."""
@@ -93,7 +94,7 @@ def assert_even(drives: Sequence[LayoutDrive], table: Rows, shards: int, toleran
         assert abs(load[number] - part) <= 1 + tolerance * part, (number, load[number], part)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.data())
 def test_shares_keep_to_ceilings_and_proportions(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.lists(st.integers(1, 1000), min_size=1, max_size=4), min_size=1, max_size=6))
@@ -121,7 +122,7 @@ def test_shares_keep_to_ceilings_and_proportions(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize(("count", "per_node", "zones"), [(7, 2, 1), (9, 4, 3), (16, 1, 1), (30, 2, 5)])
 def test_a_node_that_joins_takes_only_its_part(count: int, per_node: int, zones: int) -> None:
-    before = compute(nodes(count, per_node, zones), 6, 2)
+    before = fresh(count, per_node, zones, 6)
     after = compute(nodes(count + 1, per_node, zones), 6, 2, before)
     assert after.version == before.version + 1
     changes = changed(before, after)
@@ -138,7 +139,7 @@ def test_a_node_that_joins_takes_only_its_part(count: int, per_node: int, zones:
 )
 def test_a_node_that_leaves_moves_only_what_it_had(count: int, per_node: int, zones: int, most: float) -> None:
     """And a little for the columns' sake where the rules say who takes its places: of six nodes, or of two in a zone, all are in a row."""
-    before = compute(nodes(count, per_node, zones), 6, 2)
+    before = fresh(count, per_node, zones, 6)
     after = compute(nodes(count, per_node, zones)[per_node:], 6, 2, before)
     changes = changed(before, after)
     had = [change for change in changes if change[2].node_id == bytes(16)]
@@ -147,7 +148,7 @@ def test_a_node_that_leaves_moves_only_what_it_had(count: int, per_node: int, zo
 
 
 def test_a_drive_more_takes_from_all_others() -> None:
-    before = compute(nodes(10, 2), 6, 2)
+    before = fresh(10, 2, 1, 6)
     more = [*nodes(10, 2), drive(0, 9, "z0")]
     changes = changed(before, compute(more, 6, 2, before))
     assert len(changes) <= 1.02 * 6 * PARTITIONS / 21
@@ -155,29 +156,30 @@ def test_a_drive_more_takes_from_all_others() -> None:
 
 
 def test_without_a_change_nothing_changes() -> None:
-    before = compute(nodes(8, 2, 2), 6, 2)
+    before = fresh(8, 2, 2, 6)
     again = compute(nodes(8, 2, 2), 6, 2, before)
     assert (again.places, again.version) == (before.places, 2)
     assert moved(before, again) == frozenset()
     assert compute(list(reversed(nodes(8, 2, 2))), 6, 2) == before, "the order of the drives says nothing"
 
 
-def test_growth_from_one_node() -> None:
+def test_growth_from_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step keeps what the rules let it keep: the primaries that stay, stay at their places."""
+    monkeypatch.setattr("anvil.model.layout.PARTITIONS", FEWER)
     layout = compute(nodes(1, 6), 6, 2)
-    for count in range(2, 9):
+    for count in range(2, 8):
         after = compute(nodes(count, 6), 6, 2, layout)
         limit = math.ceil(6 / count)
         assert all(max(Counter(d.node_id for d in row[:6]).values()) <= limit for row in rows(after))
         old_limit = math.ceil(6 / (count - 1))
-        kept = 6 * PARTITIONS - len(changed(layout, after))
+        kept = 6 * FEWER - len(changed(layout, after))
         if limit == old_limit:
-            assert kept >= 0.99 * 6 * PARTITIONS * (count - 1) / count
+            assert kept >= 0.99 * 6 * FEWER * (count - 1) / count
         layout = after
 
 
 def test_a_lost_drive_is_rebuilt_from_all_others() -> None:
-    layout = compute(nodes(24), 6, 2)
+    layout = fresh(24, 1, 1, 6)
     with_first = [row for row in rows(layout) if any(d.node_id == bytes(16) for d in row[:6])]
     partners = Counter(d.node_id for row in with_first for d in row[:6] if d.node_id != bytes(16))
     assert len(partners) == 23
@@ -186,20 +188,20 @@ def test_a_lost_drive_is_rebuilt_from_all_others() -> None:
 
 def test_the_first_places_are_on_different_nodes() -> None:
     """Copies of small objects use only these."""
-    few = compute(nodes(3, 2), 6, 2)
+    few = fresh(3, 2, 1, 6)
     assert all(len({d.node_id for d in row[:3]}) == 3 for row in rows(few)), "three copies are on three nodes"
 
 
 def test_more_shards_than_before() -> None:
     """What were spares become primaries, and no shard of what is stored moves."""
-    before = compute(nodes(6), 4, 2)
+    before = fresh(6, 1, 1, 4)
     after = compute(nodes(6), 6, 2, before)
     assert (before.primaries, after.primaries, after.width) == (4, 6, 6)
     assert [[d.drive_id for d in row[:4]] for row in rows(before)] == [[d.drive_id for d in row[:4]] for row in rows(after)]
 
 
 def test_a_layout_of_before_primaries_were_recorded() -> None:
-    layout = compute(nodes(4), 4, 2)
+    layout = fresh(4, 1, 1, 4)
     old = Layout(layout.version, layout.width, layout.drives, layout.places)
     assert Layout.unpack(old.pack()).primaries == 0
     assert compute(nodes(4), 4, 2, old).places == layout.places

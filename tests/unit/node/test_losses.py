@@ -9,9 +9,10 @@ import pytest
 
 from anvil.base.errors import Conflict
 from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeRow, NodeState
-from anvil.model.layout import Layout, LayoutDrive, compute
+from anvil.model.layout import Layout, LayoutDrive
 from anvil.model.scheme import Scheme
 from anvil.node.losses import assert_nothing_lost, holds, may_drain, may_remove, would_lose
+from tests.support.layouts import computed
 
 FOUR_TWO = Scheme(4, 2)
 ACTIVE, DOWN, DRAINING = NodeState.ACTIVE, NodeState.DOWN, NodeState.DRAINING
@@ -26,7 +27,7 @@ def row(number: int, state: NodeState = ACTIVE) -> NodeRow:
 
 
 def layout_of(numbers: Sequence[int], before: Layout | None = None) -> Layout:
-    return compute([LayoutDrive(bytes([100 + n]) * 16, node_id(n), 1 << 40) for n in numbers], 6, 2, before)
+    return computed([LayoutDrive(bytes([100 + n]) * 16, node_id(n), 1 << 40) for n in numbers], 6, 2, before)
 
 
 def region(states: Sequence[NodeState], *layouts: Layout) -> ClusterView:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from anvil.base.errors import InvalidRequest, MessageTooLarge
 from anvil.wire import grpc, grpc_reference
 from anvil.wire.grpc_head import is_grpc, is_protobuf, parse_timeout, percent_encoded, read_metadata, status_fields
+from tests.support.examples import examples
 
 MESSAGE_MAX = 100_000
 DECODERS = (grpc.ChunkDecoder, grpc_reference.ChunkDecoder)
@@ -65,7 +66,7 @@ PARTS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@examples(100)
 @given(
     parts=st.lists(PARTS, max_size=6), cuts=st.lists(st.integers(0, 2000)), room=st.sampled_from((1, 7, 4096)), cut=st.booleans()
 )
