@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies and h2load. Never fails: where they
-# cannot be installed, it says what is missing, and the tests that need it are skipped.
+# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, and Prometheus. Never fails:
+# where they cannot be installed, it says what is missing, and the tests that need it are skipped.
 set -u
 
 # Debian keeps nginx where an ordinary user's PATH does not reach.
@@ -9,6 +9,7 @@ missing=""
 command -v caddy >/dev/null 2>&1 || missing="$missing caddy"
 command -v nginx >/dev/null 2>&1 || missing="$missing nginx"
 command -v h2load >/dev/null 2>&1 || missing="$missing nghttp2-client"
+command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
 [ -n "$missing" ] || exit 0
 
 skip() {
@@ -23,7 +24,7 @@ if [ "$(id -u)" != 0 ]; then
     as_root() { sudo "$@"; }
 fi
 
-# Their packages start services on ports 80 and 443. Debian's invoke-rc.d asks policy-rc.d first; 101 means no. One that is there
+# Their packages start services, on ports 80, 443 and 9090. Debian's invoke-rc.d asks policy-rc.d first; 101 means no. One that is there
 # already has its own opinion, and stays.
 policy=/usr/sbin/policy-rc.d
 ours=""
@@ -39,7 +40,7 @@ as_root apt-get update -qq || skip "apt-get update failed"
 as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null || skip "apt-get install failed"
 # Started by nobody here, and not at the next boot either, where there is a service manager.
 if [ -n "$ours" ] && command -v systemctl >/dev/null 2>&1; then
-    for service in caddy nginx; do
+    for service in caddy nginx prometheus; do
         case "$missing" in *" $service"*) as_root systemctl disable --quiet "$service" >/dev/null 2>&1 || true ;; esac
     done
 fi

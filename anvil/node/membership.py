@@ -172,6 +172,7 @@ class Membership:
         for state in NodeState:
             instruments.CLUSTER_PEERS.labels(str(state)).set(sum(node.state is state for node in others))
         peers = self._region.peers
+        instruments.PEER_LAST_SEEN.clear()  # who was removed is not told of for ever
         if peers is not None:
             for node_id, seen in peers.last_seen.items():
                 instruments.PEER_LAST_SEEN.labels(node_id.hex()).set(seen)
