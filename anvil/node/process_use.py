@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_GONE_KEPT = 64
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -35,6 +36,9 @@ class ProcessUse:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._living: dict[tuple[int, int], float] = {}  # by process id and start: processor seconds
+        self._gone: dict[
+            tuple[int, int], float
+        ] = {}  # those not seen at the last reading; some come back, when /proc was too busy
         self._ended_s = 0.0
 
     def read(self, pids: Sequence[int]) -> ProcessTotals:
@@ -63,6 +67,9 @@ class ProcessUse:
 
     def _cpu(self, seen: dict[tuple[int, int], float]) -> float:
         with self._lock:
-            self._ended_s += sum(used for process, used in self._living.items() if process not in seen)
-            self._living = {process: max(used, self._living.get(process, 0.0)) for process, used in seen.items()}
-            return self._ended_s + sum(self._living.values())
+            known = self._gone | self._living
+            self._living = {process: max(used, known.get(process, 0.0)) for process, used in seen.items()}
+            self._gone = {process: used for process, used in known.items() if process not in seen}
+            while len(self._gone) > _GONE_KEPT:
+                self._ended_s += self._gone.pop(next(iter(self._gone)))
+            return self._ended_s + sum(self._gone.values()) + sum(self._living.values())

@@ -1,6 +1,6 @@
 """A real Prometheus for tests, and what is shipped for it: alert rules, their tests, the dashboard.
 
-    with Prometheus(tmp_path, {"anvil": ["127.0.0.1:50051"]}, token="...") as prometheus:
+    with Prometheus(tmp_path, {"anvil": ["127.0.0.1:50051"]}, {"anvil": token}) as prometheus:
         prometheus.wait_scraped(1)
         prometheus.query("anvil_db_up")
 
@@ -79,19 +79,22 @@ def filled(expression: str, rate_interval: str = "1m") -> str:
 
 
 class Prometheus:
-    """Scrapes `targets` (by job, host:port each) every second. `token`: the bearer token it sends, if it is to send one."""
+    """Scrapes `targets` (by job, host:port each) every second, those of jobs in `tokens` with that bearer token."""
 
-    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]], token: str | None = None) -> None:
+    def __init__(self, folder: Path, targets: Mapping[str, Sequence[str]], tokens: Mapping[str, str]) -> None:
         self._folder = folder / "prometheus"
         self._log = self._folder / "log"
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        authorization = {} if token is None else {"authorization": {"credentials": token}}
         self._config = {
             "global": {"scrape_interval": f"{SCRAPE_EVERY_S}s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(ALERTS)],
             "scrape_configs": [
-                {"job_name": job, **authorization, "static_configs": [{"targets": list(addresses)}]}
+                {
+                    "job_name": job,
+                    "static_configs": [{"targets": list(addresses)}],
+                    **({"authorization": {"credentials": tokens[job]}} if job in tokens else {}),
+                }
                 for job, addresses in targets.items()
             ],
         }
