@@ -27,6 +27,7 @@ from anvil.tasks.rebalance import Moved
 log = logging.getLogger("anvil.membership")
 
 Follow = Callable[[ClusterView], None]
+EVENTS = ("join", "leave", "fail", "return")
 
 
 def _uptime_s() -> float:
@@ -65,6 +66,8 @@ class Membership:
         self._peers: Mapping[NodeId, NodeState] = {}
         self._open: ClusterTables | None = None
         self._turn: asyncio.Task[None] | None = None
+        for event in EVENTS:
+            instruments.MEMBERSHIP_EVENTS.labels(event)  # at 0: the first one is an increase, too
         self.lease = Lease()
         self.leading = False
         self.followers: list[Follow] = []
