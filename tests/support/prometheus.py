@@ -85,6 +85,7 @@ class Prometheus:
         self._folder = folder / "prometheus"
         self._log = self._folder / "log"
         self._port = free_port()
+        self._targets = sum(len(addresses) for addresses in targets.values())
         self._process: subprocess.Popen[bytes] | None = None
         self._config = {
             "global": {"scrape_interval": f"{SCRAPE_EVERY_S}s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
@@ -165,7 +166,7 @@ class Prometheus:
 
         def scraped() -> bool:
             found = self.query(count)
-            return len(found) == len(self.targets()) and all(value >= times for _, value in found)
+            return len(found) == self._targets and all(value >= times for _, value in found)
 
         wait_until(f"every target was scraped {times} times", scraped, deadline_s)
 
