@@ -28,7 +28,7 @@ import yaml
 from tests.support.node import ROOT, free_port, wait_until
 
 ALERTS = ROOT / "docker" / "prometheus" / "alerts.yml"
-ALERTS_TEST = ROOT / "docker" / "prometheus" / "alerts_test.yml"
+ALERTS_TESTS = tuple(sorted((ROOT / "docker" / "prometheus").glob("*_test.yml")))
 DASHBOARD = ROOT / "docker" / "grafana" / "anvil.json"
 SCRAPE_EVERY_S = 1
 START_S = 30.0

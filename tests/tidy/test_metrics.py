@@ -18,7 +18,7 @@ import yaml
 from anvil.base import instruments  # noqa: F401 - declares them
 from anvil.base.metrics import PREFIX, REGISTRY
 from anvil.cli.main import command
-from tests.support.prometheus import ALERTS, ALERTS_TEST, DASHBOARD, alert_rules, panels
+from tests.support.prometheus import ALERTS, ALERTS_TESTS, DASHBOARD, alert_rules, panels
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "METRICS.md"
@@ -146,7 +146,7 @@ def test_commands_in_the_runbook_exist() -> None:
 
 def test_every_alert_is_tested_firing_and_quiet() -> None:
     seen: dict[str, set[bool]] = {}
-    for case in yaml.safe_load(ALERTS_TEST.read_text())["tests"]:
+    for case in [case for file in ALERTS_TESTS for case in yaml.safe_load(file.read_text())["tests"]]:
         for expected in case["alert_rule_test"]:
             seen.setdefault(expected["alertname"], set()).add(bool(expected["exp_alerts"]))
     assert seen == {rule["alert"]: {True, False} for rule in alert_rules()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.support.prometheus import ALERTS, ALERTS_TEST, filled, panels, promtool
+from tests.support.prometheus import ALERTS, ALERTS_TESTS, filled, panels, promtool
 
 
 def test_the_rules_are_rules() -> None:
@@ -16,9 +16,9 @@ def test_the_rules_are_rules() -> None:
 
 
 def test_every_alert_fires_when_it_should_and_only_then() -> None:
-    tested = promtool("test", "rules", str(ALERTS_TEST))
+    tested = promtool("test", "rules", *map(str, ALERTS_TESTS))
     assert tested.returncode == 0, tested.stdout.decode()
-    assert b"SUCCESS" in tested.stdout
+    assert tested.stdout.count(b"SUCCESS") == len(ALERTS_TESTS) == 2
 
 
 def test_the_unit_tests_of_the_rules_can_fail(tmp_path: Path) -> None:
@@ -29,8 +29,9 @@ def test_the_unit_tests_of_the_rules_can_fail(tmp_path: Path) -> None:
         for rule in group["rules"]:
             rule["expr"] = f"({rule['expr']}) and on () vector(1) < 0"
     (tmp_path / ALERTS.name).write_text(yaml.safe_dump(broken))
-    (tmp_path / ALERTS_TEST.name).write_text(ALERTS_TEST.read_text())
-    tested = promtool("test", "rules", str(tmp_path / ALERTS_TEST.name))
+    for file in ALERTS_TESTS:
+        (tmp_path / file.name).write_text(file.read_text())
+    tested = promtool("test", "rules", *(str(tmp_path / file.name) for file in ALERTS_TESTS))
     assert tested.returncode != 0
     assert [name for name in names if f"alertname: {name}," not in tested.stdout.decode()] == []
 
