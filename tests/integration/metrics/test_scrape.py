@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import statistics
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
+import psutil
 import pytest
 from botocore.exceptions import ClientError
 
@@ -178,39 +177,25 @@ def crowded(tmp_path: Path) -> Iterator[AnvilNode]:
         yield node
 
 
-def requests_ms(node: AnvilNode, count: int = 300) -> list[float]:
-    """How long requests take, one after the other."""
-    took = []
-    for _ in range(count):
-        began = time.perf_counter()
-        assert node.get("/x")[0] == 200
-        took.append((time.perf_counter() - began) * 1000)
-    return sorted(took)
+def processor_ms(pids: list[int]) -> float:
+    """What these processes have used so far. Clocks would tell more of who else uses the machine."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(one.user + one.system for one in times) * 1000
 
 
-def test_a_scrape_is_quick_and_no_request_waits_for_one(crowded: AnvilNode) -> None:
-    alone = requests_ms(crowded)
-    scrapes, over = list[float](), threading.Event()
-
-    def scrape() -> None:
-        while not over.wait(0.1):  # a hundred times as often as any Prometheus
-            began = time.perf_counter()
-            assert crowded.get("/metrics")[0] == 200
-            scrapes.append((time.perf_counter() - began) * 1000)
-
-    scraper = threading.Thread(target=scrape)
-    scraper.start()
-    try:
-        beside = requests_ms(crowded, 600)
-    finally:
-        over.set()
-        scraper.join(30)
-    assert len(scrapes) >= 3
-    assert min(scrapes) < 50, f"a scrape takes {min(scrapes):.0f} ms at best"
-    # A request loop that formatted the text itself would stand still for as long as the scrape takes.
-    assert statistics.median(beside) < 2 * statistics.median(alone) + 2, (statistics.median(alone), statistics.median(beside))
-    lag_sum, lag_count = crowded.metric("anvil_event_loop_lag_seconds_sum"), crowded.metric("anvil_event_loop_lag_seconds_count")
-    assert lag_sum / lag_count < 0.05
+def test_a_scrape_costs_little_and_next_to_nothing_on_request_loops(crowded: AnvilNode) -> None:
+    """Clocks are asked by `python -m bench.micro.metrics`, on a machine that has nothing else to do."""
+    background, workers = [crowded.background_pid or 0], crowded.worker_pids
+    assert len(workers) == 2
+    scrapes, used_before = 60, (processor_ms(background), processor_ms(workers))
+    for _ in range(scrapes):
+        status, _, text = crowded.get("/metrics", {"Accept-Encoding": "gzip"})
+        assert status == 200
+        assert len(text) > 10_000
+    told_ms, served_ms = processor_ms(background) - used_before[0], processor_ms(workers) - used_before[1]
+    assert told_ms > served_ms, "who formats the text has the work"
+    assert told_ms / scrapes < 50
+    assert served_ms / scrapes < 5, "a request loop that stands still longer than that for a scrape is noticed by requests"
 
 
 def test_a_new_background_process_tells_no_sum_without_a_worker(crowded: AnvilNode) -> None:

@@ -204,10 +204,10 @@ def test_a_process_that_was_overlooked_once_is_not_counted_twice() -> None:
 def test_a_scrape_of_2000_buckets_and_many_workers_takes_less_than_50_ms() -> None:
     snapshots = [buckets(METRICS_SERIES_MAX), *(worker() for _ in range(WORKERS))]
     use, best_ms = ProcessUse(), float("inf")
-    for _ in range(7):  # the best of some: others use the machine as well
-        began = time.perf_counter()
+    for _ in range(7):  # processor time, the best of some: others use the machine as well
+        began = time.process_time()
         text = exposition(snapshots, use.read([os.getpid()] * (WORKERS + 2)))
-        best_ms = min(best_ms, (time.perf_counter() - began) * 1000)
+        best_ms = min(best_ms, (time.process_time() - began) * 1000)
     assert sum(line.startswith(b"anvil_bucket_") for line in text.splitlines()) == 2 * METRICS_SERIES_MAX
     assert best_ms < SCRAPE_MS
 
@@ -220,7 +220,7 @@ def test_a_worker_gives_its_numbers_within_a_few_milliseconds() -> None:
         instruments.API_REQUESTS.labels("s3", f"operation-{operation}", "200").inc()
     best_ms = float("inf")
     for _ in range(7):
-        began = time.perf_counter()
+        began = time.process_time()
         msgspec.msgpack.encode(REGISTRY.snapshot())
-        best_ms = min(best_ms, (time.perf_counter() - began) * 1000)
+        best_ms = min(best_ms, (time.process_time() - began) * 1000)
     assert best_ms < 5.0
