@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, ip and openssl. Never fails:
-# where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where ANVIL_STRICT=1 is set.
+# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, ip, openssl and Prometheus. Never
+# fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where ANVIL_STRICT=1 is set.
 set -u
 
 # Debian keeps nginx where an ordinary user's PATH does not reach.
@@ -11,6 +11,7 @@ command -v nginx >/dev/null 2>&1 || missing="$missing nginx"
 command -v h2load >/dev/null 2>&1 || missing="$missing nghttp2-client"
 command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
+command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
 [ -n "$missing" ] || exit 0
 
 skip() {
@@ -25,7 +26,7 @@ if [ "$(id -u)" != 0 ]; then
     as_root() { sudo "$@"; }
 fi
 
-# Their packages start services on ports 80 and 443. Debian's invoke-rc.d asks policy-rc.d first; 101 means no. One that is there
+# Their packages start services, on ports 80, 443 and 9090. Debian's invoke-rc.d asks policy-rc.d first; 101 means no. One that is there
 # already has its own opinion, and stays.
 policy=/usr/sbin/policy-rc.d
 ours=""
@@ -41,7 +42,7 @@ as_root apt-get update -qq || skip "apt-get update failed"
 as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null || skip "apt-get install failed"
 # Started by nobody here, and not at the next boot either, where there is a service manager.
 if [ -n "$ours" ] && command -v systemctl >/dev/null 2>&1; then
-    for service in caddy nginx; do
+    for service in caddy nginx prometheus; do
         case "$missing" in *" $service"*) as_root systemctl disable --quiet "$service" >/dev/null 2>&1 || true ;; esac
     done
 fi

@@ -241,7 +241,6 @@ HOLD_FRESH_S: Final = 3.0  # an answer older than this counts as "held"
 HOLD_SETTLE_S: Final = (
     5.0  # how long setting the hold takes: no process goes by an older answer then, and unlinks under way are over
 )
-REPAIR_EVERY_S: Final = 5.0
 REPAIR_BATCH: Final = 64
 REPAIR_BLOBS_IN_FLIGHT: Final = 2  # one being read while the other is written; each holds k+m frames of one stripe
 REPAIR_RETRY_S: Final = 10.0  # a debt that cannot be paid now (a drive away) waits so long, so that others get their turn
@@ -354,7 +353,12 @@ CATALOG_WAIT_S: Final = 5.0  # how long a request waits for a fresh catalog befo
 INVALIDATE_ACK_S: Final = 0.5  # how long creating or deleting a bucket waits for the other workers to forget its row
 HEARTBEAT_S: Final = 0.5  # how often a worker reports itself, and how often its loop's lag is sampled
 LOOP_LAG_S_MAX: Final = 1.0  # a loop that was late by more than this is not responsive
+GAUGES_EVERY_S: Final = 5.0  # how often a node reads what the databases know for the metrics
 METRICS_SERIES_MAX: Final = 2000  # label sets of one metric; more share one named `_other`
+METRICS_DROPPED_MAX: Final = 100_000  # of these, how many a metric tells apart to count them
+METRICS_GATHER_S: Final = (
+    10.0  # a background process that has begun waits so long for all workers before it tells a sum without them
+)
 METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
 
 assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (

@@ -32,9 +32,9 @@ from anvil.base.errors import (
 from anvil.base.limits import BUCKET_CHANGE_STALE_S, BUCKETS_PER_TENANT_MAX, CHANGE_LOG_KEEP_S, DATABASE_WAIT_S
 from anvil.meta.admin import Admin
 from anvil.meta.cache import ChangeCache
-from anvil.meta.coalesce import Coalescer, Operation, Query, Rows, call
+from anvil.meta.coalesce import Coalescer, Observe, Operation, Query, Rows, call
 from anvil.meta.keyring import KEY_BYTES, Keyring
-from anvil.meta.link import Link
+from anvil.meta.link import Link, states
 from anvil.meta.regional import RegionalStore
 from anvil.meta.rights import RightsTable
 from anvil.meta.tasks import TaskQueue
@@ -75,6 +75,7 @@ class GlobalCatalog:
     `tasks`: the queue, over the same connection.
 
     `regional` is the store of `region`, the one this node serves; buckets of other regions can be looked up but not made here.
+    `observe`: told of every batch.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class GlobalCatalog:
         *,
         name: str = "anvil",
         wait_s: float = DATABASE_WAIT_S,
+        observe: Observe = lambda statement, rows: None,
     ) -> None:
         self._keyring = keyring
         self._regional = regional
@@ -94,10 +96,16 @@ class GlobalCatalog:
         self._link = Link(url, f"{name} global", on_connect=self._connected)
         self._cache = ChangeCache(self._link, wait_s=wait_s)
         self._apps: Coalescer[str, App | None] = Coalescer(
-            self._link, Operation("app", Query(_APP_SQL, lambda keys: (list(keys),), self._apps_from)), wait_s=wait_s
+            self._link,
+            Operation("app", Query(_APP_SQL, lambda keys: (list(keys),), self._apps_from)),
+            wait_s=wait_s,
+            observe=observe,
         )
         self._buckets: Coalescer[str, Bucket | None] = Coalescer(
-            self._link, Operation("bucket", Query(_BUCKET_SQL, lambda names: (list(names),), self._buckets_from)), wait_s=wait_s
+            self._link,
+            Operation("bucket", Query(_BUCKET_SQL, lambda names: (list(names),), self._buckets_from)),
+            wait_s=wait_s,
+            observe=observe,
         )
         self.admin = Admin(self.query, keyring, regional, region, self._cache.hasten)
         self.rights = RightsTable(self.query, self._cache.hasten)
@@ -119,6 +127,10 @@ class GlobalCatalog:
     @property
     def up(self) -> bool:
         return self._link.up
+
+    def connections(self) -> dict[str, int]:
+        """How many are busy, idle and down."""
+        return states((self._link,))
 
     async def query(self, sql: str, *args: object) -> Rows:
         """A statement that may be run twice, on the global database."""

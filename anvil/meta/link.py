@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import asyncpg
@@ -64,6 +64,14 @@ def refused_to_encode(error: BaseException) -> bool:
     return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
 
 
+def states(links: Sequence[Link]) -> dict[str, int]:
+    """How many of them are in each state."""
+    found = dict.fromkeys(("busy", "idle", "down"), 0)
+    for link in links:
+        found[link.state] += 1
+    return found
+
+
 class Link:
     """A connection to `url`. `name` appears in `pg_stat_activity`. `idle_s`: the server ends it when nothing was asked for so long."""
 
@@ -91,6 +99,11 @@ class Link:
     @property
     def up(self) -> bool:
         return self._connection is not None and not self._connection.is_closed()
+
+    @property
+    def state(self) -> str:
+        """`busy` with a statement, `idle`, or `down`."""
+        return "down" if not self.up else "busy" if self.lock.locked() else "idle"
 
     @property
     def incarnation(self) -> str:

@@ -28,7 +28,7 @@ from anvil.base.limits import (
 )
 from anvil.meta import collect, contents, listing, objects, owned, sessions, uploads, usage
 from anvil.meta.coalesce import Coalescer, Observe, Operation, call
-from anvil.meta.link import Link
+from anvil.meta.link import Link, states
 from anvil.meta.objects import DeleteCommit, ReplaceCommit
 from anvil.meta.uploads import PartsQuery, UploadCommit
 from anvil.model.layout import finest_slices
@@ -118,6 +118,10 @@ class RegionalStore:
     def up(self) -> bool:
         """Whether all connections are there now."""
         return all(link.up for link in self._links)
+
+    def connections(self) -> dict[str, int]:
+        """How many are busy, idle and down."""
+        return states(self._links)
 
     def batch_sizes(self) -> dict[str, tuple[int, int]]:
         """(batches, rows) so far, by kind of call: how well coalescing works."""

@@ -19,6 +19,7 @@ from anvil.cli.admin_ops import AppRow, AuditEntry, DriveInfo, NewKeys, RegionRo
 from anvil.meta.admin import Admin, AppInfo, Credentials
 from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.cluster import ClusterTables, DriveRow
+from anvil.meta.coalesce import Observe
 from anvil.meta.keyring import Keyring
 from anvil.meta.regional import RegionalStore
 from anvil.meta.tasks import TaskQueue
@@ -36,11 +37,13 @@ SURVEY_LOOK_S = 0.2
 
 @asynccontextmanager
 async def open_catalog(
-    config: Config, global_url: str, regional_url: str, name: str
+    config: Config, global_url: str, regional_url: str, name: str, observe: Observe = lambda statement, rows: None
 ) -> AsyncIterator[tuple[GlobalCatalog, RegionalStore]]:
-    """Both databases, connected. `name`: shown in pg_stat_activity. Raises DatabaseUnavailable."""
-    regional = RegionalStore(regional_url, name=name)
-    catalog = GlobalCatalog(global_url, Keyring(config.security.master_key), regional, config.node.region, name=name)
+    """Both databases, connected. `name`: shown in pg_stat_activity. `observe`: told of every batch. Raises DatabaseUnavailable."""
+    regional = RegionalStore(regional_url, name=name, observe=observe)
+    catalog = GlobalCatalog(
+        global_url, Keyring(config.security.master_key), regional, config.node.region, name=name, observe=observe
+    )
     try:
         await regional.start()
         await catalog.start()

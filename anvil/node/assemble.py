@@ -30,7 +30,6 @@ from anvil.base.limits import (
     PEER_BUFFERS_BYTES_MAX,
     PEERS_DRAIN_S,
     PEERS_SETTLE_S,
-    REGIONAL_CONNECTIONS_MAX,
     TASKS_AT_ONCE,
 )
 from anvil.base.metrics import REGISTRY
@@ -69,7 +68,7 @@ from anvil.node.local import (
     use_session,
 )
 from anvil.node.membership import Membership
-from anvil.node.observe import EngineEvents, Requests, internode, task_ended
+from anvil.node.observe import EngineEvents, Requests, connections, internode, rejected_before, task_ended
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
 from anvil.node.raising import Raising
@@ -177,9 +176,11 @@ class Worker:
             stats = self._server.stats
             instruments.API_IN_FLIGHT.labels("s3").set(stats.requests_in_flight - self._grpc.in_flight)
             instruments.API_IN_FLIGHT.labels("grpc").set(self._grpc.in_flight)
-            for reason, count in stats.rejected.items():
+            for reason, count in rejected_before(stats).items():
                 instruments.API_REJECTED.labels(reason).set(count)
-        instruments.DB_POOL_CONNECTIONS.labels("regional", "open").set(REGIONAL_CONNECTIONS_MAX if self._metadata.up else 0)
+        if self._cluster is not None:
+            instruments.API_IN_FLIGHT.labels("internal").set(self._cluster.stats.requests_in_flight)
+        connections("regional", self._metadata.connections())
 
     async def drain(self, deadline_s: float) -> None:
         if self._server is not None:
@@ -363,10 +364,14 @@ async def build_background(process: Child) -> BackgroundParts:
     loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
     async with AsyncExitStack() as opened:
         catalog, metadata = await opened.enter_async_context(
-            open_catalog(config, plan.global_url, plan.regional_url, "anvil background")
+            open_catalog(config, plan.global_url, plan.regional_url, "anvil background", observe=_batch)
         )
         native = NativeExecutor(loop, 1)
         opened.push_async_callback(native.close)
+        REGISTRY.before_snapshot += [
+            lambda: connections("global", catalog.connections()),
+            lambda: connections("regional", metadata.connections()),
+        ]
         hold = Hold(metadata, config.storage.gc_grace_s)
         region = await open_region(process, NO_SESSION, opened, hold)
         buffers = Buffers(loop)
@@ -441,9 +446,13 @@ def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None
     up = instruments.DB_UP.labels(database.value)
 
     async def ask() -> None:
-        found = await check(url, database)
-        up.set(float(found.ok))
-        if not found.ok:
+        ok = False  # also when nobody waits for the answer any longer
+        try:
+            found = await check(url, database)
+            ok = found.ok
+        finally:
+            up.set(float(ok))
+        if not ok:
             raise DatabaseUnavailable("; ".join(found.problems))
 
     return ask

@@ -21,7 +21,7 @@ from isal import igzip
 
 from anvil.base import instruments
 from anvil.base.errors import Unavailable
-from anvil.base.limits import METRICS_PULL_S, WORKER_RESTART_BACKOFF_S_MAX
+from anvil.base.limits import METRICS_GATHER_S, METRICS_PULL_S, WORKER_RESTART_BACKOFF_S_MAX
 from anvil.base.metrics import REGISTRY, Snapshot
 from anvil.base.version import COMMIT, VERSION
 from anvil.model.cluster import ClusterView
@@ -31,6 +31,7 @@ from anvil.node.channel import Channel, Handler, Listener, listen_socket
 from anvil.node.child import Child, Members
 from anvil.node.exposition import ProcessMetrics, exposition
 from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, Standing, WorkerReport
+from anvil.node.process_use import ProcessUse
 from anvil.node.rights import RightsServer, RightsSource
 from anvil.node.worker import Hello, Welcome
 
@@ -81,6 +82,9 @@ class Background:
         self.process = process
         self.parts = parts
         self.numbers = ProcessMetrics()
+        self._use = ProcessUse()
+        self._began_s = asyncio.get_running_loop().time()
+        self._gathered = False  # every worker has told its numbers
         self._channels: dict[Channel, WorkerReport | None] = {}  # those that said hello
         self.catalog = CatalogServer(parts.catalog, lambda: tuple(self._channels))
         self.rights = RightsServer(parts.rights, self.catalog.forget)
@@ -173,12 +177,22 @@ class Background:
 
     async def _scrape(self, channel: Channel, body: msgspec.Raw) -> bytes:
         compressed = msgspec.msgpack.decode(body, type=bool)
+        if not self._gathered:
+            self._gathered = len(self._channels) >= self.process.config.node.worker_count
+            if not self._gathered and asyncio.get_running_loop().time() - self._began_s < METRICS_GATHER_S:
+                # A sum without some workers is less than the last one, and Prometheus takes that for a restart from nothing: what the
+                # missing ones have ever counted would be counted again when they are back.
+                raise Unavailable("Not all workers have told their numbers yet.")
         await asyncio.gather(*(self._pull(worker) for worker in tuple(self._channels)))
-        instruments.METRICS_DROPPED_SERIES.set(REGISTRY.dropped_series)
-        self.numbers.update(self.process.name, REGISTRY.snapshot())
         pids = list(self.process.members.pids.values()) or [os.getpid()]
+        instruments.PROCESSES.set(len(pids))
+        self.numbers.update(self.process.name, REGISTRY.snapshot())
         # In a thread: formatting thousands of series takes long enough to delay a heartbeat.
-        return await asyncio.to_thread(_render, self.numbers.merged(), pids, compressed)
+        return await asyncio.to_thread(self._render, self.numbers.snapshots(), pids, compressed)
+
+    def _render(self, snapshots: Sequence[Snapshot], pids: Sequence[int], compressed: bool) -> bytes:
+        text = exposition(snapshots, self._use.read(pids))
+        return igzip.compress(text, GZIP_LEVEL) if compressed else text
 
     async def _pull(self, worker: Channel) -> None:
         try:
@@ -187,11 +201,6 @@ class Background:
             return  # its last numbers stand
         if worker in self._channels:
             self.numbers.update(worker.name, snapshot)
-
-
-def _render(snapshot: Snapshot, pids: Sequence[int], compressed: bool) -> bytes:
-    text = exposition(snapshot, pids)
-    return igzip.compress(text, GZIP_LEVEL) if compressed else text
 
 
 async def forever(name: str, task: Callable[[], Awaitable[None]]) -> None:

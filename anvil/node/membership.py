@@ -28,6 +28,7 @@ from anvil.tasks.rebalance import Moved
 log = logging.getLogger("anvil.membership")
 
 Follow = Callable[[ClusterView], None]
+EVENTS = ("join", "leave", "fail", "return")
 
 
 def _uptime_s() -> float:
@@ -66,6 +67,8 @@ class Membership:
         self._peers: Mapping[NodeId, NodeState] = {}
         self._open: ClusterTables | None = None
         self._turn: asyncio.Task[None] | None = None
+        for event in EVENTS:
+            instruments.MEMBERSHIP_EVENTS.labels(event)  # at 0: the first one is an increase, too
         self.lease = Lease()
         self.leading = False
         self.followers: list[Follow] = []
@@ -179,6 +182,7 @@ class Membership:
         for state in NodeState:
             instruments.CLUSTER_PEERS.labels(str(state)).set(sum(node.state is state for node in others))
         peers = self._region.peers
+        instruments.PEER_LAST_SEEN.clear()  # who was removed is not told of for ever
         if peers is not None:
             for node_id, seen in peers.last_seen.items():
                 instruments.PEER_LAST_SEEN.labels(node_id.hex()).set(seen)

@@ -7,14 +7,29 @@ since it runs inside requests. Not here: the metrics.
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
 
 from anvil.api.finished import Finished
 from anvil.base import instruments
 from anvil.base.config import LogConfig
 from anvil.base.underway import CLIENT_STAGES, STAGES
 from anvil.model.records import BlobId
+from anvil.net.fixed import SLOW_DOWN
+from anvil.net.port import NetStats
 
 log = logging.getLogger(__name__)
+# Error codes of requests whose operation was never begun, since it was not known who asks.
+REJECTED: Final = {
+    "SignatureDoesNotMatch": "signature",
+    "RequestTimeTooSkewed": "clock_skew",
+    "InvalidAccessKeyId": "access_key",
+    "AuthorizationHeaderMalformed": "authorization",
+    "AuthorizationQueryParametersError": "authorization",
+    "InvalidToken": "token",
+    "ExpiredToken": "token",
+}
 
 
 class EngineEvents:
@@ -78,8 +93,26 @@ def request_counted(done: Finished) -> None:
         instruments.API_TTFB.labels(api, operation).observe(done.ttfb_s)
     if done.error_code:
         instruments.API_ERRORS.labels(api, operation, done.error_code).inc()
+        reason = REJECTED.get(done.error_code)
+        if reason is not None:
+            instruments.API_REJECTED.labels(reason).inc()
     instruments.API_RECEIVED.labels(api).inc(done.received_bytes)
     instruments.API_SENT.labels(api).inc(done.sent_bytes)
+
+
+def rejected_before(stats: NetStats) -> dict[str, int]:
+    """By reason, what a port refused before any handler saw it: `total`, `address` and `flood` are connections beyond a bound, `handshake`
+    failed TLS, `busy` requests beyond what is served at a time, `protocol` bytes that break HTTP/2 or TLS, `header` all other heads."""
+    found = Counter(stats.rejected)
+    for code, count in stats.refusals.items():
+        found["busy" if code == SLOW_DOWN.code else "protocol" if code in ("Http2", "Tls") else "header"] += count
+    return found
+
+
+def connections(database: str, states: Mapping[str, int]) -> None:
+    """This process's connections to a database."""
+    for state, count in states.items():
+        instruments.DB_POOL_CONNECTIONS.labels(database, state).set(count)
 
 
 def internode(rpc: str, seconds: float, reason: str) -> None:
@@ -90,6 +123,6 @@ def internode(rpc: str, seconds: float, reason: str) -> None:
 
 
 def task_ended(kind: str, result: str, seconds: float) -> None:
-    """One task, ended: ok, retry, dead."""
+    """One task, ended: ok, retry, dead; of what repeats by itself `failed` where it is not known what is wrong."""
     instruments.TASK_RUNS.labels(kind, result).inc()
     instruments.TASK_DURATION.labels(kind).observe(seconds)

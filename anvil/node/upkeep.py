@@ -22,17 +22,16 @@ from anvil.base.limits import (
     COLLECT_BATCH,
     COMPACT_EVERY_S,
     DRIVE_PROBE_S,
+    GAUGES_EVERY_S,
     HOLD_FRESH_S,
     HOLD_REFRESH_S,
     LEAVING_LOOK_S,
     REPAIR_BATCH,
-    REPAIR_EVERY_S,
     SESSIONS_EVERY_S,
     SWEEP_EVERY_S,
     USAGE_FOLD_ROWS_MAX,
 )
 from anvil.engine.context import Placement
-from anvil.meta.admin import tenant_totals
 from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.regional import RegionalStore
 from anvil.model.records import Ownership, SessionId
@@ -41,6 +40,8 @@ from anvil.model.task import Payload
 from anvil.node.channel import Channel, Handler
 from anvil.node.checking import Checking
 from anvil.node.datadir import write_private
+from anvil.node.gauges import Gauges
+from anvil.node.observe import task_ended
 from anvil.shards.drive import LocalDrive
 from anvil.tasks.collect import Collector
 from anvil.tasks.periodic import Periodic
@@ -116,6 +117,7 @@ class Upkeep:
     ) -> None:
         self._catalog = catalog
         self._metadata = metadata
+        self._gauges = Gauges(catalog, metadata)
         self._placement = placement
         self._hold = hold
         self._collector = collector
@@ -146,9 +148,9 @@ class Upkeep:
             "sweep": (SWEEP_EVERY_S, surveyor.sweep, surveyor.wake),
             "scrub": (TURN_S, surveyor.scrub, None),
             "leaving": (LEAVING_LOOK_S, self._leaving, None),
-            "gauges": (REPAIR_EVERY_S, self.gauges, None),
+            "gauges": (GAUGES_EVERY_S, self._gauges.refresh, None),
         }
-        periodic = {name: Periodic(name, every_s, run, _ended, wake).run for name, (every_s, run, wake) in work.items()}
+        periodic = {name: Periodic(name, every_s, run, task_ended, wake).run for name, (every_s, run, wake) in work.items()}
         return {"hold": self._hold.keep, "fsck": self._checking.run, **periodic}
 
     @property
@@ -243,20 +245,6 @@ class Upkeep:
             extra={"slice": payload["slice"], **msgspec.structs.asdict(findings)},
         )
 
-    async def gauges(self) -> bool:
-        """What the databases know of debts, tasks and usage, for the metrics."""
-        missing, corrupt = await self._metadata.unhealthy()
-        instruments.SHARDS_UNHEALTHY.labels("missing").set(missing)
-        instruments.SHARDS_UNHEALTHY.labels("corrupt").set(corrupt)
-        instruments.TASKS.clear()
-        instruments.TASK_OLDEST.clear()
-        for row in await self._catalog.tasks.counts():
-            instruments.TASKS.labels(row.type, str(row.status)).set(row.count)
-            if row.oldest_s is not None:
-                instruments.TASK_OLDEST.labels(row.type).set(row.oldest_s)
-        await self._publish_usage()
-        return False
-
     async def sessions(self) -> bool:
         """End leases that ran out, and tidy up after writers that are gone: their segments are sealed, their temporary files go."""
         await self._metadata.expire_sessions()
@@ -307,25 +295,6 @@ class Upkeep:
         while aborted := await self._metadata.expire_uploads(self._uploads_expire_s):
             log.info("uploads were given up by their clients, and are aborted", extra={"uploads": aborted})
 
-    async def _publish_usage(self) -> None:
-        """Fill the usage gauges anew, so that what was deleted disappears from them."""
-        rows = await self._catalog.admin.usage()
-        for metric in (
-            instruments.BUCKET_USAGE,
-            instruments.BUCKET_OBJECTS,
-            instruments.TENANT_USAGE,
-            instruments.TENANT_OBJECTS,
-        ):
-            metric.clear()
-        for row in rows:
-            # Added, not set: the buckets beyond the bound share one series.
-            instruments.BUCKET_USAGE.labels(row.tenant, row.bucket).inc(row.usage.bytes)
-            instruments.BUCKET_OBJECTS.labels(row.tenant, row.bucket).inc(row.usage.objects)
-        for tenant, (objects, stored) in tenant_totals(rows).items():
-            instruments.TENANT_USAGE.labels(tenant).set(stored)
-            instruments.TENANT_OBJECTS.labels(tenant).set(objects)
-        instruments.USAGE_UPDATED.set(time.time())
-
     # -- what was surveyed ---------------------------------------------------------------------------------------------------
 
     def _picture(self) -> str:
@@ -341,8 +310,3 @@ class Upkeep:
     def _note_survey(self) -> None:
         if self._picture() != self._pictured():
             write_private(self._surveyed, self._picture() + "\n")
-
-
-def _ended(name: str, result: str, seconds: float) -> None:
-    instruments.TASK_RUNS.labels(name, result).inc()
-    instruments.TASK_DURATION.labels(name).observe(seconds)

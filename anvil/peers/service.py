@@ -12,6 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -49,6 +50,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 Drives = Callable[[], Mapping[DriveId, Drive]]
 
 SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["Shards"].full_name
+METHODS: Final = frozenset(method.name for method in pb.DESCRIPTOR.services_by_name["Shards"].methods)
+_PREFIX: Final = f"/{SERVICE}/"
+_STATUS_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 _UNAUTHENTICATED: Final = 16
 _RESOURCE_EXHAUSTED: Final = 8
 _INVALID_ARGUMENT: Final = 3
@@ -113,11 +117,26 @@ class ShardService:
         if isinstance(error, NotAuthentic):
             instruments.PEER_REFUSED.labels(error.reason).inc()
             log.debug("a call of %s was refused: %s", context.stream.head.peer, error.reason)
+        self._count(context)
         if context.caller is not None:
             caller = context.caller.caller
             self._calls[caller] -= 1
             if not self._calls[caller]:
                 del self._calls[caller]
+
+    def _count(self, context: Context) -> None:
+        """One call more of the API `internal`."""
+        stream, code, first = context.stream, context.code(), context.first_byte_at
+        name = context.method.removeprefix(_PREFIX)
+        operation = name if name in METHODS else "other"
+        instruments.API_REQUESTS.labels("internal", operation, str(code)).inc()
+        instruments.API_DURATION.labels("internal", operation).observe(perf_counter() - context.started_at)
+        if first is not None:
+            instruments.API_TTFB.labels("internal", operation).observe(first - context.started_at)
+        if code:
+            instruments.API_ERRORS.labels("internal", operation, _STATUS_NAMES.get(code, "UNKNOWN")).inc()
+        instruments.API_RECEIVED.labels("internal").inc(stream.received_bytes)
+        instruments.API_SENT.labels("internal").inc(stream.sent_bytes)
 
     def describe(self, error: Exception, context: Context) -> Status:
         """Little: who is not one of us learns nothing, and who is finds what matters in the documents."""

@@ -218,7 +218,7 @@ def test_metrics_are_for_direct_requests_from_this_machine(node: AnvilNode) -> N
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     assert b"anvil_build_info{" in body
     assert b"process_resident_memory_bytes" in body
-    assert b'anvil_event_loop_lag_seconds_bucket{le="0.5",worker="worker-0"}' in body
+    assert b'anvil_event_loop_lag_seconds_bucket{worker="worker-0",le="0.5"}' in body
     assert node.get("/metrics", {"X-Forwarded-For": "203.0.113.9"})[0] == 403
 
 

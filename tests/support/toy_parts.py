@@ -24,11 +24,14 @@ from anvil.base.errors import (
     UnknownName,
 )
 from anvil.base.types import Buffer
+from anvil.meta.admin import BucketUsage
 from anvil.meta.rights import Changed
 from anvil.model.identity import Actor, App, Bucket, BucketRights, BucketState, Grant, Policy, Tenant
+from anvil.model.records import Usage
 from anvil.net.stream import Handler, Headers, RequestHead
 from anvil.node.background import BackgroundParts
 from anvil.node.child import Child
+from anvil.node.gauges import publish_usage
 from anvil.node.health import Check, DriveProbe, lone
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.worker import WorkerLink
@@ -265,9 +268,12 @@ async def build_worker(process: Child, link: WorkerLink) -> ToyServing:
 async def build_background(process: Child) -> BackgroundParts:
     catalog = ToyCatalog()
     flag = process.config.node.data_path / "database-away"
+    many = process.config.node.data_path / "many-buckets"
 
     async def database() -> None:
         catalog.away = flag.exists()
+        if many.exists():
+            publish_usage(many_buckets(int(many.read_text())))
         if catalog.away:
             raise DatabaseUnavailable("the toy database is away")
 
@@ -276,6 +282,11 @@ async def build_background(process: Child) -> BackgroundParts:
         for path, label in zip(process.config.storage.drives, process.config.storage.labels, strict=True)
     ]
     return BackgroundParts(catalog, ToyRights(catalog), [Check("global_database", database, forgiving=True)], drives, lone(1, 1))
+
+
+def many_buckets(count: int) -> list[BucketUsage]:
+    """Usage of so many buckets of one tenant; bucket number N holds N objects of 1,000 bytes."""
+    return [BucketUsage("tenant", f"bucket-{number:05}", False, Usage(number, number, number * 1000)) for number in range(count)]
 
 
 def marked(path: Path) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Final, Protocol
 
+import grpc
 import msgspec
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 _SIGN_IN: Final = "/anvil.v1.AuthService/GetAccessToken"
 _OWN: Final = "/anvil."
 # What the server did wrong, or could not do: UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS.
+# Of calls that no error of ours ended: a deadline, a client that went away, a method that is not there.
+_STATUS_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
 _SERVER_FAULTS: Final = frozenset((2, 13, 14, 15))
 
 
@@ -135,7 +138,7 @@ class GrpcApi:
             request_id=caller.request_id if caller is not None else "",
             access_key=app.access_key if app is not None else "",
             status=code,
-            error_code=classify(error).code if error is not None else "",
+            error_code=classify(error).code if error is not None else _STATUS_NAMES.get(code, ""),
             seconds=perf_counter() - context.started_at,
             ttfb_s=None if first is None else first - context.started_at,
             received_bytes=stream.received_bytes,

@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from anvil.base.errors import DatabaseUnavailable
 from anvil.base.limits import METRICS_SERIES_MAX, READY_STALE_S
 from anvil.base.metrics import Registry, merge
-from anvil.node.exposition import ProcessMetrics, exposition, process_totals
+from anvil.node.exposition import ProcessMetrics, exposition
 from anvil.node.health import Check, DriveProbe, HealthMonitor, WorkerReport, judged, lone
+from anvil.node.process_use import ProcessUse
 from tests.support.toy_parts import marked
 
 
@@ -124,7 +125,7 @@ def test_processes_are_summed_and_the_dead_keep_their_counters() -> None:
     numbers = ProcessMetrics()
     numbers.update("worker-0", registry(3, 2, (0.05, 0.1, 5.0)).snapshot())
     numbers.update("worker-1", registry(4, 1, (0.5,)).snapshot())
-    found = samples(exposition(numbers.merged(), [os.getpid()]))
+    found = samples(exposition(numbers.snapshots(), ProcessUse().read([os.getpid()])))
     assert found["anvil_requests_total", (("code", "200"),)] == 7
     assert found["anvil_in_flight", ()] == 3
     assert found["anvil_db_up", (("db", "global"),)] == 1
@@ -134,7 +135,7 @@ def test_processes_are_summed_and_the_dead_keep_their_counters() -> None:
     assert found["anvil_seconds_sum", ()] == pytest.approx(5.65)
     numbers.gone("worker-0")
     numbers.update("worker-0", registry(1, 0, ()).snapshot())
-    found = samples(exposition(numbers.merged(), []))
+    found = samples(exposition(numbers.snapshots(), ProcessUse().read([])))
     assert found["anvil_requests_total", (("code", "200"),)] == 8
     assert found["anvil_in_flight", ()] == 1
 
@@ -169,7 +170,7 @@ def test_histograms_of_two_versions_do_not_mix() -> None:
 
 
 def test_process_totals_are_those_of_the_kernel() -> None:
-    totals = process_totals([os.getpid(), 2**22 + 1])
+    totals = ProcessUse().read([os.getpid(), 2**22 + 1])
     assert totals.resident_bytes > 10 << 20
     assert totals.open_fds >= 3
     assert totals.start_s > 1_700_000_000
