@@ -13,31 +13,36 @@ if [ "${1:-}" = --kubernetes ]; then
     shift
 fi
 folder=${1:-$(dirname "$0")/secrets}
-command -v openssl >/dev/null 2>&1 || {
-    echo "openssl is not installed" >&2
-    exit 1
-}
 umask 077
 mkdir -p "$folder"
 chmod 0700 "$folder"
 
+# BYTES: as many random ones, in hexadecimal.
+random() {
+    od -An -v -tx1 -N "$1" /dev/urandom | tr -d ' \n'
+}
+
 # NAME TEXT: whole or not at all.
 keep() {
     [ -s "$folder/$1" ] && return 0
+    [ -n "$2" ] || {
+        echo "Nothing random could be read for $1" >&2
+        exit 1
+    }
     printf '%s\n' "$2" >"$folder/.$1.new"
     chmod 0444 "$folder/.$1.new"
     mv "$folder/.$1.new" "$folder/$1"
     made="$made $1"
 }
 made=""
-keep encryption_key "$(openssl rand -hex 32)"
-keep jwt_secret "$(openssl rand -hex 32)"
-keep cluster_secret "$(openssl rand -hex 32)"
-keep metrics_token "$(openssl rand -hex 32)"
+keep encryption_key "$(random 32)"
+keep jwt_secret "$(random 32)"
+keep cluster_secret "$(random 32)"
+keep metrics_token "$(random 32)"
 if [ -z "$kubernetes" ]; then
-    keep grafana_password "$(openssl rand -hex 16)"
+    keep grafana_password "$(random 16)"
     for database in global regional; do
-        keep "${database}_database_password" "$(openssl rand -hex 32)"
+        keep "${database}_database_password" "$(random 32)"
         password=$(cat "$folder/${database}_database_password")
         keep "${database}_database_url" "postgresql://anvil:$password@$database-database:5432/anvil"
     done

@@ -10,6 +10,8 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +165,14 @@ def test_compose_nodes_have_a_valid_configuration(compose: dict[str, Any], docke
     seen = []
     for name in NODES:
         environment = {
-            key: value.replace("${ANVIL_SITE:-localhost}", "localhost")
+            key: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)  # nothing set beside the file
             for key, value in compose["services"][name]["environment"].items()
         }
         config = effective(image_settings(dockerfile) | environment, "/run/secrets", secrets)
         assert config.cluster.address == f"{name}:7443"
         assert config.api.listen.port == 50051
+        assert config.node.workers == 2
+        assert config.api.public_urls == ("https://localhost",)
         assert config.metrics.token
         assert config.security.cluster_secret
         assert config.database.global_url != config.database.regional_url
@@ -261,6 +265,23 @@ def test_no_compiler_and_no_test_comes_into_the_image(dockerfile: str) -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in ignored
     assert not [line for line in ignored if re.match(r"!(tests|bench|docs|docker/secrets|\.git)", line)]
+    copied = [name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile, re.MULTILINE) for name in line.split()]
+    assert "requirements.lock" in copied
+    for name in copied:
+        assert (ROOT / name).exists()
+        assert f"!{name}" in ignored
+
+
+def test_the_image_installs_what_the_project_names() -> None:
+    """The layer of dependencies is that of running; the build's stays behind."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    printed = {
+        kind: subprocess.run(
+            [sys.executable, ROOT / "tools" / "requirements.py", "--only", kind], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        for kind in ("run", "build")
+    }
+    assert printed == {"run": project["project"]["dependencies"], "build": project["build-system"]["requires"]}
 
 
 def test_nodes_write_only_into_volumes(compose: dict[str, Any]) -> None:
