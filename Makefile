@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.proto' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
 
-.PHONY: run cluster test storm build lint asan bench clean lock dev
+.PHONY: run cluster test storm build lint asan bench docker docker-verify clean lock dev
 .DEFAULT_GOAL := build
 
 run: build
@@ -39,6 +39,14 @@ asan: dev
 
 bench: dev
 	@exec $(BIN)/python -m bench.run $(ARGS)
+
+# The container image, with docker, podman or buildah.
+docker:
+	@tools/docker-build.sh $(ARGS)
+
+# Builds the image without a container engine and runs it (Debian, root, about ten minutes). ARGS="--work DIR" keeps what is built for the next time.
+docker-verify: dev
+	@exec $(BIN)/python tools/docker_verify.py $(ARGS)
 
 dev: build $(VENV)/dev
 

@@ -280,6 +280,8 @@ DRAIN_S: Final = 30.0
 READY_EVERY_S: Final = 2.0
 READY_CHECK_TIMEOUT_S: Final = 1.0
 READY_STALE_S: Final = 10.0
+HEALTH_S: Final = 3.0  # how long `anvil health` waits for an answer that costs the node nothing
+HEALTH_ANSWER_BYTES_MAX: Final = 64 * KIB  # what it reads of that: a line for each check and drive
 WORKER_RESTART_BACKOFF_S_MAX: Final = 10.0
 
 # -- cluster -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The version of Anvil, and the commit where it runs from a checkout.
+"""The version of Anvil, and its commit where that is known: in a checkout, and in an image.
 
 Invariant: cheap (no package metadata is read) and never fails. The version here and in pyproject.toml are equal: a test compares.
 """
@@ -12,8 +12,11 @@ VERSION: Final = "0.1.0"
 
 
 def _commit() -> str:
-    """The first 12 digits of the checked-out commit, or nothing outside of a checkout."""
+    """The first 12 digits of the checked-out commit, or of what the build of an image wrote down; else nothing."""
     try:
+        written = Path(__file__).with_name("REVISION")
+        if written.exists():
+            return written.read_text().strip()[:12]
         git = Path(__file__).parents[2] / ".git"
         if git.is_file():
             git = Path(git.read_text().removeprefix("gitdir:").strip())

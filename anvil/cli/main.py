@@ -17,6 +17,7 @@ from anvil.cli.exits import Exit, code_of
 COMMANDS = {
     "server": ("anvil.cli.server", "Start a node in the foreground."),
     "config": ("anvil.cli.config", "Print the reference of all settings, or the values in effect."),
+    "health": ("anvil.cli.health", "Ask the node on this machine whether it lives, or is ready."),
     "doctor": ("anvil.cli.doctor", "Explain what this machine offers and what is wrong with it."),
     "admin": ("anvil.cli.admin", "Tenants, apps, policies, buckets and usage."),
     "configure": ("anvil.cli.configure", "Ask for a server and a key pair, and save them as a profile."),

@@ -215,6 +215,7 @@ class EmbeddedPostgres:
         account = self._account
         command = [str(self._bin / "postgres"), "-D", str(self._cluster), "-k", str(self._sockets)]
         output = self._cluster / "startup.log"
+        before = self._pid_file_written()
         with open(output, "wb") as sink:
             if account is not None:
                 os.chown(output, account.pw_uid, account.pw_gid)
@@ -232,7 +233,7 @@ class EmbeddedPostgres:
                 extra_groups=None if account is None else [],
             )
         deadline = time.monotonic() + DATABASE_START_S
-        while not self._accepts(self._process.pid):
+        while not self._accepts(self._process.pid, before):
             if self._process.poll() is not None:
                 raise DatabaseUnavailable(f"PostgreSQL did not start: {_last_words(output, self._cluster)}")
             if time.monotonic() > deadline:
@@ -242,7 +243,20 @@ class EmbeddedPostgres:
             # Nothing signals readiness but the pid file, whose last line PostgreSQL rewrites.
             time.sleep(0.01)
 
-    def _accepts(self, pid: int) -> bool:
+    def _pid_file_written(self) -> tuple[int, int] | None:
+        """When, and as which file. PostgreSQL makes a new one at each start, and changes it as it gets on."""
+        try:
+            found = (self._cluster / "postmaster.pid").stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def _accepts(self, pid: int, before: tuple[int, int] | None) -> bool:
+        """Whether the postmaster `pid` says so in a file that was not there before its start: one that was killed with its container has
+        left "ready" behind, and in the next container the process ids are the same again.
+        """
+        if self._pid_file_written() == before:
+            return False
         try:
             lines = (self._cluster / "postmaster.pid").read_text().splitlines()
         except OSError:

@@ -17,10 +17,12 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from anvil.base import log as logs
+from anvil.base.addresses import here
 from anvil.base.config import Address, Config
 from anvil.base.errors import AnvilError, InvalidSetting, Unavailable
 from anvil.base.limits import LEAVE_TASKS_S, STOP_MARGIN_S
@@ -201,12 +203,12 @@ class Supervisor:
         """The URL to give to clients on this machine."""
         if self.config.api.public_addrs:
             return self.config.api.public_urls[0]
-        return f"{self.config.api.scheme}://{_here(self.address)}"
+        return f"{self.config.api.scheme}://{here(self.address)}"
 
     @property
     def tls_endpoint(self) -> str:
         """The same for TLS beside plaintext; empty where that is not configured."""
-        return "" if self.tls_address is None else f"https://{_here(self.tls_address)}"
+        return "" if self.tls_address is None else f"https://{here(self.tls_address)}"
 
     async def run(self) -> int:
         """Until a signal, or until a child shows that the node cannot run. Returns the exit code."""
@@ -257,7 +259,8 @@ class Supervisor:
         keys = KeyPair(*pair) if pair is not None else None
         terminal = sys.stdout.isatty()
         credentials = str(self._directory.credentials)
-        sys.stdout.write(welcome(self.endpoint, self.config.node.region, credentials, keys, terminal, self.tls_endpoint))
+        region = self.config.node.region
+        sys.stdout.write(welcome(self.endpoint, region, credentials, keys, terminal, self.tls_endpoint, container()))
         sys.stdout.flush()
 
     async def _stop(self) -> None:
@@ -308,23 +311,44 @@ def _parts(address: Address) -> tuple[str, int]:
     return address.host, address.port
 
 
-def _here(address: Address) -> Address:
-    """How a client on this machine reaches an address that may stand for all interfaces."""
-    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - told apart, not bound
-    return Address(anywhere.get(address.host, address.host), address.port)
+def container() -> tuple[str, str]:
+    """The program and the name by which the container that this node is the purpose of is reached from outside (`docker exec NAME`); empty
+    outside of one, and where somebody at a shell in one started the node. Engines make a file of their own and name the host after
+    the container; Kubernetes does neither.
+    """
+    if os.getpid() != 1 and os.getppid() != 1:
+        return "", ""
+    for mark, engine in (("/run/.containerenv", "podman"), ("/.dockerenv", "docker")):
+        if Path(mark).exists():
+            return engine, os.uname().nodename
+    return "", ""
 
 
-def welcome(endpoint: str, region: str, credentials: str, keys: KeyPair | None, terminal: bool, tls_endpoint: str = "") -> str:
-    """What is printed once the node serves. The secret only to a terminal: elsewhere, standard output ends up in log files."""
+def welcome(
+    endpoint: str,
+    region: str,
+    credentials: str,
+    keys: KeyPair | None,
+    terminal: bool,
+    tls_endpoint: str = "",
+    inside: tuple[str, str] = ("", ""),
+) -> str:
+    """What is printed once the node serves. The secret only to a terminal: elsewhere, standard output ends up in log files. `inside`: as
+    `container` tells it."""
     also = f" and {tls_endpoint}" if tls_endpoint else ""
     lines = ["", f"Anvil {VERSION} serves S3 and gRPC at {endpoint}{also}  (region {region})", ""]
     if keys is not None:
         lines += [f"  access key   {keys.access_key}"]
         lines += [f"  secret key   {keys.secret}"] if terminal else []
+    lines += [f"  credentials  {credentials}", ""]
+    engine, name = inside
+    if engine:
+        lines += ["Try it, outside of this container, where its port is published:"]
+        lines += [f"  {engine} exec {name} cat {credentials} > anvil-credentials"]
+        credentials = "anvil-credentials"
+    else:
+        lines += ["Try it:"]
     lines += [
-        f"  credentials  {credentials}",
-        "",
-        "Try it:",
         f"  export AWS_SHARED_CREDENTIALS_FILE={credentials} AWS_ENDPOINT_URL={endpoint}",
         "  aws s3 mb s3://first && aws s3 cp README.md s3://first/ && aws s3 ls s3://first",
         "",

@@ -264,3 +264,11 @@ def test_the_welcome_shows_the_secret_on_a_terminal() -> None:
     assert "very-secret" in text
     assert "AWS_SHARED_CREDENTIALS_FILE=/d/credentials" in text
     assert os.linesep in text
+
+
+def test_the_welcome_in_a_container_says_how_to_get_the_credentials_out() -> None:
+    from anvil.node.supervisor import welcome
+
+    text = welcome("http://h:1", "us-east-1", "/d/credentials", None, terminal=False, inside=("podman", "3f2a"))
+    assert "podman exec 3f2a cat /d/credentials > anvil-credentials\n" in text
+    assert "AWS_SHARED_CREDENTIALS_FILE=anvil-credentials AWS_ENDPOINT_URL=http://h:1\n" in text

@@ -131,3 +131,29 @@ def test_a_broken_setting_is_named(folder: Path) -> None:
     (folder / "cluster" / "anvil-local.conf").write_text("shared_buffers = 'a lot'\n")
     with pytest.raises(DatabaseUnavailable, match="PostgreSQL did not start"):
         EmbeddedPostgres(folder, fsync=False).start()
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs process ids of its own, as a container has",
+)
+def test_a_killed_container_s_pid_file_is_not_taken_for_the_new_postmaster_s(folder: Path) -> None:
+    """Process ids begin anew in each container. After one was killed, the next postmaster has the pid of the file that says "ready"."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom anvil.meta.embedded import EmbeddedPostgres\n"
+        "postgres = EmbeddedPostgres(Path(sys.argv[1]), fsync=False)\npostgres.start()\nprint(postgres.pid, flush=True)\nsys.stdin.read()"
+    )
+    pids = []
+    for _ in range(3):
+        with subprocess.Popen(
+            ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", script, str(folder / "pg")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        ) as container:
+            assert container.stdout is not None
+            said = container.stdout.readline()
+            container.kill()  # and with its first process everything in it
+        assert said.strip(), "it did not start"
+        pids.append(int(said))
+    assert pids[1] == pids[2], "this test is about equal pids"

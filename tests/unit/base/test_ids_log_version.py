@@ -9,10 +9,11 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from anvil.base import ids, log
+from anvil.base import ids, log, version
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.underway import begin
 
@@ -87,3 +88,13 @@ def test_a_hostile_value_cannot_forge_a_line_or_fill_the_disk(lines: io.StringIO
 def test_clocks() -> None:
     assert SYSTEM_CLOCK.now_us() > 1_700_000_000_000_000
     assert SYSTEM_CLOCK.monotonic() <= SYSTEM_CLOCK.monotonic()
+
+
+def test_an_image_knows_its_commit_by_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Outside of a checkout: what the build wrote beside the module, else nothing."""
+    module = tmp_path / "anvil" / "base" / "version.py"
+    module.parent.mkdir(parents=True)
+    monkeypatch.setattr(version, "__file__", str(module))
+    assert version._commit() == ""
+    module.with_name("REVISION").write_text("0123456789abcdef0123456789abcdef01234567")
+    assert version._commit() == "0123456789ab"
