@@ -198,6 +198,10 @@ def _rebuilt(report: Rebuilt) -> str:
     lines = [f"passed over: {reason}" for reason in report.passed_over]
     if report.dump:
         lines.append(f"loaded the dump of {when(report.taken_us)}: {report.rows} rows. What was deleted after it is in them")
+        if report.with_global:
+            lines.append(
+                "with tenants, apps, rights and buckets, since the global database was an empty one, too: restart the nodes"
+            )
     else:
         lines.append("there is no dump: all that was found is uncertain")
     lines.append(

@@ -75,7 +75,8 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class TableDump(msgspec.Struct, frozen=True):
-    """One table: its rows as binary COPY of PostgreSQL, of these columns, in the pieces joined."""
+    """One table (of the global database: `global.` and its name): its rows as binary COPY of PostgreSQL, of these columns, in the pieces
+    joined."""
 
     name: str
     columns: tuple[str, ...]
@@ -135,6 +136,7 @@ class Rebuilt(msgspec.Struct):
     dump: str = ""
     taken_us: int = 0
     rows: int = 0  # loaded
+    with_global: bool = False  # tenants, apps, rights and buckets, too
     passed_over: list[str] = msgspec.field(default_factory=list)
     partitions: int = 0
     shards: int = 0

@@ -390,7 +390,7 @@ async def build_background(process: Child) -> BackgroundParts:
             config.storage.uploads_expire_s,
         )
         writing = Writing(plan.node_id, metadata, region, native, buffers)
-        salvage = salvage_parts(config, plan.regional_url, catalog, metadata, region, writing)
+        salvage = salvage_parts(plan, catalog, metadata, region, writing)
         patient: dict[str, TaskHandler] = {
             "survey": upkeep.survey,
             "raise": Raising(metadata, catalog, region, writing),

@@ -46,8 +46,9 @@ async def dump_due(metadata: RegionalStore, every_s: float) -> bool:
 class Dumping:
     """`bucket`: the system bucket."""
 
-    def __init__(self, url: str, metadata: RegionalStore, writing: Writing, bucket: Bucket) -> None:
+    def __init__(self, url: str, global_url: str, metadata: RegionalStore, writing: Writing, bucket: Bucket) -> None:
         self._url = url
+        self._global_url = global_url
         self._metadata = metadata
         self._table = SalvageTable(metadata.query)
         self._writing = writing
@@ -68,7 +69,7 @@ class Dumping:
         began_s = time.time()
         async with AsyncExitStack() as opened:
             writer = DumpWriter(await self._writing.open(opened, DUMPING), self._bucket)
-            async with snapshot(self._url) as rows:
+            async with snapshot(self._url, self._global_url) as rows:
                 name, manifest = await writer.write(rows)
             report.dump, report.taken_us, report.rows = name.prefix, manifest.taken_us, manifest.rows
             report.bytes, report.pruned = manifest.stored_bytes, await writer.prune()

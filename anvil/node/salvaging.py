@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from anvil.base.config import Config
 from anvil.base.errors import Conflict, Unavailable
 from anvil.base.limits import HOLD_SETTLE_S
 from anvil.meta.catalog import GlobalCatalog
@@ -26,6 +25,7 @@ from anvil.model.dump import Dumped, DumpName, Manifest, Rebuilt, system_bucket
 from anvil.model.identity import Bucket
 from anvil.model.records import BucketId
 from anvil.node.channel import Handler
+from anvil.node.child import Plan
 from anvil.node.commanded import Commanded
 from anvil.node.dumping import Dumping
 from anvil.node.health import Check
@@ -46,14 +46,13 @@ class SalvageParts(NamedTuple):
     handlers: dict[str, Handler]
 
 
-def salvage_parts(
-    config: Config, url: str, catalog: GlobalCatalog, metadata: RegionalStore, region: Region, writing: Writing
-) -> SalvageParts:
-    """`url`: of the regional database."""
-    bucket = system_bucket(system_key(config.security.master_key), config.node.region)
-    dumping = Dumping(url, metadata, writing, bucket)
+def salvage_parts(plan: Plan, catalog: GlobalCatalog, metadata: RegionalStore, region: Region, writing: Writing) -> SalvageParts:
+    """What dumps and rebuilds need."""
+    bucket = system_bucket(system_key(plan.config.security.master_key), plan.config.node.region)
+    urls = plan.regional_url, plan.global_url
+    dumping = Dumping(*urls, metadata, writing, bucket)
     dump = Commanded("dump", dumping.take, Dumped)
-    rebuild = Commanded("rebuild", Salvaging(url, catalog, metadata, region, writing, bucket).rebuild, Rebuilt)
+    rebuild = Commanded("rebuild", Salvaging(*urls, catalog, metadata, region, writing, bucket).rebuild, Rebuilt)
     return SalvageParts(dumping, {"dump": dump.run, "rebuild": rebuild.run}, {**dump.handlers, **rebuild.handlers})
 
 
@@ -71,9 +70,17 @@ class Salvaging:
     """`bucket`: the system bucket."""
 
     def __init__(
-        self, url: str, catalog: GlobalCatalog, metadata: RegionalStore, region: Region, writing: Writing, bucket: Bucket
+        self,
+        url: str,
+        global_url: str,
+        catalog: GlobalCatalog,
+        metadata: RegionalStore,
+        region: Region,
+        writing: Writing,
+        bucket: Bucket,
     ) -> None:
         self._url = url
+        self._global_url = global_url
         self._catalog = catalog
         self._metadata = metadata
         self._region = region
@@ -109,5 +116,5 @@ class Salvaging:
     async def _load(self, name: DumpName, manifest: Manifest) -> AsyncIterator[Loading]:
         ended = tuple(session.hex() for session in manifest.ended)
         note = msgspec.json.encode(Loaded(name.prefix, manifest.taken_us, manifest.rows, ended)).decode()
-        async with load(self._url, note) as loading:
+        async with load(self._url, self._global_url, note) as loading:
             yield loading

@@ -62,7 +62,9 @@ class Table(Protocol):
 
 
 class Loading(Protocol):
-    """`meta.dump.Loading`."""
+    """`meta.dump.Loading`. `with_global`: the global database was lost as well, and is loaded, too."""
+
+    with_global: bool
 
     async def table(self, dumped: TableDump, source: AsyncIterator[bytes]) -> None: ...
 
@@ -140,6 +142,7 @@ class Salvager:
                     for table in manifest.tables:
                         await loading.table(table, self._dumps.rows(dump.name, table))
                         report.rows += table.rows
+                    report.with_global = loading.with_global
                 return
             except Corrupt as error:
                 reason = f"{dump.name.prefix}: {error}"
