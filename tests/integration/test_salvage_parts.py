@@ -1,4 +1,4 @@
-"""Dump, loss, rebuild and acceptance over two real databases and drives in memory: the same drill as test_lost_database.py without processes."""
+"""Dump, loss, rebuild and acceptance over two real databases and drives in memory: test_lost_database.py without processes."""
 
 from __future__ import annotations
 
