@@ -7,6 +7,7 @@ yet would be older than the dump, and so be taken for deleted; older dumps go on
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import AsyncExitStack
@@ -53,6 +54,7 @@ class Dumping:
         self._table = SalvageTable(metadata.query)
         self._writing = writing
         self._bucket = bucket
+        self._turn = asyncio.Lock()
 
     async def __call__(self, payload: Payload) -> None:
         """The handler of the task `dump`. Raises what writing and the databases raise."""
@@ -65,6 +67,12 @@ class Dumping:
             raise Conflict(
                 "the region is in recovery: what waits to be accepted would be no part of the dump, and be lost with the database"
             )
+        if self._turn.locked():
+            raise Conflict("another dump of the metadata is being taken")
+        async with self._turn:  # of one process, since there is one writer session for it
+            await self._take(report)
+
+    async def _take(self, report: Dumped) -> None:
         await self._metadata.add_bucket(SYSTEM_BUCKET)
         began_s = time.time()
         async with AsyncExitStack() as opened:

@@ -189,9 +189,10 @@ class Salvager:
             report.away = sorted(away)
             report.shards += found.shards
             report.nameless += sum(1 for _ in found.nameless)
-            ours = await self._table.sessions()  # first: what they commit later is not asked about
-            async for batch in owners(self._metadata, [met for met in found.named if met.header.bucket_id != SYSTEM_BUCKET]):
-                candidates = []
+            named = [met for met in found.named if met.header.bucket_id != SYSTEM_BUCKET]
+            ours = await self._table.sessions() if named else frozenset()  # first: what they commit later is not asked about
+            async for batch in owners(self._metadata, named):
+                candidates: list[Candidate] = []
                 for met, ownership in batch:
                     if ownership is not Ownership.NOBODY:
                         report.owned += ownership is Ownership.OWNED

@@ -104,7 +104,8 @@ def test_a_region_comes_back_as_of_its_dump_and_what_is_later_when_it_is_asked_f
     assert report["buckets_added"] == 1 and report["away"] == [] and report["passed_over"] == []
     assert code_of(s3.get_object, Bucket=BUCKET, Key="a") == (503, "ServiceUnavailable"), "not before it is accepted"
     again = command(node, "fsck", "--rebuild-metadata")
-    assert {**again, "buckets_added": 1} == report, "it may be repeated"
+    same = ("dump", "taken_us", "rows", "owned", "garbage", "older", "uncertain", "unreadable", "bucketless", "nameless")
+    assert {name: again[name] for name in same} == {name: report[name] for name in same}, "it may be repeated"
 
     shown = command(node, "salvage", "accept", "--dump")
     assert shown["closed"] is False and shown["recovery"] is True
