@@ -143,3 +143,37 @@ def test_the_region_after_the_rebuild_may_be_lost_as_well(postgres: Postgres) ->
                     assert len({entry.key.split("/")[1] for entry in page.entries}) == 3
 
     asyncio.run(main())
+
+
+def test_two_wiped_drives_and_a_layout_made_anew_are_no_obstacle(postgres: Postgres) -> None:
+    """As many as parity survives. Everything is somewhere else than the new layout wants it."""
+    rng = random.Random(5)
+
+    async def main() -> None:
+        async with region(6, 1, Scheme(4, 2)) as made:
+            objects = {f"k{size}": rng.randbytes(size) for size in (5000, 70_000, 3_000_000)}
+            later = {"later": rng.randbytes(80_000)}
+            async with database(postgres, made) as (urls, store):
+                await store.add_bucket(made.bucket.bucket_id)
+                await store.add_bucket(SYSTEM_BUCKET)
+                for key, data in objects.items():
+                    await made.put_any(key, data)
+                async with snapshot(*urls) as rows:
+                    await DumpWriter(made.context, SYSTEM).write(rows)
+                await made.put_any("later", later["later"])
+            for number in (1, 4):
+                made.drives[number][0].shards.clear()
+            made.layout = msgspec.structs.replace(made.layout, drives=made.layout.drives[::-1])  # other drives at the same places
+            made.placement.follow([made.layout], made.reachable)
+            async with database(postgres, made) as (urls, store):
+                report = Rebuilt()
+                await salvager(made, urls, store).run(report)
+                assert (report.uncertain, report.unreadable, report.rows > 0) == (1, 0, True)
+                assert await contents(made) == objects
+                table = SalvageTable(store.query)
+                await table.accept([one.blob_id for one in await table.list(None)])
+                assert await contents(made) == {**objects, **later}
+                [debt] = await store.debts(10)
+                assert debt.missing.bit_count() == 2, "what the wiped drives had is owed"
+
+    asyncio.run(main())
