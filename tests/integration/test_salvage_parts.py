@@ -173,7 +173,7 @@ def test_two_wiped_drives_and_a_layout_made_anew_are_no_obstacle(postgres: Postg
                 table = SalvageTable(store.query)
                 await table.accept([one.blob_id for one in await table.list(None)])
                 assert await contents(made) == {**objects, **later}
-                [debt] = await store.debts(10)
+                [debt] = [debt for debt in await store.debts(100) if debt.owner.key == "later"]
                 assert debt.missing.bit_count() == 2, "what the wiped drives had is owed"
 
     asyncio.run(main())
