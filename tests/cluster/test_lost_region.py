@@ -13,7 +13,7 @@ from tests.support.lost import command, lose_shared_database, start_closed
 from tests.support.node import wait_until
 from tests.support.samples import assert_all, put_all
 
-pytestmark = pytest.mark.slow  # three nodes are started twice, and a drive is rebuilt: some 3 minutes
+pytestmark = pytest.mark.slow  # three nodes are started twice, and a drive is rebuilt: more than a minute
 
 BUCKET = "lost-region"
 
