@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -32,7 +32,6 @@ from anvil.base.settings import (
     SecurityConfig,
     Setting,
     StorageConfig,
-    kind,
     settings,
 )
 
@@ -182,3 +181,14 @@ def _convert(item: Setting, value: Any, where: str) -> Any:
         remedy = f", for instance {item.example}" if item.example else ""
         raise InvalidSetting(f"{where} = {shown} is wrong: it must be {kind(item)}{remedy}") from None
     return converted
+
+
+def kind(item: Setting) -> str:
+    """What a setting takes, in words."""
+    if get_origin(item.type) is Literal:
+        return "one of " + ", ".join(get_args(item.type))
+    if get_origin(item.type) is tuple:
+        return "a list"
+    meta: msgspec.Meta = get_args(item.annotated)[1]
+    bounds = f" from {meta.ge} to {meta.le}" if meta.le is not None else f" of at least {meta.ge}" if meta.ge is not None else ""
+    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[item.type] + bounds

@@ -32,6 +32,11 @@ def check(config: Config) -> None:
             f"ANVIL_GC_GRACE_S={config.storage.gc_grace_s:g} must exceed the longest download, {DOWNLOAD_S_MAX:g} s: "
             f"raise it, or set ANVIL_DEV_MODE=true on a machine for trying things out"
         )
+    if config.storage.metadata_dump_s >= config.storage.gc_grace_s and not config.node.dev_mode:
+        raise InvalidSetting(
+            f"ANVIL_METADATA_DUMP_S={config.storage.metadata_dump_s:g} must be less than ANVIL_GC_GRACE_S={config.storage.gc_grace_s:g}: "
+            "what a dump names must still be there when it is needed"
+        )
     _check_databases(config.database)
     _check_cluster(config.cluster, config.database)
     _check_secrets(config)

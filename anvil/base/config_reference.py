@@ -11,8 +11,8 @@ from typing import Any, Literal, get_origin
 
 import msgspec
 
-from anvil.base.config import CONFIG_FILE
-from anvil.base.settings import REDACTED, Config, Setting, kind, settings
+from anvil.base.config import CONFIG_FILE, kind
+from anvil.base.settings import REDACTED, Config, Setting, settings
 
 INTRODUCTION = f"""# Configuration
 

@@ -365,6 +365,12 @@ class ShuttingDown(Unavailable):
     default = "The server is shutting down. Try again."
 
 
+class InRecovery(Unavailable):
+    """The region's metadata is being recovered: what there is may be incomplete, so nothing is said about any object."""
+
+    default = "This region is in recovery and serves no object."
+
+
 # -- Corrupt ----------------------------------------------------------------------------------------------------------
 
 

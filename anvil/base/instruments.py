@@ -52,6 +52,9 @@ STORAGE_DRIVE_UP = _gauge("storage_drive_up", "1 where the drive takes a write a
 SHARDS_UNHEALTHY = _gauge("shards_unhealthy", "Shards known to need repair.", "kind", merge="max")
 SHARD_REPAIRS = _counter("shard_repairs_total", "Shards rebuilt, or not.", "result")
 SHARD_DAMAGE = _counter("shard_damage_total", "Damaged or missing shards met by readers and scrubs.", "drive", "kind")
+METADATA_DUMPED = _gauge(
+    "metadata_dump_timestamp_seconds", "When the metadata were last dumped to the drives, as the leader knows.", merge="max"
+)
 
 # -- cluster ---------------------------------------------------------------------------------------------------------------
 PEER_REFUSED = _counter(

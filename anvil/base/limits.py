@@ -275,6 +275,17 @@ TASKS_AT_ONCE: Final = 4  # of one node: some wait for disks of others
 AUDIT_LISTED_MAX: Final = 10_000  # entries of one `anvil admin audit`
 LOG_SLOW_S_DEFAULT: Final = 2.0  # a request that takes longer, without its client, is worth a line
 GC_GRACE_S_DEFAULT: Final = 6 * 3600.0
+METADATA_DUMP_S_DEFAULT: Final = 3600.0  # what was overwritten since the last dump is still on the drives: shorter than the grace
+METADATA_DUMPS_KEPT: Final = 3  # the newest may be torn or damaged
+METADATA_DUMP_LOOK_S: Final = 10.0  # how often the leader looks whether one is due
+DUMP_PIECE_BYTES: Final = 8 * MIB  # of rows in one object of a dump: what its writer and reader hold in memory, twice
+DUMP_STORED_BYTES_MIN: Final = 4 * KIB  # an object of a dump is never inline: the row would be lost with the database
+DUMP_MANIFEST_BYTES_MAX: Final = 64 * MIB  # 100 bytes for each piece: dumps of some 5 TB of rows
+ENDED_SESSIONS_KEEP_S: Final = 30 * 86400.0  # of ended sessions it is known for so long that they committed nothing later
+SALVAGE_SLACK_S: Final = 600.0  # clocks of nodes and database differ, and a blob is stored some time before its commit ends
+SALVAGE_ROWS: Final = 500  # candidates written, or accepted, by one statement
+SALVAGE_LISTED_MAX: Final = 1000  # candidates shown at a time
+SALVAGE_LOOK_S: Final = 0.5  # how often a command looks how far a dump or a rebuild is
 DOWNLOAD_S_MAX: Final = 4 * 3600.0  # the longest GET that is still sure to find its shards
 DRAIN_S: Final = 30.0
 READY_EVERY_S: Final = 2.0
@@ -378,6 +389,9 @@ assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
 assert OPEN_READ_BYTES <= READ_INLINE_BYTES_MAX
 assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, "a copied object is read with one pread"
 assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
+assert METADATA_DUMP_S_DEFAULT < GC_GRACE_S_DEFAULT, "what a dump names must still be there when it is needed"
+assert DUMP_STORED_BYTES_MIN > INLINE_BYTES_MAX
+assert SALVAGE_SLACK_S > PEER_CALL_SKEW_S + DATABASE_WAIT_S + STATEMENT_TIMEOUT_S
 assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
 assert IDLE_TIMEOUT_S > 60
 assert DATABASE_WAIT_S + VIEW_EVERY_S < LEADER_SILENT_S, "the other database may be waited for"

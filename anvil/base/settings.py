@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,7 @@ from anvil.base.limits import (
     DRAIN_S,
     GC_GRACE_S_DEFAULT,
     LOG_SLOW_S_DEFAULT,
+    METADATA_DUMP_S_DEFAULT,
     REPAIR_DELAY_S_DEFAULT,
     SECRET_CHARS_MIN,
     UPLOADS_EXPIRE_S_DEFAULT,
@@ -220,6 +221,14 @@ class StorageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ge=0,
         ),
     ] = UPLOADS_EXPIRE_S_DEFAULT
+    metadata_dump_s: Annotated[
+        float,
+        _setting(
+            "ANVIL_METADATA_DUMP_S",
+            "Seconds between two dumps of the region's metadata to its drives, to salvage from when its database is lost; 0: none.",
+            ge=0,
+        ),
+    ] = METADATA_DUMP_S_DEFAULT
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -456,14 +465,3 @@ def settings() -> tuple[Setting, ...]:
                 )
             )
     return tuple(found)
-
-
-def kind(item: Setting) -> str:
-    """What a setting takes, in words."""
-    if get_origin(item.type) is Literal:
-        return "one of " + ", ".join(get_args(item.type))
-    if get_origin(item.type) is tuple:
-        return "a list"
-    meta: Meta = get_args(item.annotated)[1]
-    bounds = f" from {meta.ge} to {meta.le}" if meta.le is not None else f" of at least {meta.ge}" if meta.ge is not None else ""
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[item.type] + bounds

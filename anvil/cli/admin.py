@@ -20,6 +20,7 @@ from anvil.base.errors import InvalidArgument, InvalidSetting, Unavailable
 from anvil.cli.admin_audit import audit
 from anvil.cli.admin_cluster import layout, node, task, when
 from anvil.cli.admin_ops import AdminOps, NewKeys, RegionRow, UsageRow
+from anvil.cli.admin_salvage import rebuild, salvage
 from anvil.cli.admin_session import Command, Session, as_json
 from anvil.cli.output import emit, table
 from anvil.model.identity import Action, Policy
@@ -41,7 +42,7 @@ def command(context: click.Context, config_file: str | None, data_dir: str | Non
         context.obj = Session(config_file, data_dir)
 
 
-for group in (node, layout, task, audit):
+for group in (node, layout, task, salvage, audit):
     command.add_command(group)
 
 
@@ -275,10 +276,16 @@ def scrub(session: Session, shallow: bool, no_wait: bool, as_json: bool) -> None
     "--repair", is_flag=True, help="Act on what is found: orphans go, what is missing or damaged is repaired afterwards."
 )
 @click.option("--yes", is_flag=True, help="Really repair.")
+@click.option(
+    "--rebuild-metadata", is_flag=True, help="Fill the empty database of a region that lost its own, from what the drives hold."
+)
+@click.option("--older", is_flag=True, help="With it: take an older dump where the newest cannot be read now.")
 @as_json
 @click.pass_obj
-def fsck(session: Session, deep: bool, repair: bool, yes: bool, as_json: bool) -> int:
+def fsck(session: Session, deep: bool, repair: bool, yes: bool, rebuild_metadata: bool, older: bool, as_json: bool) -> int:
     """Compare what the database names with what all drives hold. Exit code 1 unless everything is there and nothing is left over."""
+    if rebuild_metadata:
+        return rebuild(session, older, as_json)
     from anvil.node.assemble import fsck
     from anvil.node.checking import Wanted
 

@@ -161,6 +161,44 @@ class AuditEntry(msgspec.Struct, frozen=True):
     request_id: str
 
 
+class RecoveryInfo(msgspec.Struct, frozen=True):
+    """`recovery`: whether the region is in it, since when and why; `closed`: it serves no object. `dump`: what it was rebuilt from, "" for
+    none; None before a rebuild. `waiting`: candidates that are neither accepted nor rejected."""
+
+    recovery: bool
+    closed: bool
+    since_us: int
+    why: str
+    dump: str | None
+    dump_us: int
+    dump_rows: int
+    waiting: int
+
+
+class CandidateRow(msgspec.Struct, frozen=True):
+    """An object or part that drives hold and no row names. `upload`: of a part. `obstacle`: why it cannot be accepted, "" if it can.
+    `replaces_us`: when the object that it would replace was written."""
+
+    bucket: str
+    key: str
+    part: int
+    upload: str
+    blob: str
+    size: int
+    etag: str
+    modified_us: int
+    obstacle: str
+    replaces_us: int | None
+
+
+class Accepted(msgspec.Struct):
+    """How many candidates are visible now; of which a later one was taken; which stay, by what stands in the way."""
+
+    accepted: int = 0
+    older: int = 0
+    refused: dict[str, int] = msgspec.field(default_factory=dict)
+
+
 class AdminOps(Protocol):
     """Every call raises DatabaseUnavailable; those that name something UnknownName, those that make something NameTaken.
 
@@ -229,6 +267,22 @@ class AdminOps(Protocol):
 
     async def audit(self, since_us: int, who: str, action: str, resource: str, limit: int) -> Sequence[AuditEntry]:
         """The newest first. "" means any; `resource`: a part of it."""
+        ...
+
+    async def salvage_show(self) -> RecoveryInfo: ...
+    async def salvage_list(self, bucket: str | None, limit: int) -> Sequence[CandidateRow]:
+        """By bucket and key, the latest first. Raises UnknownName."""
+        ...
+
+    async def salvage_open(self) -> RecoveryInfo:
+        """Serve what the region was rebuilt from. Raises Conflict where it is not closed."""
+        ...
+
+    # Of one bucket, of one key in it, or (None, None) all. Raise UnknownName.
+    async def salvage_accept(self, bucket: str | None, key: str | None) -> Accepted: ...
+    async def salvage_reject(self, bucket: str | None, key: str | None) -> int: ...
+    async def salvage_end(self) -> None:
+        """Raises Conflict while the region is closed or anything waits."""
         ...
 
 

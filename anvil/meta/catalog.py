@@ -38,6 +38,7 @@ from anvil.meta.link import Link, states
 from anvil.meta.regional import RegionalStore
 from anvil.meta.rights import RightsTable
 from anvil.meta.tasks import TaskQueue
+from anvil.model.dump import SYSTEM_BUCKET
 from anvil.model.identity import App, Bucket, BucketState, Policy, Tenant
 from anvil.model.records import BucketId
 
@@ -168,7 +169,7 @@ class GlobalCatalog:
         if region != self._region:
             raise IllegalLocationConstraint
         bucket_id = 0
-        while bucket_id == 0:
+        while bucket_id <= SYSTEM_BUCKET:
             bucket_id = int.from_bytes(os.urandom(8), "big") >> 1
         sealed = self._keyring.wrap("buckets", bucket_id, os.urandom(KEY_BYTES))
         sql = "SELECT outcome, claimed_id FROM claim_bucket($1, $2, $3, $4, $5, $6)"

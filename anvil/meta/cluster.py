@@ -25,6 +25,7 @@ from anvil.base.errors import DatabaseUnavailable
 from anvil.base.limits import BATCH_RETRIES_MAX, DATABASE_WAIT_S, LAYOUT_HISTORY_MAX, LAYOUT_SLICES, LEADER_SILENT_S
 from anvil.meta.coalesce import Rows, call
 from anvil.meta.link import Link
+from anvil.meta.salvage import CLOSE_SQL
 from anvil.meta.sessions import FENCE_SQL
 from anvil.model.cluster import (
     ClusterDrive,
@@ -80,7 +81,8 @@ _VIEW_SQL: Final = """
             'drive_id', encode(drive_id, 'base64'), 'node_id', encode(node_id, 'base64'), 'label', label,
             'capacity_bytes', capacity_bytes, 'state', state, 'empty', empty) ORDER BY drive_id) FROM drives WHERE state <> 'gone'), '[]'),
         'layouts', coalesce((SELECT json_agg(json_build_array(version, created_us) ORDER BY version)
-            FROM layouts WHERE state <> 'retired'), '[]'))::text"""
+            FROM layouts WHERE state <> 'retired'), '[]'),
+        'closed', coalesce((SELECT value ->> 'why' FROM settings WHERE name = 'recovery' AND value -> 'closed' = 'true'), ''))::text"""
 _PACKED_SQL: Final = "SELECT version, created_us, packed FROM layouts WHERE version = ANY ($1::bigint[])"
 _CURRENT_SQL: Final = "SELECT packed FROM layouts WHERE state = 'current'"
 
@@ -134,6 +136,7 @@ class _Seen(msgspec.Struct):
     nodes: tuple[NodeRow, ...]
     drives: tuple[ClusterDrive, ...]
     layouts: tuple[tuple[int, int], ...]  # version, created_us: of a database that was set back, versions come again
+    closed: str
 
 
 class ClusterTables:
@@ -187,6 +190,10 @@ class ClusterTables:
         await self._query("INSERT INTO region (name) VALUES ($1) ON CONFLICT DO NOTHING", region)
         return str((await self._query("SELECT name FROM region"))[0][0])
 
+    async def close_region(self, why: str) -> None:
+        """Serve nothing and unlink nothing until an operator has looked, unless the region has objects. Idempotent."""
+        await self._query(CLOSE_SQL, why)
+
     async def register_node(self, node_id: NodeId, name: str, zone: str = "", address: str = "") -> None:
         """Joining, if it is new or was removed, without a lease at first. One that is down stays so until it holds a lease again: a start
         may take long, and meanwhile nothing of what it holds is to be moved. Idempotent."""
@@ -219,7 +226,7 @@ class ClusterTables:
             raise DatabaseUnavailable  # the database was set back between the two statements
         self._layouts = {named: known[named] for named in seen.layouts}
         made_us = tuple(created_us for _, created_us in seen.layouts)
-        return ClusterView(seen.nodes, seen.drives, tuple(self._layouts.values()), made_us)
+        return ClusterView(seen.nodes, seen.drives, tuple(self._layouts.values()), made_us, seen.closed)
 
     async def lead(self) -> bool:
         """Whether this connection has, or just got, the leader's lock. False after the connection was lost and somebody else has it. It is

@@ -19,6 +19,7 @@ from anvil.model.records import BlobId, BlobRef, Debt, Garbage, KeyMode, Owner
 _OWNER: Final = "bucket_id, key, version_id, part_number"
 
 ALLOWED_SQL: Final = "SELECT collection_allowed($1)"
+RECOVERY_SQL: Final = "SELECT EXISTS (SELECT FROM settings WHERE name = 'recovery')"
 
 # The oldest rows by id, then those of them that are old enough: ids and times agree closely, and this never reads the whole
 # outbox. A row whose blob is owned after all (a version moved between tables) says nothing any more: its owner's end writes

@@ -19,7 +19,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from anvil.base.errors import Corrupt, InvalidSetting
 
@@ -50,6 +52,11 @@ def parse_master_key(text: str) -> bytes:
 def key_id(key: bytes) -> bytes:
     """The 4-byte id of a master key; also its fingerprint in backup manifests."""
     return hashlib.sha256(b"anvil master key id\0" + key).digest()[:_ID_BYTES]
+
+
+def system_key(master_key: bytes) -> bytes:
+    """The key of the system bucket, which holds the dumps of the metadata: it must not be wrapped in a database. HKDF-SHA256 (RFC 5869)."""
+    return HKDF(hashes.SHA256(), KEY_BYTES, None, b"anvil system bucket v1").derive(master_key)
 
 
 class Keyring:

@@ -243,6 +243,10 @@ class RegionalStore:
         """Whether anything may be unlinked now: no backup holds it, and the database has been this one for `grace_s`."""
         return bool((await self.query(collect.ALLOWED_SQL, int(grace_s * 1_000_000)))[0][0])
 
+    async def in_recovery(self) -> bool:
+        """Whether what is stored is being recovered: nothing is to be deleted meanwhile, by whatever rule."""
+        return bool((await self.query(collect.RECOVERY_SQL))[0][0])
+
     async def garbage_done(self, outbox_ids: Sequence[int]) -> None:
         await self.query(collect.DONE_SQL, list(outbox_ids))
 

@@ -58,12 +58,13 @@ class ClusterDrive(msgspec.Struct, frozen=True):
 
 class ClusterView(msgspec.Struct, frozen=True):
     """One snapshot of the region. Equal views say the same; `lease_left_s` makes them differ, so compare `shape`. `made_us`: when each
-    layout was: a database that was set back gives a version twice."""
+    layout was: a database that was set back gives a version twice. `closed`: why the region serves no object, "" where it does."""
 
     nodes: tuple[NodeRow, ...]
     drives: tuple[ClusterDrive, ...]
     layouts: tuple[Layout, ...]
     made_us: tuple[int, ...] = ()
+    closed: str = ""
 
     @property
     def layout(self) -> Layout:
@@ -75,9 +76,9 @@ class ClusterView(msgspec.Struct, frozen=True):
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What a process has to follow: addresses, states, drives, which layouts there are."""
+        """What a process has to follow: addresses, states, drives, which layouts there are, whether it serves."""
         nodes = tuple((node.node_id, node.zone, node.address, node.state) for node in self.nodes)
-        return nodes, self.drives, tuple(layout.version for layout in self.layouts), self.made_us
+        return nodes, self.drives, tuple(layout.version for layout in self.layouts), self.made_us, self.closed
 
 
 class SliceRow(msgspec.Struct, frozen=True):

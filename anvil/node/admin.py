@@ -25,6 +25,7 @@ from anvil.meta.regional import RegionalStore
 from anvil.meta.tasks import TaskQueue
 from anvil.model.identity import Policy, Tenant
 from anvil.node.admin_cluster import Audit, ClusterAdmin
+from anvil.node.admin_salvage import SalvageAdmin
 from anvil.node.admin_tasks import TaskAdmin
 from anvil.node.channel import Channel, connect
 from anvil.node.checking import CheckState, Wanted
@@ -56,10 +57,12 @@ async def open_catalog(
 @asynccontextmanager
 async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
     """For one command."""
-    async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, _):
+    async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, regional):
         audit = partial(_audit, catalog.admin)
         cluster, tasks = ClusterAdmin(config, regional_url, audit), TaskAdmin(TaskQueue(catalog.query), audit)
-        yield DatabaseAdmin(catalog.admin, config.node.region, NodeDrives(config, regional_url, audit), cluster, tasks)
+        salvage = SalvageAdmin(config, catalog.query, regional.query, audit)
+        drives = NodeDrives(config, regional_url, audit)
+        yield DatabaseAdmin(catalog.admin, config.node.region, drives, cluster, tasks, salvage)
 
 
 async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
@@ -105,7 +108,7 @@ def _drive_info(row: DriveRow) -> DriveInfo:
 
 async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
     """Have the running node look at all its shards; with `wait`, until it has. Raises Unavailable."""
-    async with _node(config) as channel:
+    async with node_channel(config) as channel:
         number = await channel.call("survey.ask", deep, int)
         state = await channel.call("survey.state", None, SurveyState)
         while wait and not (state.number >= number and state.over):
@@ -116,7 +119,7 @@ async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
 
 async def fsck(config: Config, wanted: Wanted) -> CheckState:
     """Have the running node check everything, and wait until it has. Raises Unavailable."""
-    async with _node(config) as channel:
+    async with node_channel(config) as channel:
         number = await channel.call("fsck.ask", wanted, int)
         state = await channel.call("fsck.state", None, CheckState)
         while not (state.number >= number and state.over):
@@ -126,7 +129,7 @@ async def fsck(config: Config, wanted: Wanted) -> CheckState:
 
 
 @asynccontextmanager
-async def _node(config: Config) -> AsyncIterator[Channel]:
+async def node_channel(config: Config) -> AsyncIterator[Channel]:
     """The background process of the node that runs on this data directory. Raises Unavailable."""
     try:
         channel = await connect(config.node.data_path / "run" / "background.sock", {}, {}, lambda closed: None)
@@ -141,7 +144,9 @@ async def _node(config: Config) -> AsyncIterator[Channel]:
 class DatabaseAdmin:
     """AdminOps over `meta.admin.Admin`."""
 
-    def __init__(self, admin: Admin, region: str, drives: NodeDrives, cluster: ClusterAdmin, tasks: TaskAdmin) -> None:
+    def __init__(
+        self, admin: Admin, region: str, drives: NodeDrives, cluster: ClusterAdmin, tasks: TaskAdmin, salvage: SalvageAdmin
+    ) -> None:
         self._admin = admin
         self._region = region
         self.drive_list = drives.list
@@ -154,6 +159,12 @@ class DatabaseAdmin:
         self.task_list = tasks.task_list
         self.task_retry = tasks.task_retry
         self.task_cancel = tasks.task_cancel
+        self.salvage_show = salvage.salvage_show
+        self.salvage_list = salvage.salvage_list
+        self.salvage_open = salvage.salvage_open
+        self.salvage_accept = salvage.salvage_accept
+        self.salvage_reject = salvage.salvage_reject
+        self.salvage_end = salvage.salvage_end
 
     async def region_create(self, name: str, endpoint: str) -> None:
         await self._admin.create_region(name, endpoint)

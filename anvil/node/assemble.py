@@ -73,8 +73,10 @@ from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
 from anvil.node.raising import Raising
 from anvil.node.region import QuorumWatch, Region
+from anvil.node.salvaging import recovery_check, salvage_parts
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
+from anvil.node.writing import Writing
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
 from anvil.tasks.collect import Collector
@@ -236,7 +238,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
                 refresh=partial(_refresh, region, link),
             )
         )
-        api, grpc = _apis(process, link, engine)
+        api, grpc = _apis(process, link, engine, lambda: region.view.closed)
         certificate = await _certificate(process)
         if certificate is not None:
             opened.callback(loop.create_task(certificate.keep()).cancel)
@@ -254,11 +256,11 @@ def _session(metadata: RegionalStore, plan: Plan, layouts: LayoutsInUse, known: 
     )
 
 
-def _apis(process: Child, link: WorkerLink, engine: Engine) -> tuple[S3Api, GrpcApi]:
+def _apis(process: Child, link: WorkerLink, engine: Engine, closed: Callable[[], str]) -> tuple[S3Api, GrpcApi]:
     """Both APIs over one engine."""
     config = process.config
     observers = (Requests(config.log),)
-    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, config.api.public_urls[0])
+    services = Services(engine, link.catalog, Authorizer(), link.rights, config.node.region, config.api.public_urls[0], closed)
     grpc = GrpcApi(
         services,
         Tokens(config.security.jwt_secret, time.time, link.catalog),
@@ -396,18 +398,21 @@ async def build_background(process: Child) -> BackgroundParts:
             config.node.data_path / "surveyed",
             config.storage.uploads_expire_s,
         )
+        writing = Writing(plan.node_id, metadata, region, native, buffers)
+        salvage = salvage_parts(plan, catalog, metadata, region, writing)
         patient: dict[str, TaskHandler] = {
             "survey": upkeep.survey,
-            "raise": Raising(plan.node_id, metadata, catalog, region, native, buffers),
+            "raise": Raising(metadata, catalog, region, writing),
         }
         workers = [
             TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
-            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1))
+            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1), ({"dump": salvage.dump}, 1))
         ]
         checks = [
             Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
             Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
             Check("node_lease", partial(_lease_check, membership)),
+            recovery_check(region),
             *(
                 [Check("peers", partial(_peers_check, region))]
                 if region.peers is not None and not config.cluster.init_cluster
@@ -421,8 +426,15 @@ async def build_background(process: Child) -> BackgroundParts:
             [drive_probe(drive) for drive in region.local.values()],
             QuorumWatch(region),
             membership,
-            {**upkeep.tasks, "membership": membership.run, "tasks": workers[0].run, "patient tasks": workers[1].run},
-            upkeep.handlers,
+            {
+                **upkeep.tasks,
+                "membership": membership.run,
+                "tasks": workers[0].run,
+                "patient tasks": workers[1].run,
+                "dumps": workers[2].run,
+                **salvage.tasks,
+            },
+            {**upkeep.handlers, **salvage.handlers},
             opened.pop_all().aclose,
         )
 

@@ -19,6 +19,7 @@ from anvil.base.limits import (
     FOLD_USAGE_EVERY_S,
     HOLD_SETTLE_S,
     LAYOUT_SLICES,
+    METADATA_DUMP_LOOK_S,
     RAISE_EVERY_S,
     SWEEP_EVERY_S,
     TASKS_KEEP_S,
@@ -31,6 +32,7 @@ from anvil.meta.tasks import TaskQueue
 from anvil.model.cluster import ClusterView
 from anvil.model.layout import slice_partitions
 from anvil.model.task import Payload
+from anvil.node.dumping import dump_due
 from anvil.node.layouts import LayoutKeeper
 from anvil.node.raising import RAISED, calm
 from anvil.node.region import Region
@@ -51,6 +53,7 @@ class Leader:
     ) -> None:
         self._region = config.node.region
         self._grace_s = config.storage.gc_grace_s
+        self._dump_s = config.storage.metadata_dump_s
         self._metadata = metadata
         self._here = region
         self._queue = queue
@@ -82,6 +85,8 @@ class Leader:
             self._hurry = False
         if self._is_due("raise", RAISE_EVERY_S):
             await self._raise()
+        if self._is_due("dump", METADATA_DUMP_LOOK_S) and await dump_due(self._metadata, self._dump_s):
+            await self._ask("dump")
         if self._is_due("queue", COLLECT_EVERY_S):
             await self._queue.reap()
             await self._queue.prune(TASKS_KEEP_S)

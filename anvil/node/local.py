@@ -58,11 +58,17 @@ async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> N
         expected = assign(storage.drives, present, {path: row.drive_id for path, row in known.items()})
         capacities = {row.drive_id: row.capacity_bytes for row in known.values()}
         rows: list[DriveRow] = []
+        full: set[DriveId] = set()
         try:
             for path, label in _named(storage):
-                rows.append(await _prepare_drive(Path(path), label, expected[path], capacities, executor))
+                rows.append(await _prepare_drive(Path(path), label, expected[path], capacities, executor, full))
         finally:
             await executor.close()
+        if unheard := full - {drive.drive_id for drive in (await tables.view()).drives}:
+            await tables.close_region(
+                f"its database is an empty one, but {len(unheard)} drives hold data. If the database was lost, see "
+                "`anvil admin fsck --rebuild-metadata`; `anvil admin salvage accept --dump` opens the region"
+            )
         here = {row.drive_id for row in rows}
         gone = [
             DriveRow(row.drive_id, row.path, row.capacity_bytes, "gone") for row in known.values() if row.drive_id not in here
@@ -142,8 +148,14 @@ async def _who(path: str, label: str, executor: NativeExecutor) -> tuple[str, Dr
 
 
 async def _prepare_drive(
-    path: Path, label: str, expected: DriveId | None, capacities: Mapping[DriveId, int], executor: NativeExecutor
+    path: Path,
+    label: str,
+    expected: DriveId | None,
+    capacities: Mapping[DriveId, int],
+    executor: NativeExecutor,
+    full: set[DriveId],
 ) -> DriveRow:
+    """`full`: those that hold any shard are added to it."""
     if expected is None:
         _make_folder(path)
     drive = await LocalDrive.attach(
@@ -156,6 +168,8 @@ async def _prepare_drive(
             log.error(
                 "the drive %s is not there; starting without it", label, extra={"folder": str(path), "reason": drive.reason}
             )
+        elif await drive.partitions():
+            full.add(drive.drive_id)
         return DriveRow(drive.drive_id, str(path), capacity_bytes, "active" if drive.readable else "failed")
     finally:
         await drive.close()

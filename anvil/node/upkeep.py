@@ -286,11 +286,12 @@ class Upkeep:
 
     async def buckets(self, payload: Payload) -> None:
         """Finish creations and deletions of buckets that lost their worker."""
-        await self._catalog.resume_bucket_changes()
+        if not await self._metadata.in_recovery():
+            await self._catalog.resume_bucket_changes()
 
     async def uploads(self, payload: Payload) -> None:
         """Abort the uploads that nobody goes on with."""
-        if not self._uploads_expire_s:
+        if not self._uploads_expire_s or await self._metadata.in_recovery():
             return
         while aborted := await self._metadata.expire_uploads(self._uploads_expire_s):
             log.info("uploads were given up by their clients, and are aborted", extra={"uploads": aborted})

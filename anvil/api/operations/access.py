@@ -1,4 +1,4 @@
-"""The way from a name to a bucket or object that may be used: look-up, visibility, rights, owner, region, in this order.
+"""The way from a name to a bucket or object that may be used: look-up, visibility, rights, owner, region, recovery, in this order.
 
 Owns: that order, and which right each kind of use needs. Invariant: nothing about a bucket (not even its region) is told to
 who may not see it, and no condition or key is looked at before the right to it was established. The decisions are the
@@ -91,6 +91,8 @@ async def _checked(caller: Caller, bucket: Bucket, owner: str | None, anywhere: 
     if bucket.region != caller.services.region and not anywhere:
         endpoint = (await caller.services.catalog.regions()).get(bucket.region) or None
         raise PermanentRedirect(Bucket=bucket.name, Endpoint=endpoint, Region=bucket.region)
+    if not anywhere:
+        caller.services.require_open()
     return bucket
 
 

@@ -46,6 +46,7 @@ async def create(caller: Caller, tenant: Tenant, name: str, region: str) -> Buck
         raise IllegalLocationConstraint(
             f"The {region} location constraint is incompatible for the region specific endpoint this request was sent to."
         )
+    services.require_open()
     try:
         return await services.catalog.create_bucket(tenant.tenant_id, name, services.region)
     except (BucketAlreadyExists, BucketAlreadyOwnedByYou) as error:

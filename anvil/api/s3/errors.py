@@ -107,6 +107,7 @@ TABLE: dict[type[e.AnvilError], S3Error] = {
     e.OutcomeUnknown: S3Error("ServiceUnavailable", 503),
     e.WriterFenced: S3Error("ServiceUnavailable", 503),
     e.ShuttingDown: S3Error("ServiceUnavailable", 503),
+    e.InRecovery: S3Error("ServiceUnavailable", 503),
     # Corrupt
     e.Corrupt: S3Error("InternalError", 500),
     e.DataLost: S3Error("InternalError", 500),

@@ -233,6 +233,7 @@ class World:
     def __init__(self, **options: object) -> None:
         self.engine, self.catalog = FakeEngine(), FakeCatalog()
         self.authenticator = FakeAuthenticator()
+        self.closed = ""
         self.trailers: dict[str, str] = {}
         self.finished: list[Finished] = []
         services = Services(
@@ -241,6 +242,7 @@ class World:
             authorizer=FakeAuthorizer(),
             rights=None,  # type: ignore[arg-type]  # S3 has no operation that changes any
             region=REGION,
+            closed=lambda: self.closed,
         )
         self.api = S3Api(
             services,

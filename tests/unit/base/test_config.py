@@ -85,6 +85,7 @@ REFUSED = [
     ({"ANVIL_DRIVES": "/a,/b,/a"}, "twice"),
     ({"ANVIL_DRIVES": "/a,/a/b"}, "inside one another"),
     ({"ANVIL_GC_GRACE_S": "60"}, "ANVIL_GC_GRACE_S"),
+    ({"ANVIL_METADATA_DUMP_S": "86400", "ANVIL_GC_GRACE_S": "86400"}, "ANVIL_METADATA_DUMP_S"),
     ({"ANVIL_GLOBAL_DATABASE_URL": "postgresql://x/y"}, "ANVIL_REGIONAL_DATABASE_URL is not set"),
     ({**EXTERNAL, "ANVIL_GLOBAL_DATABASE_URL": "mysql://x/y"}, "must be a URL"),
     ({**EXTERNAL}, "ANVIL_SECRET_ENCRYPTION_KEY is not set"),

@@ -75,12 +75,14 @@ class Desk:
 
     def __init__(self) -> None:
         self.engine, self.catalog = FakeEngine(), FakeCatalog()
+        self.closed = ""
         services = Services(
             engine=self.engine,
             catalog=self.catalog,
             authorizer=Authorizer(),
             rights=None,  # type: ignore[arg-type]  # `test_auth_service.py` has some
             region=REGION,
+            closed=lambda: self.closed,
         )
         self.caller = Caller(services, Principal(app_of(ACME)))
         self.bucket = self.catalog.add("bucket")
