@@ -45,6 +45,7 @@ from anvil.meta.cluster import ClusterTables
 from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
+from anvil.meta.recovery import RegionNotes
 from anvil.meta.regional import RegionalStore
 from anvil.model.cluster import ClusterView
 from anvil.model.records import SessionId
@@ -53,9 +54,11 @@ from anvil.net.stream import Handler, Stream
 from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, fsck, open_admin, open_catalog, survey
 from anvil.node.background import BackgroundParts
+from anvil.node.backups import Backup
 from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
 from anvil.node.health import Check
+from anvil.node.jobs import Jobs
 from anvil.node.leader import Leader
 from anvil.node.local import (
     NO_SESSION,
@@ -72,7 +75,10 @@ from anvil.node.observe import EngineEvents, internode, request_finished, task_e
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
 from anvil.node.raising import Raising
+from anvil.node.recovering import RecoveryWatch
+from anvil.node.refilling import Refiller
 from anvil.node.region import QuorumWatch, Region
+from anvil.node.restoring import fingerprint
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
@@ -367,7 +373,8 @@ async def build_background(process: Child) -> BackgroundParts:
         opened.push_async_callback(native.close)
         hold = Hold(metadata, config.storage.gc_grace_s)
         region = await open_region(process, NO_SESSION, opened, hold)
-        buffers = Buffers(loop)
+        buffers, notes = Buffers(loop), RegionNotes(metadata.query)
+        jobs, recovery = _jobs(process, metadata, notes, region, buffers, native), RecoveryWatch(notes)
         leader = Leader(config, metadata, region, catalog.tasks)
         membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
         repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
@@ -383,7 +390,7 @@ async def build_background(process: Child) -> BackgroundParts:
             surveying,
             rebalancer,
             membership.moved,
-            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
+            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition), notes),
             config.node.data_path / "surveyed",
             config.storage.uploads_expire_s,
         )
@@ -412,10 +419,27 @@ async def build_background(process: Child) -> BackgroundParts:
             [drive_probe(drive) for drive in region.local.values()],
             QuorumWatch(region),
             membership,
-            {**upkeep.tasks, "membership": membership.run, "tasks": workers[0].run, "patient tasks": workers[1].run},
-            upkeep.handlers,
+            {
+                **upkeep.tasks,
+                "membership": membership.run,
+                "tasks": workers[0].run,
+                "patient tasks": workers[1].run,
+                "jobs": jobs.run,
+                "recovery": recovery.run,
+            },
+            {**upkeep.handlers, **jobs.handlers},
+            recovery,
             opened.pop_all().aclose,
         )
+
+
+def _jobs(
+    process: Child, metadata: RegionalStore, notes: RegionNotes, region: Region, buffers: Buffers, native: NativeExecutor
+) -> Jobs:
+    config, plan, placement = process.config, process.plan, region.placement
+    urls, holder = (plan.global_url, plan.regional_url), plan.node_id.hex()
+    backup = Backup(urls, notes, placement, buffers, native, codec_for, holder, config.node.region, fingerprint(config))
+    return Jobs(backup, Refiller(plan.regional_url, metadata, placement, buffers, native, codec_for, config.node.data_path))
 
 
 async def _lease_check(membership: Membership) -> None:
