@@ -341,6 +341,16 @@ def recovery_status(session: Session, as_json: bool) -> None:
     emit(msgspec.to_builtins(state), as_json, "\n".join(lines))
 
 
+@recovery.command("begin")
+@as_json
+@click.pass_obj
+def recovery_begin(session: Session, as_json: bool) -> None:
+    """Begin recovery mode, for databases that were restored by other means, before any node is started on them. A node that runs meanwhile
+    writes nothing more until it is started again."""
+    begun = _recover(session, lambda admin: admin.begin())
+    emit({"begun": begun}, as_json, "recovery mode: nothing is removed" if begun else "the region is in recovery mode already")
+
+
 @recovery.command("end")
 @click.option("--force", is_flag=True, help="Although not everything is there, or something would be removed.")
 @as_json

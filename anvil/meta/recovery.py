@@ -140,6 +140,22 @@ class RegionNotes:
     async def _set(self, name: str, value: object) -> None:
         await self._query(_SET_SQL, name, msgspec.json.encode(value).decode())
 
+    async def begin_recovery(self) -> bool:
+        """For a database that was restored by other means. Who wrote to it before is fenced. False if it is in recovery mode already."""
+        sql = """
+            WITH begun AS (
+                INSERT INTO settings (name, value)
+                VALUES ('recovery', jsonb_build_object('snapshot', '', 'began_us', now_us(), 'kept_nodes', true))
+                ON CONFLICT (name) DO NOTHING RETURNING name
+            ),
+            raised AS (
+                INSERT INTO settings (name, value) SELECT 'cluster_epoch', '1' FROM begun
+                ON CONFLICT (name) DO UPDATE SET value = to_jsonb(settings.value::text::bigint + 1), changed_us = now_us()
+            ),
+            fenced AS (DELETE FROM writer_sessions WHERE EXISTS (SELECT FROM begun))
+            SELECT name FROM begun"""
+        return bool(await self._query(sql))
+
     async def end_recovery(self) -> bool:
         """False if there was none. Nothing is removed for the garbage's grace from now on."""
         sql = """

@@ -36,6 +36,13 @@ class RecoveryAdmin:
     async def state(self) -> State:
         return await self._notes.state()
 
+    async def begin(self) -> bool:
+        """False if the region is in recovery mode already."""
+        begun = await self._notes.begin_recovery()
+        if begun:
+            await self._record("recovery:begin", "", "ok")
+        return begun
+
     async def end(self, force: bool) -> bool:
         """False if the region was not in recovery mode. Raises Conflict."""
         state = await self._notes.state()

@@ -55,7 +55,7 @@ class Source:
         self._native = native
         self._codecs = codecs
         self._found: dict[int, tuple[Drive, ShardPlace]] = {}
-        self._bad: set[tuple[Drive, int]] = set()
+        self._looking = asyncio.Lock()
         self._everywhere = False
 
     async def open(self) -> PackedBlob:
@@ -66,18 +66,25 @@ class Source:
             await asyncio.gather(*(self._look(index, order[index : index + 1]) for index in indexes))
             if len(self._found) >= blob.scheme.k:
                 break
+        if len(self._found) < blob.scheme.k:
+            await self._look_everywhere()
+        if len(self._found) < blob.scheme.k:
+            raise Unreadable
+        asked: set[int] = set()
         while True:
-            if len(self._found) < blob.scheme.k:
-                await self._look_everywhere()
-            for index, (drive, place) in list(self._found.items()):
+            for index in sorted(self._found.keys() - asked):
+                drive, place = self._found[index]
                 try:
                     return PackedBlob.of(place.header, await drive.verify(place))
                 except (BadRecord, Unavailable):
-                    self._spoiled(index)
+                    asked.add(index)
+            await self._look_everywhere()
+            if not self._found.keys() - asked:
+                raise Unreadable
 
     async def _look(self, index: int, drives: Iterable[Drive | None]) -> None:
         for drive in drives:
-            if drive is None or not drive.readable or index in self._found or (drive, index) in self._bad:
+            if drive is None or not drive.readable or index in self._found:
                 continue
             try:
                 place = await drive.open(self._blob.blob_id, index)
@@ -87,19 +94,15 @@ class Source:
                 self._found[index] = (drive, place)
 
     async def _look_everywhere(self) -> None:
-        """Raises Unreadable when that was done before, or is of no use."""
-        blob = self._blob
-        if not self._everywhere:
-            self._everywhere = True
+        """For the indexes that are not known, once."""
+        async with self._looking:
+            if self._everywhere:
+                return
+            blob = self._blob
             order = self._placement.order(blob.blob_id)
             for index in range(blob.scheme.width):
                 await self._look(index, [*order[index : index + 1], *self._placement.elsewhere(blob.blob_id, index)])
-        if len(self._found) < blob.scheme.k:
-            raise Unreadable
-
-    def _spoiled(self, index: int) -> None:
-        drive, _ = self._found.pop(index)
-        self._bad.add((drive, index))
+            self._everywhere = True
 
     async def stripe(self, number: int) -> Buffer:
         """One sealed stripe. Raises Unreadable, SlowDown."""
@@ -115,30 +118,38 @@ class Source:
         return units[0][:sealed] if k == 1 else memoryview(b"".join(units))[:sealed]
 
     async def _frames(self, number: int) -> dict[int, memoryview]:
-        """k good frames by index, data shards and those of this node first. Raises Unreadable, SlowDown."""
+        """k good frames by index, data shards and those of this node first. A shard that is damaged elsewhere may do here. Raises
+        Unreadable, SlowDown."""
         k = self._blob.scheme.k
         frames: dict[int, memoryview] = {}
+        asked: set[int] = set()
         while len(frames) < k:
-            if len(self._found) < k:
+            if len(self._found.keys() - asked) < k - len(frames):
                 await self._look_everywhere()
-            left = sorted((index >= k, not self._found[index][0].local, index) for index in self._found.keys() - frames.keys())
-            await asyncio.gather(*(self._frame(number, index, frames) for _, _, index in left[: k - len(frames)]))
+            left = sorted(self._found.keys() - asked, key=lambda index: (index >= k, not self._found[index][0].local, index))
+            if len(left) < k - len(frames):
+                raise Unreadable
+            now = left[: k - len(frames)]
+            asked.update(now)
+            for index, frame in zip(now, await asyncio.gather(*(self._frame(number, index) for index in now)), strict=True):
+                if frame is not None:
+                    frames[index] = frame
         return frames
 
-    async def _frame(self, number: int, index: int, frames: dict[int, memoryview]) -> None:
-        geometry = self._blob.geometry
+    async def _frame(self, number: int, index: int) -> memoryview | None:
+        blob_id, geometry = self._blob.blob_id, self._blob.geometry
         length = geometry.frame_len(number)
         drive, place = self._found[index]
         view = memoryview(await self._buffers.acquire(length))[:length]
         try:
-            if await drive.read(place, geometry.frame_offset(number), view) == length and frame_sound(
-                self._blob.blob_id, index, number, view
-            ):
-                frames[index] = view
-                return
+            read = await drive.read(place, geometry.frame_offset(number), view)
         except (Unavailable, BadRecord) as error:
-            log.warning("shard %d of blob %s: %s", index, self._blob.blob_id.hex(), error)
-        self._spoiled(index)
+            log.warning("shard %d of blob %s on %s: %s", index, blob_id.hex(), drive.label, error)
+            return None
+        if read == length and frame_sound(blob_id, index, number, view):
+            return view
+        log.warning("shard %d of blob %s on %s is damaged", index, blob_id.hex(), drive.label)
+        return None
 
     async def _rebuild(self, number: int, frames: dict[int, memoryview], missing: list[int]) -> memoryview:
         blob = self._blob
@@ -210,8 +221,13 @@ class Copier:
         def begin(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
             task = asyncio.create_task(work)
             tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            task.add_done_callback(ended)
             return task
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # a stripe that nobody waits for any more says the same as the one before
 
         try:
             async for blob in blobs:
