@@ -99,7 +99,7 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 def _digest(manifest: Manifest) -> str:
-    return hashlib.sha256(msgspec.json.encode(manifest, order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest()
 
 
 class Repository:
