@@ -17,7 +17,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,9 @@ REGIONAL, GLOBAL, BLOBS = "regional.dump", "global.dump", "blobs"
 FILES = (REGIONAL, GLOBAL, BLOBS)
 SET_ASIDE = ".damaged"
 UNMADE = ".new"
+
+
+_MAKING = ("lost+found", "lock", "packs", "snapshots", HEAD, f".{HEAD}.new")
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -124,37 +127,29 @@ class Repository:
             raise InvalidSetting(f"{str(path / HEAD)!r} is damaged: restore it from a copy of the repository") from None
 
     @staticmethod
-    def create(path: Path, key: str, now_us: int) -> Repository:
-        """Open it, or make it where the folder is empty or not there. Raises InvalidSetting."""
-        if not (path / HEAD).exists():
-            try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                strange = [entry.name for entry in path.iterdir() if entry.name not in ("lost+found", "packs", "snapshots")]
-                if strange:
-                    raise InvalidSetting(f"{str(path)!r} is no repository and not empty ({strange[0]}): choose an empty folder")
-                for name in ("packs", "snapshots"):
-                    (path / name).mkdir(mode=0o700, exist_ok=True)
-                head = Head(fmt.FORMAT, os.urandom(16).hex(), key, now_us)
-                write_file(path / HEAD, msgspec.json.format(msgspec.json.encode(head)) + b"\n")
-            except OSError as error:
-                raise InvalidSetting(f"the repository {str(path)!r} cannot be written: {error.strerror}") from None
-        return Repository(path)
-
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def making(path: Path, key: str, now_us: int) -> Iterator[Repository]:
+        """Be the only one who writes, in a repository that is made where the folder is empty or not there. Raises InvalidSetting, Conflict
+        while somebody else writes."""
+        try:
+            if not (path / HEAD).exists():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                strange = [entry.name for entry in path.iterdir() if entry.name not in _MAKING]
+                if strange and not (path / HEAD).exists():  # nobody has just made it
+                    raise InvalidSetting(f"{str(path)!r} is no repository and not empty ({strange[0]}): choose an empty folder")
+            with locked(path):
+                if not (path / HEAD).exists():
+                    for name in ("packs", "snapshots"):
+                        (path / name).mkdir(mode=0o700, exist_ok=True)
+                    head = Head(fmt.FORMAT, os.urandom(16).hex(), key, now_us)
+                    write_file(path / HEAD, msgspec.json.format(msgspec.json.encode(head)) + b"\n")
+                yield Repository(path)
+        except PermissionError as error:
+            raise InvalidSetting(f"the repository {str(path)!r} cannot be written: {error.strerror}") from None
+
+    def writing(self) -> AbstractContextManager[None]:
         """Be the only one who writes. Raises Conflict while somebody else does, InvalidSetting where that cannot be."""
-        try:
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise InvalidSetting(f"the repository {str(self.path)!r} cannot be written: {error.strerror}") from None
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict(f"another command is writing to the repository {str(self.path)!r}: wait for its end") from None
-            yield
-        finally:
-            os.close(fd)
+        return locked(self.path)
 
     def assert_key(self, fingerprint: str) -> None:
         """Raises InvalidSetting."""
@@ -299,6 +294,23 @@ class Repository:
             for _, places in pair(self.listed(snapshot), walk(packs)):
                 wanted.update(pack.name for pack, _ in places)
         return wanted
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one who writes to the repository there. Raises Conflict while somebody else does, InvalidSetting where that cannot be."""
+    try:
+        fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise InvalidSetting(f"the repository {str(path)!r} cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another command is writing to the repository {str(path)!r}: wait for its end") from None
+        yield
+    finally:
+        os.close(fd)
 
 
 Places = list[tuple[Pack, int]]

@@ -118,16 +118,15 @@ class Backup:
         """Raises InvalidSetting, Conflict (somebody writes there), DatabaseUnavailable, OSError."""
         blocking = Thread("repository")
         try:
-            repository = await blocking(Repository.create, path, self._key, _now_us())
-            writing = repository.writing()
-            await blocking(writing.__enter__)
+            making = Repository.making(path, self._key, _now_us())
+            repository = await blocking(making.__enter__)
             try:
                 if new_key:
                     await blocking(repository.rekey, self._key)
                 repository.assert_key(self._key)
                 return await self._create(repository, blocking, phase, moved)
             finally:
-                writing.__exit__(None, None, None)
+                making.__exit__(None, None, None)
         finally:
             blocking.close()
 

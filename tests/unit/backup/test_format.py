@@ -167,7 +167,11 @@ def test_many_packs_are_walked_in_order(tmp_path: Path) -> None:
 
 
 def test_another_repository_s_pack_is_not_taken(tmp_path: Path) -> None:
-    one, other = Repository.create(tmp_path / "a", "k", 1), Repository.create(tmp_path / "b", "k", 1)
+    made = []
+    for name in ("a", "b"):
+        with Repository.making(tmp_path / name, "k", 1) as repository:
+            made.append(repository)
+    one, other = made
     writer = PackWriter(one.packs_folder, one.id)
     packed = packed_of(10)
     writer.begin(packed)
