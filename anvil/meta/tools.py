@@ -133,6 +133,7 @@ async def run(tool: Path, url: str, arguments: Sequence[str], output: IO[bytes] 
     ends the program."""
     process = await asyncio.create_subprocess_exec(
         tool,
+        "--no-password",  # never asks: there may be a terminal
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE if output is None else output,

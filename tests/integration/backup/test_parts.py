@@ -19,10 +19,12 @@ from anvil.ec.codecs import codec_for
 from anvil.meta import dumps, recovery
 from anvil.meta.migrate import Database, migrate
 from anvil.meta.recovery import RegionNotes
-from anvil.model.records import OwnedMark
+from anvil.model.records import NO_CONDITION, OwnedMark
 from anvil.model.scheme import Scheme
 from anvil.node.backups import Backup
 from anvil.node.refilling import Refiller
+from anvil.node.upkeep import Hold
+from anvil.tasks.collect import Collector
 from tests.integration.test_engine import data_of, on_bench
 from tests.postgres_fixture import Postgres
 from tests.support.backups import flip, packs
@@ -217,6 +219,33 @@ def test_forgetting_takes_the_packs_that_nobody_needs(postgres: Postgres, tmp_pa
         with repository.writing(), pytest.raises(Conflict, match="not known"):
             repository.forget(fourth.snapshot)
         assert len(packs(path)) == len(before) - 1, "a damaged snapshot keeps its packs"
+
+    on_bench(postgres, tmp_path, scenario, drives=1)
+
+
+def test_what_is_deleted_meanwhile_is_still_copied(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between dump and copy everything is deleted and collected, without any grace: the hold is what keeps it."""
+    global_url = postgres.fresh(Database.GLOBAL)
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(10):
+            await bench.put(f"k{number}", data_of(20_000 + number))
+        hold = Hold(bench.metadata, 0.0)
+        collector = Collector(bench.metadata, bench.context.placement(), 0.0, hold)
+        copy = Backup._copy
+
+        async def later(self: Backup, *arguments: Any) -> Any:
+            for number in range(10):
+                await bench.engine.delete_object(bench.bucket, f"k{number}", NO_CONDITION)
+            await hold.refresh()
+            assert await collector.run() == 0
+            return await copy(self, *arguments)
+
+        monkeypatch.setattr(Backup, "_copy", later)
+        manifest = await create(bench, url_of(bench), global_url, tmp_path / "repository")
+        assert manifest.complete and manifest.copied == 10
+        await hold.refresh()
+        assert await collector.run() == 10, "and then it goes"
 
     on_bench(postgres, tmp_path, scenario, drives=1)
 
