@@ -37,11 +37,12 @@ def said(node: AnvilNode, *arguments: str, code: int = 0, timeout_s: float = 180
 
 
 def refusal(node: AnvilNode, *arguments: str, code: int) -> str:
-    """The one line of a command that is refused."""
+    """The line of a command that is refused, behind what it said on the way."""
     done = node.anvil("admin", *arguments, timeout_s=180.0)
     assert done.returncode == code, f"anvil admin {' '.join(arguments)}: {done.returncode}\n{done.stderr}{done.stdout}"
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("anvil: ") and "Traceback" not in done.stderr, done.stderr
+    return last
 
 
 def fill(s3: Any, bucket: str, rng: random.Random) -> dict[str, bytes]:

@@ -8,12 +8,13 @@ import random
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import pytest
 
 from anvil.meta.embedded import DATABASE_GLOBAL, DATABASE_REGIONAL, EmbeddedPostgres
-from tests.postgres_fixture import Postgres
 from tests.support.backups import KEY, assert_same, fill, said
 from tests.support.load import Load, blobs_held
 from tests.support.node import AnvilNode, wait_until
@@ -38,10 +39,13 @@ def settings(tmp_path: Path, urls: tuple[str, str], grace_s: float) -> dict[str,
     }
 
 
-async def new_databases(postgres: Postgres, name: str) -> tuple[str, str]:
-    for kind in ("g", "r"):
-        await postgres.execute(f"CREATE DATABASE {name}_{kind} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'")
-    return postgres.cluster.url(f"{name}_g"), postgres.cluster.url(f"{name}_r")
+async def new_databases(server: EmbeddedPostgres) -> tuple[str, str]:
+    """On the same server, so that nothing but `recovery begin` tells that the history branched."""
+    for name in ("new_g", "new_r"):
+        connection = await asyncpg.connect(server.url("postgres"))
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'")
+        await connection.close()
+    return server.url("new_g"), server.url("new_r")
 
 
 async def ask(url: str, sql: str) -> list[tuple[object, ...]]:
@@ -52,8 +56,20 @@ async def ask(url: str, sql: str) -> list[tuple[object, ...]]:
         await connection.close()
 
 
-def test_dumps_and_copied_drives(postgres: Postgres, tmp_path: Path) -> None:
-    old_urls, new_urls = asyncio.run(new_databases(postgres, "plain_old")), asyncio.run(new_databases(postgres, "plain_new"))
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """That keeps what it says: a node refuses one without fsync."""
+    running = EmbeddedPostgres(tmp_path / "postgres")
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_dumps_and_copied_drives(server: EmbeddedPostgres, tmp_path: Path) -> None:
+    old_urls = server.url(DATABASE_GLOBAL), server.url(DATABASE_REGIONAL)
+    new_urls = asyncio.run(new_databases(server))
     copies = tmp_path / "copies"
     copies.mkdir()
     with AnvilNode(tmp_path / "data", env=settings(tmp_path, old_urls, 0.0)) as node:
@@ -63,8 +79,8 @@ def test_dumps_and_copied_drives(postgres: Postgres, tmp_path: Path) -> None:
             load.wait_for(20)
             said(node, "backup", "hold", "--hours", "1")
             assert said(node, "recovery", "status")["holds"][0]["by"] == "an operator"
-            program(postgres.cluster, "pg_dump", "-Fc", "-f", str(copies / "regional.dump"), old_urls[1])
-            program(postgres.cluster, "pg_dump", "-Fc", "-f", str(copies / "global.dump"), old_urls[0])
+            program(server, "pg_dump", "-Fc", "-f", str(copies / "regional.dump"), old_urls[1])
+            program(server, "pg_dump", "-Fc", "-f", str(copies / "global.dump"), old_urls[0])
             load.wait_for(20)  # overwritten and deleted blobs stay, segments are not rewritten
             for number in range(3):
                 shutil.copytree(
@@ -78,8 +94,8 @@ def test_dumps_and_copied_drives(postgres: Postgres, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / f"drive{number}")
     shutil.rmtree(tmp_path / "data")
 
-    program(postgres.cluster, "pg_restore", "--no-owner", "--exit-on-error", "-d", new_urls[1], str(copies / "regional.dump"))
-    program(postgres.cluster, "pg_restore", "--no-owner", "--exit-on-error", "-d", new_urls[0], str(copies / "global.dump"))
+    program(server, "pg_restore", "--no-owner", "--exit-on-error", "-d", new_urls[1], str(copies / "regional.dump"))
+    program(server, "pg_restore", "--no-owner", "--exit-on-error", "-d", new_urls[0], str(copies / "global.dump"))
     (tmp_path / "data").mkdir()
     shutil.copy(copies / "node-id", tmp_path / "data")
     for number in range(3):
@@ -112,16 +128,7 @@ def archive(server: EmbeddedPostgres, folder: Path) -> None:
     server.start()
 
 
-def test_a_lost_regional_database_from_its_archive(tmp_path: Path) -> None:
-    server = EmbeddedPostgres(tmp_path / "postgres")
-    server.start()
-    try:
-        _from_archive(tmp_path, server)
-    finally:
-        server.stop()
-
-
-def _from_archive(tmp_path: Path, server: EmbeddedPostgres) -> None:
+def test_a_lost_regional_database_from_its_archive(server: EmbeddedPostgres, tmp_path: Path) -> None:
     kept = tmp_path / "postgres" / "archive"
     archive(server, kept)
     urls = server.url(DATABASE_GLOBAL), server.url(DATABASE_REGIONAL)

@@ -25,8 +25,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "cat.jpg").touch()
         assert "not empty" in refusal(node, "backup", "create", str(tmp_path / "photos"), code=2)
-        node.s3().create_bucket(Bucket="b")
-        objects = put_some(node.s3(), "b")
+        node.s3().create_bucket(Bucket="kept")
+        objects = put_some(node.s3(), "kept")
         made = said(node, "backup", "create", str(repository))
         assert "repeat this with --yes" in refusal(node, "backup", "forget", str(repository), made["snapshot"], code=2)
         assert "no snapshot" in refusal(node, "backup", "forget", str(repository), "../..", "--yes", code=4)
@@ -55,7 +55,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert not (tmp_path / "new" / "postgres" / "cluster" / "postmaster.pid").exists(), "it leaves nothing running"
 
         node.start()
-        assert_readable(node.s3(), "b", objects)
+        assert_readable(node.s3(), "kept", objects)
         node.configure(ANVIL_SECRET_ENCRYPTION_KEY=KEY)
         verdict = said(node, "backup", "verify", str(repository))
         assert verdict["good"]
@@ -71,14 +71,13 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert "no manifest" in refusal(new, "restore", "metadata", str(repository), "--snapshot", made["snapshot"], code=1)
 
 
-@pytest.mark.parametrize("victim", ["background"])
-def test_killed_in_the_middle_and_begun_again(tmp_path: Path, victim: str) -> None:
+def test_killed_in_the_middle_and_begun_again(tmp_path: Path) -> None:
     with AnvilNode(tmp_path / "data", env=settings(tmp_path, "d", drives=2, ANVIL_SCHEME="1+1")) as node:
         s3 = node.s3()
-        s3.create_bucket(Bucket="b")
+        s3.create_bucket(Bucket="kept")
         objects = {f"k{number}": os.urandom(24 << 20) for number in range(6)}
         for key, data in objects.items():
-            s3.put_object(Bucket="b", Key=key, Body=data)
+            s3.put_object(Bucket="kept", Key=key, Body=data)
         for attempt in range(5):
             repository = tmp_path / f"repository{attempt}"
             if _killed(node, repository):
@@ -93,7 +92,7 @@ def test_killed_in_the_middle_and_begun_again(tmp_path: Path, victim: str) -> No
         assert not list((repository / "packs").glob("*.part")) and not list((repository / "snapshots").glob("*.new"))
         assert said(node, "backup", "verify", str(repository), "--deep")["good"]
         assert said(node, "recovery", "status")["holds"] == [], "the hold of the dead one was taken over, and is over"
-        assert_readable(s3, "b", objects)
+        assert_readable(s3, "kept", objects)
         shutil.rmtree(repository)
 
 

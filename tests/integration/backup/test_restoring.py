@@ -23,8 +23,9 @@ from anvil.node.restoring import RestoredMetadata, RestoreWanted, fingerprint, r
 from tests.integration.backup.test_parts import backup_of, url_of
 from tests.integration.test_engine import data_of, on_bench
 from tests.postgres_fixture import Postgres
-from tests.support.backups import KEY, OTHER_KEY, flip
+from tests.support.backups import KEY, OTHER_KEY, flip, refusal, said
 from tests.support.engine import Bench
+from tests.support.node import AnvilNode
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +123,28 @@ def test_databases_come_back_fenced_and_in_recovery_mode(postgres: Postgres, tmp
         assert await ask(regional, "SELECT count(*) FROM writer_sessions") == [(0,)]
 
     on_bench(postgres, tmp_path, scenario, drives=1)
+
+
+def test_into_the_embedded_database(postgres: Postgres, tmp_path: Path) -> None:
+    """By the command, on a data directory that no node has used yet; the PostgreSQL that it starts is stopped again."""
+    global_url, config, path = postgres.fresh(Database.GLOBAL), config_of(tmp_path), tmp_path / "repository"
+
+    async def scenario(bench: Bench) -> None:
+        await furnish(global_url, url_of(bench), Keyring(bytes.fromhex(KEY)))
+        await bench.put("k", data_of(10_000))
+        backup = backup_of(bench, url_of(bench), global_url)
+        backup._key = fingerprint(config)
+        await backup.create(path, False, lambda name, total: None, lambda size: None)
+
+    on_bench(postgres, tmp_path, scenario, drives=1)
+    node = AnvilNode(tmp_path / "data", env={"ANVIL_SECRET_ENCRYPTION_KEY": ""})
+    assert "master key of the backup is needed" in refusal(node, "restore", "metadata", str(path), code=2)
+    assert not (tmp_path / "data").exists(), "nothing was made"
+    node.configure(ANVIL_SECRET_ENCRYPTION_KEY=KEY)
+    done = said(node, "restore", "metadata", str(path))
+    assert done["changes"]["epoch"] == 1 and done["manifest"]["counts"]["objects"] == 1
+    assert not (tmp_path / "data" / "postgres" / "cluster" / "postmaster.pid").exists()
+    assert "not empty" in refusal(node, "restore", "metadata", str(path), code=5)
 
 
 async def refused(postgres: Postgres, config: Config, urls: tuple[str, str], path: Path, tmp_path: Path) -> None:
