@@ -6,7 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
-from tests.support.backups import KEY, assert_same, fill, said
+from tests.support.backups import KEY, assert_same, fill, refusal, said
 from tests.support.load import assert_readable, blobs_held, rows
 from tests.support.node import AnvilNode, wait_until
 
@@ -68,4 +68,33 @@ def test_destroyed_and_restored(tmp_path: Path) -> None:
         assert said(node, "recovery", "status")["recovery"] is None
         wait_until("garbage goes again", lambda: len(set().union(*map(blobs_held, drives))) == len(held) - 1)
         objects.pop("later")
+        assert_same(node.s3(), "kept", objects)
+
+
+def test_only_the_databases_were_lost(tmp_path: Path) -> None:
+    repository = str(tmp_path / "repository")
+    with AnvilNode(tmp_path / "data", env=settings(tmp_path, "d")) as node:
+        objects = fill(node.s3(), "kept", random.Random(8))
+        made = said(node, "backup", "create", repository)
+        node.s3().put_object(Bucket="kept", Key="afterwards", Body=b"x" * 300_000)
+        drives = sorted(tmp_path.glob("d-drive*"))
+        held = set().union(*map(blobs_held, drives))
+        node.stop()
+        shutil.rmtree(tmp_path / "data" / "postgres")
+        said(node, "restore", "metadata", repository, "--keep-nodes")
+        node.start()
+        refilled = said(node, "restore", "data", repository)["refilled"]
+        assert (refilled["present"], refilled["written"]) == (made["blobs"], 0), "everything is there"
+        assert_same(node.s3(), "kept", objects)
+        assert said(node, "fsck", code=1)["orphans"] == 4, "what came after the backup is nobody's"
+        assert node.anvil("admin", "scrub", "--shallow").returncode == 0
+        assert set().union(*map(blobs_held, drives)) == held, "and stays"
+        assert "4 shards belong to no row" in refusal(node, "recovery", "end", code=5)
+        assert said(node, "recovery", "end", "--force")["ended"]
+
+        def gone() -> bool:
+            assert node.anvil("admin", "scrub", "--shallow").returncode == 0
+            return len(set().union(*map(blobs_held, drives))) == len(held) - 1
+
+        wait_until("once somebody has said that nothing of it is wanted", gone, 60)
         assert_same(node.s3(), "kept", objects)
