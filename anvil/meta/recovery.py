@@ -141,7 +141,8 @@ class RegionNotes:
         await self._query(_SET_SQL, name, msgspec.json.encode(value).decode())
 
     async def begin_recovery(self) -> bool:
-        """For a database that was restored by other means. Who wrote to it before is fenced. False if it is in recovery mode already."""
+        """For a database that was restored by other means. Who wrote to it before is fenced, and holds that came with the dump are over:
+        they were for making it. False if it is in recovery mode already."""
         sql = """
             WITH begun AS (
                 INSERT INTO settings (name, value)
@@ -152,7 +153,9 @@ class RegionNotes:
                 INSERT INTO settings (name, value) SELECT 'cluster_epoch', '1' FROM begun
                 ON CONFLICT (name) DO UPDATE SET value = to_jsonb(settings.value::text::bigint + 1), changed_us = now_us()
             ),
-            fenced AS (DELETE FROM writer_sessions WHERE EXISTS (SELECT FROM begun))
+            fenced AS (DELETE FROM writer_sessions WHERE EXISTS (SELECT FROM begun)),
+            released AS (DELETE FROM settings WHERE (name = 'backup_hold' OR starts_with(name, 'backup_hold/'))
+                AND EXISTS (SELECT FROM begun))
             SELECT name FROM begun"""
         return bool(await self._query(sql))
 

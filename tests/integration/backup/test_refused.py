@@ -15,7 +15,7 @@ import pytest
 from tests.integration.backup.test_lone_node import settings
 from tests.support.backups import KEY, OTHER_KEY, flip, packs, refusal, said
 from tests.support.load import assert_readable, put_some
-from tests.support.node import AnvilNode
+from tests.support.node import AnvilNode, wait_until
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -35,7 +35,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert "not empty" in refusal(node, "restore", "metadata", str(repository), code=5)
         assert said(node, "backup", "verify", str(repository), "--deep")["good"], "it takes no node"
 
-        new = AnvilNode(tmp_path / "new", env=settings(tmp_path, "new", drives=1, ANVIL_SECRET_ENCRYPTION_KEY=OTHER_KEY))
+        new = AnvilNode(
+            tmp_path / "new", env=settings(tmp_path, "new", drives=1, ANVIL_SCHEME="1+0", ANVIL_SECRET_ENCRYPTION_KEY=OTHER_KEY)
+        )
         assert "made under the master key" in refusal(new, "restore", "metadata", str(repository), code=2)
         assert "made under the master key" in refusal(new, "backup", "verify", str(repository), "--deep", code=2)
         new.configure(ANVIL_SECRET_ENCRYPTION_KEY="")
@@ -86,7 +88,7 @@ def test_killed_in_the_middle_and_begun_again(tmp_path: Path) -> None:
             pytest.fail("the backup was always faster than the kill")
         assert packs(repository) == [] and list((repository / "packs").glob("*.part")), "nothing half is taken for whole"
         assert said(node, "backup", "list", str(repository)) == []
-        node.wait_ready()
+        wait_until("its successor answers", lambda: node.anvil("admin", "scrub", "--shallow", "--no-wait").returncode == 0)
         made = said(node, "backup", "create", str(repository))
         assert made["complete"] and made["copied"] == 6
         assert not list((repository / "packs").glob("*.part")) and not list((repository / "snapshots").glob("*.new"))
@@ -111,7 +113,7 @@ def _killed(node: AnvilNode, repository: Path) -> bool:
     node.kill(background, signal.SIGKILL)
     _, said_last = command.communicate(timeout=60)
     if command.returncode == 0:
-        node.wait_ready()
+        wait_until("its successor answers", lambda: node.anvil("admin", "scrub", "--shallow", "--no-wait").returncode == 0)
         return False
     assert command.returncode == 3, said_last
     return True

@@ -66,7 +66,9 @@ def test_recovery_mode_holds_and_its_end_begins_the_grace(postgres: Postgres) ->
         assert await store.removal_allowed(0.0)
         await store.query("UPDATE settings SET changed_us = 0 WHERE name = 'gc_epoch'")
         assert await store.removal_allowed(3600.0)
+        await notes.hold("operator", "the backup that made the dump")
         assert await notes.begin_recovery() and not await notes.begin_recovery()
+        assert not (await notes.state()).holds
         assert not await store.removal_allowed(0.0)
         await store.query("UPDATE settings SET changed_us = 0 WHERE name = 'gc_epoch'")
         assert not await store.removal_allowed(3600.0), "however long ago the restore was"
