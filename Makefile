@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.proto' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
 
-.PHONY: run cluster test storm build lint asan bench docker docker-verify clean lock dev
+.PHONY: run cluster test storm drill build lint asan bench docker docker-verify clean lock dev
 .DEFAULT_GOAL := build
 
 run: build
@@ -25,6 +25,10 @@ test: dev
 # Random faults on six nodes under load, ten minutes unless told otherwise: ARGS="--seed 7 --seconds 600 --nodes 6".
 storm: dev
 	@exec $(BIN)/python -m tests.cluster.storm $(ARGS)
+
+# Back up three nodes under load, destroy everything, make four from the backup, compare: some minutes. See docs/BACKUP.md.
+drill: dev
+	@exec $(BIN)/python -m pytest tests/cluster/test_drill.py -m slow $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

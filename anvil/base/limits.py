@@ -229,6 +229,23 @@ CLIENT_STREAM_PART_BYTES_MAX: Final = 2 * GIB  # ... up to this: with it 10,000 
 CLIENT_BLOCKS_AHEAD: Final = 4  # read from standard input before somebody takes them
 CLIENT_PROFILE_FILE_BYTES_MAX: Final = 1 * MIB  # a profile is 200 bytes: what is longer is another file
 
+# -- backup ------------------------------------------------------------------------------------------------------------
+PACK_BYTES: Final = 256 * MIB  # a pack is closed once it is as long: what an interrupted backup has to copy again, at most
+PACK_HEAD_BYTES_MAX: Final = 64 * KIB  # what an entry says of its blob: key, attributes and checksums have bounds of their own
+PACK_WRITE_BYTES: Final = 1 * MIB  # gathered before they are written, and read at a time
+INDEX_READ_ENTRIES: Final = 128  # of each pack's index in memory: 4 KiB, so 16,000 packs (4 TiB) take 64 MiB
+LISTED_READ_ENTRIES: Final = 4096  # of a snapshot's list of blobs in memory
+LISTED_ROWS: Final = 5000  # fetched at a time while the list is being made
+BACKUP_BYTES_PER_S: Final = 256 * MIB  # of blobs, copied out of or back to the drives
+BACKUP_STRIPES_AHEAD: Final = 16  # being read before the one that is being written
+RESTORE_BLOBS_IN_FLIGHT: Final = 8  # being written back at a time
+BACKUP_HOLD_LEASE_S: Final = 900.0  # how long a backup that died keeps holding removals
+BACKUP_HOLD_RENEW_S: Final = 60.0
+BACKUP_EXAMPLES: Final = 20  # blobs that could not be copied, written back or found, by name
+DUMP_SAID_BYTES_MAX: Final = 8 * KIB  # of what pg_dump and pg_restore say, kept for the error message
+RECOVERY_LOOK_S: Final = 10.0  # how often a node asks whether its region is in recovery mode
+RECOVERY_WARN_S: Final = 3600.0  # how often it says so in its log
+
 # -- background --------------------------------------------------------------------------------------------------------
 COLLECT_EVERY_S: Final = 5.0
 COLLECT_BATCH: Final = 500
@@ -415,6 +432,8 @@ assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
+assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
+assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CATALOG_PAUSE_S < CATALOG_PUSH_S
 assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX

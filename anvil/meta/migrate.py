@@ -21,6 +21,7 @@ from anvil.base.limits import CONNECT_TIMEOUT_S
 
 log = logging.getLogger(__name__)
 
+RESTORING: Final = "anvil_restoring"  # a schema that is there while a restore is not over (dumps.py)
 _LOCK: Final = 0x416E76696C  # "Anvil"; advisory locks are per database
 _TABLE: Final = """CREATE TABLE IF NOT EXISTS schema_migrations (
     number int PRIMARY KEY, name text NOT NULL, checksum text NOT NULL,
@@ -51,10 +52,11 @@ def migrations(database: Database) -> list[Migration]:
     return [Migration(int(entry.name[:4]), entry.name, entry.read_text(encoding="utf-8")) for entry in files]
 
 
-async def migrate(url: str, database: Database) -> int:
+async def migrate(url: str, database: Database, *, restoring: bool = False) -> int:
     """Bring the database to this release's schema. Returns how many migrations were applied.
 
-    Raises InvalidSetting when its schema is newer or not ours, DatabaseUnavailable when it cannot be reached.
+    Raises InvalidSetting when its schema is newer or not ours, or a restore into it was not ended (unless `restoring`); DatabaseUnavailable
+    when it cannot be reached.
     """
     try:
         connection: asyncpg.Connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
@@ -64,6 +66,10 @@ async def migrate(url: str, database: Database) -> int:
         if (encoding := await connection.fetchval("SHOW server_encoding")) != "UTF8":
             raise InvalidSetting(
                 f"the {database} database has the encoding {encoding}: create it with ENCODING 'UTF8' TEMPLATE template0"
+            )
+        if not restoring and await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", RESTORING):
+            raise InvalidSetting(
+                f"a restore into the {database} database was interrupted: drop the database, create it again, and restore once more"
             )
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         await connection.execute(_TABLE)

@@ -76,6 +76,7 @@ class RegionalStore:
         self._misc = Link(url, f"{name} misc")
         self._links = (self._reads, self._writes, self._misc)
         assert len(self._links) <= REGIONAL_CONNECTIONS_MAX
+        self._epoch = 0
         self._coalescers: list[Coalescer[Any, Any]] = []
         self._get = self._coalescer(self._reads, objects.GET)
         self._get_upload = self._coalescer(self._reads, uploads.GET)
@@ -105,6 +106,7 @@ class RegionalStore:
         for link in self._links:
             async with link.lock:
                 await link.connected(deadline)
+        self._epoch = int((await self.query(sessions.EPOCH_SQL))[0][0])
         for coalescer in self._coalescers:
             coalescer.start()
 
@@ -200,12 +202,17 @@ class RegionalStore:
 
     async def open_session(self, node_id: bytes, worker: int, layout_version: int = 0) -> SessionId:
         session = os.urandom(16)
-        if not (await call(self._writes, sessions.OPEN_SQL, session, node_id, worker, layout_version, wait_s=self._wait_s))[0][0]:
-            raise WriterFenced("This server's layout is not the current one, or it was removed. Try again.")
+        rows = await call(
+            self._writes, sessions.OPEN_SQL, session, node_id, worker, layout_version, self._epoch, wait_s=self._wait_s
+        )
+        if not rows[0][0]:
+            raise WriterFenced(
+                "This server's layout is not the current one, or it was removed, or is to be restarted after a restore. Try again."
+            )
         return session
 
     async def renew_session(self, session: SessionId, layout_version: int = 0) -> bool:
-        return bool(await call(self._writes, sessions.RENEW_SQL, session, layout_version, wait_s=self._wait_s))
+        return bool(await call(self._writes, sessions.RENEW_SQL, session, layout_version, self._epoch, wait_s=self._wait_s))
 
     async def close_session(self, session: SessionId) -> None:
         await call(self._writes, sessions.CLOSE_SQL, session, wait_s=self._wait_s)

@@ -1,7 +1,7 @@
 """Recovery of a region: whether it is in it, and the candidates that wait for an operator.
 
-Owns: the table `salvage`, and the settings `recovery` (`{"since_us", "why", "closed"}`: nothing is unlinked; where closed, no object is
-served either) and `salvage` (what was loaded). Invariants: a candidate is no object before it is accepted; recovery ends only when none
+Owns: the table `salvage`, the setting `salvage` (what was loaded), and recovery mode (`recovery.py`) where it is of this kind: while it is
+closed, no object is served. Invariants: a candidate is no object before it is accepted; recovery ends only when none
 waits. Every statement may be repeated. Not here: what becomes a candidate (`tasks/salvage.py`), rows of a dump (`dump.py`).
 """
 
@@ -15,6 +15,7 @@ import msgspec
 
 from anvil.base.limits import ENDED_SESSIONS_KEEP_S, SALVAGE_LISTED_MAX, SALVAGE_ROWS
 from anvil.meta.coalesce import Rows
+from anvil.meta.recovery import Recovery
 from anvil.meta.rows import pack_attributes, pack_checksum
 from anvil.model.dump import SYSTEM_BUCKET, Candidate
 from anvil.model.records import BlobId, BucketId, SessionId
@@ -56,14 +57,6 @@ _WAITING_SQL: Final = "SELECT count(*) FROM salvage"
 _SESSIONS_SQL: Final = "SELECT session_id FROM writer_sessions UNION ALL SELECT session_id FROM ended_sessions"
 _FORGET_SQL: Final = "DELETE FROM ended_sessions WHERE ended_us < now_us() - $1::bigint"
 _FENCES_SQL: Final = "SELECT bucket_id FROM buckets WHERE bucket_id <> $1"
-
-
-class Recovery(msgspec.Struct, frozen=True):
-    """`closed`: no object is served."""
-
-    since_us: int
-    why: str
-    closed: bool = False
 
 
 class Loaded(msgspec.Struct, frozen=True):

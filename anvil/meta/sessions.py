@@ -14,6 +14,9 @@ layout. Why movers may start on layout v once no row says less than v (`ClusterT
   layout yet says 0; it will read one that is current then, and the current one's version is recorded for it.
 So a writer with a stale layout either reports it, which holds the movers up, or is fenced. A write is in flight until it is known to have
 happened or never to happen: of a commit with an unknown outcome that is when the server gives up on it, after STATEMENT_TIMEOUT_S at most.
+
+Epochs. A restore raises the cluster's epoch (`recovery.py`). A process goes by nodes, drives and layouts that it read after its epoch; one
+of before the restore neither opens a session nor keeps one, whatever versions the new layouts have, until it is started again.
 """
 
 from __future__ import annotations
@@ -24,13 +27,16 @@ from anvil.base.limits import SESSION_LEASE_S
 
 _LEASE: Final = f"clock_timestamp() + interval '{SESSION_LEASE_S} seconds'"
 
+_EPOCH: Final = "coalesce((SELECT value::text::bigint FROM settings WHERE name = 'cluster_epoch'), 0)"
+
 # One opened while its node is being removed ends with those whose lease ran out.
 OPEN_SQL: Final = f"""
-    SELECT CASE (SELECT state FROM nodes WHERE node_id = $2) WHEN 'removed' THEN false
+    SELECT CASE WHEN {_EPOCH} <> $5::bigint OR (SELECT state FROM nodes WHERE node_id = $2) = 'removed' THEN false
         ELSE open_session($1, $2, $3, $4, interval '{SESSION_LEASE_S} seconds') END"""
 RENEW_SQL: Final = f"""
     UPDATE writer_sessions SET lease_until = {_LEASE}, layout_version = greatest(layout_version, $2)
-    WHERE session_id = $1 RETURNING true AS renewed"""
+    WHERE session_id = $1 AND {_EPOCH} = $3::bigint RETURNING true AS renewed"""
+EPOCH_SQL: Final = f"SELECT {_EPOCH}"
 CLOSE_SQL: Final = "DELETE FROM writer_sessions WHERE session_id = $1"
 LIVE_SQL: Final = "SELECT session_id FROM writer_sessions"
 # Waits for commits in flight (they hold the row FOR KEY SHARE).

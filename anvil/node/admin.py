@@ -6,7 +6,7 @@ Owns: how an app is named (by access key, or by a name that is unique); which dr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from anvil.node.admin_tasks import TaskAdmin
 from anvil.node.channel import Channel, connect
 from anvil.node.checking import CheckState, Wanted
 from anvil.node.datadir import DataDirectory
+from anvil.node.jobs import JobState
 from anvil.shards.identity import read_identity
 from anvil.tasks.surveyor import SurveyState
 
@@ -58,11 +59,16 @@ async def open_catalog(
 async def open_admin(config: Config, global_url: str, regional_url: str) -> AsyncIterator[DatabaseAdmin]:
     """For one command."""
     async with open_catalog(config, global_url, regional_url, "anvil admin") as (catalog, regional):
-        audit = partial(_audit, catalog.admin)
-        cluster, tasks = ClusterAdmin(config, regional_url, audit), TaskAdmin(TaskQueue(catalog.query), audit)
-        salvage = SalvageAdmin(config, catalog.query, regional.query, audit)
-        drives = NodeDrives(config, regional_url, audit)
+        record = audit(catalog.admin)
+        cluster, tasks = ClusterAdmin(config, regional_url, record), TaskAdmin(TaskQueue(catalog.query), record)
+        salvage = SalvageAdmin(config, catalog.query, regional.query, record)
+        drives = NodeDrives(config, regional_url, record)
         yield DatabaseAdmin(catalog.admin, config.node.region, drives, cluster, tasks, salvage)
+
+
+def audit(admin: Admin) -> Callable[[str, str, str], Awaitable[None]]:
+    """Writes down what an operator does: action, resource, result."""
+    return partial(_audit, admin)
 
 
 async def _audit(admin: Admin, action: str, resource: str, result: str) -> None:
@@ -126,6 +132,20 @@ async def fsck(config: Config, wanted: Wanted) -> CheckState:
             await asyncio.sleep(SURVEY_LOOK_S)
             state = await channel.call("fsck.state", None, CheckState)
         return state
+
+
+async def job(config: Config, method: str, wanted: object, look: Callable[[JobState], None]) -> JobState:
+    """Have the running node do a long job, and wait until it is over; `look` is shown how far it is. Raises Unavailable, Conflict."""
+    async with node_channel(config) as channel:
+        number = await channel.call(method, wanted, int)
+        while True:
+            state = await channel.call("job.state", None, JobState)
+            if state.number != number:
+                raise Unavailable("the node's background process was restarted, and the job is lost: begin it again")
+            look(state)
+            if state.over:
+                return state
+            await asyncio.sleep(SURVEY_LOOK_S)
 
 
 @asynccontextmanager

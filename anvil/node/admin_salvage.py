@@ -120,8 +120,11 @@ class SalvageAdmin:
         return rejected
 
     async def salvage_end(self) -> None:
-        if await self._table.recovery() is None:
+        recovery = await self._table.recovery()
+        if recovery is None:
             raise Conflict("the region is not in recovery")
+        if recovery.snapshot is not None:
+            raise Conflict("the region was restored from a backup: `anvil admin recovery end` ends that")
         if not await self._table.end():
             raise Conflict(
                 "the region is closed, or something waits to be accepted or rejected: `anvil admin salvage show` says which"

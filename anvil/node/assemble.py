@@ -1,4 +1,4 @@
-"""The composition root: builds every process of the node out of its parts. The only place that knows all of them.
+"""The composition root: builds the node's processes out of their parts. Only this and `assemble_background.py` know all of them.
 
 Invariant: what is opened here is closed here, in the opposite order. Not here: any rule, any loop that serves.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Final
@@ -23,14 +23,13 @@ from anvil.auth.tokens import Tokens
 from anvil.base import instruments
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.config import Config
-from anvil.base.errors import DatabaseUnavailable, Unavailable, WriterFenced
+from anvil.base.errors import Unavailable, WriterFenced
 from anvil.base.ids import random_id, request_id
 from anvil.base.limits import (
     DRAIN_S,
     PEER_BUFFERS_BYTES_MAX,
     PEERS_DRAIN_S,
     PEERS_SETTLE_S,
-    TASKS_AT_ONCE,
 )
 from anvil.base.metrics import REGISTRY
 from anvil.base.owned import OwnedTasks
@@ -40,7 +39,6 @@ from anvil.ec.executor import JobRunner, NativeExecutor
 from anvil.engine.context import Context, LayoutsInUse, Placement
 from anvil.engine.engine import Engine
 from anvil.engine.session import WriterSession
-from anvil.meta.cluster import ClusterTables
 from anvil.meta.embedded import EmbeddedPostgres
 from anvil.meta.health import check
 from anvil.meta.migrate import Database, migrate
@@ -51,41 +49,22 @@ from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import Handler, Stream
 from anvil.net.tls import Certificate, load
 from anvil.node.admin import NodeDrives, fsck, open_admin, open_catalog, survey
-from anvil.node.background import BackgroundParts
-from anvil.node.checking import Checking
 from anvil.node.child import Child, Plan
-from anvil.node.health import Check
-from anvil.node.leader import Leader
-from anvil.node.leaving import Leaving
 from anvil.node.local import (
-    NO_SESSION,
     attach_drives,
     await_layout,
     detach_drives,
-    drive_probe,
     prepare_drives,
     unwritable,
     use_session,
 )
-from anvil.node.membership import Membership
-from anvil.node.observe import EngineEvents, Requests, connections, internode, rejected_before, task_ended
+from anvil.node.observe import EngineEvents, Requests, batch, connections, internode, rejected_before
 from anvil.node.parts import KeyPair, Parts
 from anvil.node.payload import open_body
-from anvil.node.raising import Raising
-from anvil.node.region import QuorumWatch, Region
-from anvil.node.salvaging import recovery_check, salvage_parts
-from anvil.node.upkeep import Hold, Upkeep
+from anvil.node.region import Region
 from anvil.node.worker import WorkerLink
-from anvil.node.writing import Writing
 from anvil.peers.directory import Peers
 from anvil.peers.service import port_limits, shard_host
-from anvil.tasks.collect import Collector
-from anvil.tasks.fsck import Fsck
-from anvil.tasks.rebalance import Rebalancer
-from anvil.tasks.repair import Repairer
-from anvil.tasks.survey import Survey
-from anvil.tasks.worker import Handler as TaskHandler
-from anvil.tasks.worker import TaskWorker
 
 log = logging.getLogger(__name__)
 CODING_THREADS: Final = 2  # per worker, beside one for the digest lanes
@@ -201,7 +180,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
     """Everything a request needs. Raises DatabaseUnavailable, DriveFailed."""
     loop, plan = asyncio.get_running_loop(), process.plan
     async with AsyncExitStack() as opened:
-        metadata = RegionalStore(plan.regional_url, name=f"anvil {plan.name}", observe=_batch)
+        metadata = RegionalStore(plan.regional_url, name=f"anvil {plan.name}", observe=batch)
         opened.push_async_callback(metadata.close)
         await metadata.start()
         await metadata.fence(plan.node_id, plan.index)  # this worker's predecessor
@@ -358,122 +337,6 @@ def listeners(plan: Plan, certificate: Certificate | None) -> list[Listener]:
     return [Listener(plan.listen_host, plan.listen_port), Listener(plan.tls_host, plan.tls_port, tls)]
 
 
-# -- the background process ------------------------------------------------------------------------------------------------
-
-
-async def build_background(process: Child) -> BackgroundParts:
-    """Catalog, checks, membership, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
-    loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
-    async with AsyncExitStack() as opened:
-        catalog, metadata = await opened.enter_async_context(
-            open_catalog(config, plan.global_url, plan.regional_url, "anvil background", observe=_batch)
-        )
-        native = NativeExecutor(loop, 1)
-        opened.push_async_callback(native.close)
-        REGISTRY.before_snapshot += [
-            lambda: connections("global", catalog.connections()),
-            lambda: connections("regional", metadata.connections()),
-        ]
-        hold = Hold(metadata, config.storage.gc_grace_s)
-        region = await open_region(process, NO_SESSION, opened, hold)
-        buffers = Buffers(loop)
-        leader = Leader(config, metadata, region, catalog.tasks)
-        membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
-        repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
-        surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
-        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold, away=region.away)
-        leaving = Leaving(metadata, region.placement, region.local.values, membership.found_empty)
-        upkeep = Upkeep(
-            catalog,
-            metadata,
-            region.placement,
-            hold,
-            Collector(metadata, region.placement, config.storage.gc_grace_s, hold, region.away),
-            repairer,
-            surveying,
-            rebalancer,
-            membership.moved,
-            leaving.look,
-            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition)),
-            config.node.data_path / "surveyed",
-            config.storage.uploads_expire_s,
-        )
-        writing = Writing(plan.node_id, metadata, region, native, buffers)
-        salvage = salvage_parts(plan, catalog, metadata, region, writing)
-        patient: dict[str, TaskHandler] = {
-            "survey": upkeep.survey,
-            "raise": Raising(metadata, catalog, region, writing),
-        }
-        workers = [
-            TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
-            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1), ({"dump": salvage.dump}, 1))
-        ]
-        checks = [
-            Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
-            Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
-            Check("node_lease", partial(_lease_check, membership)),
-            recovery_check(region),
-            *(
-                [Check("peers", partial(_peers_check, region))]
-                if region.peers is not None and not config.cluster.init_cluster
-                else []
-            ),
-        ]
-        return BackgroundParts(
-            catalog,
-            catalog.rights,
-            checks,
-            [drive_probe(drive) for drive in region.local.values()],
-            QuorumWatch(region),
-            membership,
-            {
-                **upkeep.tasks,
-                "membership": membership.run,
-                "tasks": workers[0].run,
-                "patient tasks": workers[1].run,
-                "dumps": workers[2].run,
-                **salvage.tasks,
-            },
-            {**upkeep.handlers, **salvage.handlers},
-            opened.pop_all().aclose,
-        )
-
-
-async def _lease_check(membership: Membership) -> None:
-    if not membership.lease.held:
-        raise Unavailable("this node holds no lease")
-
-
-async def _peers_check(region: Region) -> None:
-    """Met once is enough: to be cut off from all others is not to be told by every node about itself at once."""
-    if region.peers is not None and not region.peers.last_seen:
-        raise Unavailable("no other node has answered yet (start the first one with --init-cluster)")
-
-
-def _tables(plan: Plan, changed: Callable[[], None]) -> ClusterTables:
-    return ClusterTables(plan.regional_url, name=f"anvil {plan.name}", changed=changed)
-
-
-def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None]]:
-    up = instruments.DB_UP.labels(database.value)
-
-    async def ask() -> None:
-        ok = False  # also when nobody waits for the answer any longer
-        try:
-            found = await check(url, database)
-            ok = found.ok
-        finally:
-            up.set(float(ok))
-        if not ok:
-            raise DatabaseUnavailable("; ".join(found.problems))
-
-    return ask
-
-
-def _batch(statement: str, rows: int) -> None:
-    instruments.DB_BATCH_SIZE.labels(statement).observe(rows)
-
-
 async def database_settings(url: str, name: str) -> tuple[str, tuple[str, ...]]:
     """The server's version, and what is wrong with the database `global` or `regional`, for `anvil doctor`."""
     found = await check(url, Database(name))
@@ -488,7 +351,6 @@ def certificate_ends(config: Config) -> float:
 __all__ = [
     "PARTS",
     "NodeDrives",
-    "build_background",
     "build_worker",
     "certificate_ends",
     "database_settings",

@@ -58,7 +58,8 @@ class RegionSource(Protocol):
 @dataclass(frozen=True)
 class BackgroundParts:
     """What the background process is made of. `standing`: see `HealthMonitor`. `region`: what the workers follow. `tasks`: by name,
-    functions that run for ever. `handlers`: what commands on this machine may ask. `close`: after the tasks have ended.
+    functions that run for ever. `handlers`: what commands on this machine may ask. `notices`: what /ready tells operators. `close`: after
+    the tasks have ended.
     """
 
     catalog: CatalogSource
@@ -69,6 +70,7 @@ class BackgroundParts:
     region: RegionSource | None = None
     tasks: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)
+    notices: Callable[[], tuple[str, ...]] = tuple
     close: Callable[[], Awaitable[None]] = _nothing
 
 
@@ -96,6 +98,7 @@ class Background:
             process.config.node.worker_count,
             lambda: [report for report in self._channels.values() if report is not None],
             lambda: process.node_draining,
+            notices=parts.notices,
         )
         self._handlers: dict[str, Handler] = {
             **self.catalog.handlers,
@@ -225,7 +228,7 @@ async def run_background(process: Child, build: Build) -> None:
 
 
 async def _target(process: Child) -> None:
-    from anvil.node.assemble import build_background
+    from anvil.node.assemble_background import build_background
 
     await run_background(process, build_background)
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Protocol
 
 import msgspec
 
 from anvil.base.errors import AnvilError
+from anvil.meta.recovery import Checked
 from anvil.node.channel import Channel, Handler
 from anvil.tasks.fsck import Fsck, Report
 
 log = logging.getLogger("anvil.fsck")
+_REMEMBERED = ("orphans", "missing", "corrupt", "lost", "dangling", "unseen", "debts")
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -37,11 +40,19 @@ class CheckState(msgspec.Struct, frozen=True):
         return self.over and not self.failed and self.report.clean
 
 
+class Notes(Protocol):
+    """What is remembered of a check: `meta.recovery.RegionNotes`."""
+
+    async def now_us(self) -> int: ...
+    async def note_fsck(self, checked: Checked) -> None: ...
+
+
 class Checking:
     """Who asks while a check runs gets that one, if it is as thorough; else the next."""
 
-    def __init__(self, fsck: Fsck) -> None:
+    def __init__(self, fsck: Fsck, notes: Notes) -> None:
         self._fsck = fsck
+        self._notes = notes
         self._wake = asyncio.Event()
         self._next: Wanted | None = None
         self._running: Wanted | None = None
@@ -80,9 +91,17 @@ class Checking:
                 self._running, self._next = self._next, None
                 self._number, self._failed, self._report = self._number + 1, "", Report()
                 try:
+                    began_us = await self._notes.now_us()
                     await self._fsck.run(self._report, deep=self._running.deep, repair=self._running.repair)
+                    await self._notes.note_fsck(checked(began_us, self._report))
                 except AnvilError as error:
                     self._failed = str(error) or type(error).__name__
                     log.warning("the check was not ended: %s", self._failed)
                 finally:
                     self._running = None
+
+
+def checked(began_us: int, report: Report) -> Checked:
+    """What is remembered of a check."""
+    found = {name: count for name in _REMEMBERED if (count := getattr(report, name))}
+    return Checked(began_us, report.clean, found, tuple(report.away))

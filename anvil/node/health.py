@@ -36,13 +36,14 @@ class CheckResult(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """The body of /ready."""
+    """The body of /ready. `notices`: what an operator should know, and what makes nothing unready."""
 
     status: str  # ready, starting, draining, not_ready
     node: str
     version: str
     checks: dict[str, CheckResult]
     reasons: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -141,6 +142,7 @@ class HealthMonitor:
         reports: Callable[[], Sequence[WorkerReport]],
         draining: Callable[[], bool] = lambda: False,
         clock: Clock = SYSTEM_CLOCK,
+        notices: Callable[[], tuple[str, ...]] = tuple,
     ) -> None:
         self._node = node
         self._checks = (*checks, *(Check(f"drive:{drive.label}", drive.check, vital=False) for drive in drives))
@@ -150,6 +152,7 @@ class HealthMonitor:
         self._reports = reports
         self._draining = draining
         self._clock = clock
+        self._notices = notices
         self._started = False
         self._forgiven: dict[str, bool] = {}  # by check: whether its failure was overlooked last time
         self.snapshot: HealthSnapshot | None = None
@@ -190,7 +193,8 @@ class HealthMonitor:
             reasons.append(f"workers: {len(self._reports())} of {self._expected_workers} have reported")
         if status == "draining":
             reasons.insert(0, "the node is stopping")
-        return HealthSnapshot(taken_at, Readiness(status, self._node, VERSION, checks, tuple(reasons)), standing)
+        readiness = Readiness(status, self._node, VERSION, checks, tuple(reasons), self._notices())
+        return HealthSnapshot(taken_at, readiness, standing)
 
     def _judge_workers(self, checks: dict[str, CheckResult]) -> list[str]:
         reports = self._reports()

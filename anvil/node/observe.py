@@ -126,3 +126,8 @@ def task_ended(kind: str, result: str, seconds: float) -> None:
     """One task, ended: ok, retry, dead; of what repeats by itself `failed` where it is not known what is wrong."""
     instruments.TASK_RUNS.labels(kind, result).inc()
     instruments.TASK_DURATION.labels(kind).observe(seconds)
+
+
+def batch(statement: str, rows: int) -> None:
+    """One coalesced statement was sent."""
+    instruments.DB_BATCH_SIZE.labels(statement).observe(rows)

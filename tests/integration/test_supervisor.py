@@ -204,7 +204,7 @@ def test_ready_answers_as_promised(node: AnvilNode) -> None:
     status, headers, body = node.get("/ready")
     told = json.loads(body)
     assert (status, headers["cache-control"], headers["content-type"]) == (200, "no-store", "application/json")
-    assert set(told) == {"status", "node", "version", "checks", "reasons"}
+    assert set(told) == {"status", "node", "version", "checks", "reasons", "notices"}
     assert set(told["checks"]) == {"global_database", "drive:0", "drives", "loop", "lease"}
     assert all(set(check) == {"ok", "ms"} for check in told["checks"].values())
     assert told["node"] == (node.data_dir / "node-id").read_text().strip()

@@ -61,7 +61,8 @@ CLEAN = Holdings(set(), set(), set())
 
 class AnvilCluster:
     """`env`: settings of all nodes beside those every test cluster has. `zones`: one per node, where they are to have some. `network`: give
-    every node a network of its own, so that `cut` works (root only). `start`: how many of the nodes are started at first."""
+    every node a network of its own, so that `cut` works (root only). `start`: how many of the nodes are started at first (0: only
+    the database)."""
 
     def __init__(
         self,
@@ -118,8 +119,9 @@ class AnvilCluster:
         self._held.callback(self.postgres.stop)
         for _ in range(self._count):
             self.add_node()
-        self.start(*range(self._first))
-        self.wait_active(range(self._first))
+        if self._first:
+            self.start(*range(self._first))
+            self.wait_active(range(self._first))
         self.started_s = time.monotonic() - began
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

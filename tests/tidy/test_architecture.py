@@ -28,15 +28,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": BASE | {"model", "_ec", "ec"},
     "shards": BASE | {"model", "_ec", "ec", "engine"},
     "meta": BASE | {"model", "engine"},
-    "tasks": BASE | {"model", "_ec", "ec", "engine"},
+    "backup": BASE | {"model", "_ec"},
+    "tasks": BASE | {"model", "_ec", "ec", "engine", "backup"},
     "net": BASE | {"model", "wire", "auth", "engine"},
     "rpc": BASE | {"wire", "net"},
     "peers": BASE | {"model", "_ec", "engine", "net", "wire", "rpc"},
     "api": BASE | {"model", "wire", "auth", "engine", "net", "_ec", "rpc"},
-    "node": BASE | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli", "peers"},
+    "node": BASE
+    | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli", "peers", "backup"},
     # The client is a program of its own that shares the repository: it knows the contract (.proto files) and no server code.
     "client": BASE | {"_ec", "api"},
-    "cli": BASE | {"model", "node", "_ec", "client"},
+    "cli": BASE | {"model", "node", "_ec", "client", "backup"},
 }
 # Packages that another may import only for these modules.
 ONLY_MODULES: dict[tuple[str, str], set[str]] = {
@@ -47,6 +49,8 @@ ONLY_MODULES: dict[tuple[str, str], set[str]] = {
     ("shards", "engine"): {"anvil.engine.ports"},
     ("meta", "engine"): {"anvil.engine.ports"},
     ("node", "cli"): {"anvil.cli.admin_ops"},
+    ("tasks", "backup"): {"anvil.backup.format"},  # what an entry says of its blob
+    ("cli", "backup"): {"anvil.backup.repository"},  # commands that need no node
     ("client", "_ec"): {"anvil._ec.digest"},  # checksums at this end, and combining them
     ("client", "api"): {
         "anvil.api.grpc.proto",

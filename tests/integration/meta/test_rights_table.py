@@ -56,7 +56,9 @@ class World:
         return set(found.policies)
 
     async def audit(self) -> list[tuple[str, str, str]]:
-        rows = await self.deployment.sql("SELECT action, resource, result FROM audit WHERE who NOT IN ('operator', 'node') ORDER BY audit_id")
+        rows = await self.deployment.sql(
+            "SELECT action, resource, result FROM audit WHERE who NOT IN ('operator', 'node') ORDER BY audit_id"
+        )
         return [tuple(row) for row in rows]
 
     async def put(self, grants: dict[str, list[Policy]], expected: str, public: bool = False, bucket: str = "photos") -> Changed:

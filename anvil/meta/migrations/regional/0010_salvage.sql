@@ -1,24 +1,5 @@
 -- Salvage: a region rebuilt from a dump of its metadata and from what its drives hold.
 
--- As before, and nothing is unlinked while the region is in recovery either: settings 'recovery', {"since_us": int, "why": text}; with
--- "closed": true it serves no object meanwhile.
-CREATE OR REPLACE FUNCTION collection_allowed(grace_us bigint) RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    epoch jsonb := jsonb_build_array(
-        (SELECT system_identifier::text FROM pg_control_system()),
-        left(pg_walfile_name(pg_current_wal_lsn()), 8),
-        (SELECT value FROM settings WHERE name = 'cluster_epoch'));
-    since_us bigint;
-BEGIN
-    SELECT changed_us INTO since_us FROM settings WHERE name = 'gc_epoch' AND value = epoch;
-    IF NOT FOUND THEN
-        INSERT INTO settings (name, value) VALUES ('gc_epoch', epoch)
-        ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, changed_us = now_us()
-        RETURNING changed_us INTO since_us;
-    END IF;
-    RETURN since_us <= now_us() - grace_us AND NOT EXISTS (SELECT FROM settings WHERE name IN ('backup_hold', 'recovery'));
-END $$;
-
 -- Sessions that are over. Nothing was committed under one after its row went, so of a blob that a dump does not name, and that was written
 -- under one which was over before the dump, it is certain that it was deleted or never committed. Kept for ENDED_SESSIONS_KEEP_S.
 CREATE TABLE ended_sessions (

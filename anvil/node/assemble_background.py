@@ -1,0 +1,184 @@
+"""The composition of the background process: catalog, checks, membership, tasks and jobs.
+
+Invariant: what is opened here is closed here, in the opposite order. Not here: any rule, any loop; the other processes (`assemble.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+
+from anvil.base import instruments
+from anvil.base.errors import DatabaseUnavailable, Unavailable
+from anvil.base.limits import (
+    TASKS_AT_ONCE,
+)
+from anvil.base.metrics import REGISTRY
+from anvil.ec.buffers import Buffers
+from anvil.ec.codecs import codec_for
+from anvil.ec.executor import NativeExecutor
+from anvil.meta.cluster import ClusterTables
+from anvil.meta.health import check
+from anvil.meta.migrate import Database
+from anvil.meta.recovery import RegionNotes
+from anvil.meta.regional import RegionalStore
+from anvil.node.admin import open_catalog
+from anvil.node.assemble import open_region
+from anvil.node.background import BackgroundParts
+from anvil.node.backups import Backup
+from anvil.node.checking import Checking
+from anvil.node.child import Child, Plan
+from anvil.node.health import Check
+from anvil.node.jobs import Jobs
+from anvil.node.leader import Leader
+from anvil.node.leaving import Leaving
+from anvil.node.local import (
+    NO_SESSION,
+    drive_probe,
+)
+from anvil.node.membership import Membership
+from anvil.node.observe import EngineEvents, batch, connections, task_ended
+from anvil.node.raising import Raising
+from anvil.node.recovering import RecoveryWatch
+from anvil.node.refilling import Refiller
+from anvil.node.region import QuorumWatch, Region
+from anvil.node.restoring import fingerprint
+from anvil.node.salvaging import recovery_check, salvage_parts
+from anvil.node.upkeep import Hold, Upkeep
+from anvil.node.writing import Writing
+from anvil.tasks.collect import Collector
+from anvil.tasks.fsck import Fsck
+from anvil.tasks.rebalance import Rebalancer
+from anvil.tasks.repair import Repairer
+from anvil.tasks.survey import Survey
+from anvil.tasks.worker import Handler as TaskHandler
+from anvil.tasks.worker import TaskWorker
+
+
+async def build_background(process: Child) -> BackgroundParts:
+    """Catalog, checks, membership, and the tasks. Raises DatabaseUnavailable, DriveFailed."""
+    loop, config, plan = asyncio.get_running_loop(), process.config, process.plan
+    async with AsyncExitStack() as opened:
+        catalog, metadata = await opened.enter_async_context(
+            open_catalog(config, plan.global_url, plan.regional_url, "anvil background", observe=batch)
+        )
+        native = NativeExecutor(loop, 1)
+        opened.push_async_callback(native.close)
+        REGISTRY.before_snapshot += [
+            lambda: connections("global", catalog.connections()),
+            lambda: connections("regional", metadata.connections()),
+        ]
+        hold = Hold(metadata, config.storage.gc_grace_s)
+        region = await open_region(process, NO_SESSION, opened, hold)
+        buffers, notes = Buffers(loop), RegionNotes(metadata.query)
+        jobs, recovery = _jobs(process, metadata, notes, region, buffers, native), RecoveryWatch(notes)
+        leader = Leader(config, metadata, region, catalog.tasks)
+        membership = Membership(partial(_tables, plan), plan.node_id, region, leader.lead)
+        repairer = Repairer(metadata, region.placement, native, buffers, codec_for)
+        surveying = Survey(metadata, region.placement, buffers, EngineEvents(), hold, lambda: membership.fresh)
+        rebalancer = Rebalancer(metadata, region.placement, buffers, repairer, EngineEvents(), hold, away=region.away)
+        leaving = Leaving(metadata, region.placement, region.local.values, membership.found_empty)
+        upkeep = Upkeep(
+            catalog,
+            metadata,
+            region.placement,
+            hold,
+            Collector(metadata, region.placement, config.storage.gc_grace_s, hold, region.away),
+            repairer,
+            surveying,
+            rebalancer,
+            membership.moved,
+            leaving.look,
+            Checking(Fsck(metadata, region.placement, buffers, surveying, hold.refresh, rebalancer.partition), notes),
+            config.node.data_path / "surveyed",
+            config.storage.uploads_expire_s,
+        )
+        writing = Writing(plan.node_id, metadata, region, native, buffers)
+        salvage = salvage_parts(plan, catalog, metadata, region, writing)
+        patient: dict[str, TaskHandler] = {
+            "survey": upkeep.survey,
+            "raise": Raising(metadata, catalog, region, writing),
+        }
+        workers = [
+            TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
+            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1), ({"dump": salvage.dump}, 1))
+        ]
+        return BackgroundParts(
+            catalog,
+            catalog.rights,
+            _checks(process, region, membership),
+            [drive_probe(drive) for drive in region.local.values()],
+            QuorumWatch(region),
+            membership,
+            {
+                **upkeep.tasks,
+                "membership": membership.run,
+                "tasks": workers[0].run,
+                "patient tasks": workers[1].run,
+                "dumps": workers[2].run,
+                "jobs": jobs.run,
+                "recovery": recovery.run,
+                **salvage.tasks,
+            },
+            {**upkeep.handlers, **salvage.handlers, **jobs.handlers},
+            recovery,
+            opened.pop_all().aclose,
+        )
+
+
+def _checks(process: Child, region: Region, membership: Membership) -> list[Check]:
+    """What readiness asks, beside drives and workers."""
+    config, plan = process.config, process.plan
+    return [
+        Check("global_database", _database_check(plan.global_url, Database.GLOBAL), forgiving=True),
+        Check("regional_database", _database_check(plan.regional_url, Database.REGIONAL), forgiving=True),
+        Check("node_lease", partial(_lease_check, membership)),
+        recovery_check(region),
+        *(
+            [Check("peers", partial(_peers_check, region))]
+            if region.peers is not None and not config.cluster.init_cluster
+            else []
+        ),
+    ]
+
+
+def _jobs(
+    process: Child, metadata: RegionalStore, notes: RegionNotes, region: Region, buffers: Buffers, native: NativeExecutor
+) -> Jobs:
+    config, plan, placement = process.config, process.plan, region.placement
+    urls, holder = (plan.global_url, plan.regional_url), plan.node_id.hex()
+    backup = Backup(urls, notes, placement, buffers, native, codec_for, holder, config.node.region, fingerprint(config))
+    return Jobs(backup, Refiller(plan.regional_url, metadata, placement, buffers, native, codec_for, config.node.data_path))
+
+
+async def _lease_check(membership: Membership) -> None:
+    if not membership.lease.held:
+        raise Unavailable("this node holds no lease")
+
+
+async def _peers_check(region: Region) -> None:
+    """Met once is enough: to be cut off from all others is not to be told by every node about itself at once."""
+    if region.peers is not None and not region.peers.last_seen:
+        raise Unavailable("no other node has answered yet (start the first one with --init-cluster)")
+
+
+def _tables(plan: Plan, changed: Callable[[], None]) -> ClusterTables:
+    return ClusterTables(plan.regional_url, name=f"anvil {plan.name}", changed=changed)
+
+
+def _database_check(url: str, database: Database) -> Callable[[], Awaitable[None]]:
+    up = instruments.DB_UP.labels(database.value)
+
+    async def ask() -> None:
+        ok = False  # also when nobody waits for the answer any longer
+        try:
+            found = await check(url, database)
+            ok = found.ok
+        finally:
+            up.set(float(ok))
+        if not ok:
+            raise DatabaseUnavailable("; ".join(found.problems))
+
+    return ask

@@ -1,0 +1,250 @@
+"""Backups by the running node: what one backup does, step by step.
+
+Owns: the order that makes a snapshot consistent. Invariants: removals are held, and the hold is effective, before the metadata is dumped,
+and until the last shard is copied, so every blob that the dump names has its shards meanwhile; regional before global; the manifest last; a
+snapshot that lacks a blob says so. Not here: reading shards (`tasks/copying.py`), the repository's bytes (`backup/`), who asks (`jobs.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from anvil.backup import format as fmt
+from anvil.backup.packs import Pack, PackWriter, walk
+from anvil.backup.repository import BLOBS, FILES, GLOBAL, REGIONAL, Manifest, Repository, Unread, describe, pair, read_list
+from anvil.base.errors import AnvilError
+from anvil.base.ids import random_id
+from anvil.base.limits import BACKUP_EXAMPLES, BACKUP_HOLD_RENEW_S, LISTED_READ_ENTRIES
+from anvil.base.version import VERSION
+from anvil.engine.context import Buffers, Codecs, Executor, Placement
+from anvil.meta import dumps
+from anvil.meta.dumps import Facts
+from anvil.meta.migrate import Database
+from anvil.meta.recovery import RegionNotes
+from anvil.meta.tools import Tool
+from anvil.model.records import BlobRef
+from anvil.tasks.copying import Copier
+
+log = logging.getLogger("anvil.backup")
+T = TypeVar("T")
+Phase = Callable[[str, int], None]
+"""Told what is being done now, and how many bytes that will be, 0 where nobody knows."""
+
+
+class Thread:
+    """One thread for all that may have to wait for the repository's disk, in order."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def drawn(blocking: Thread, items: Iterator[T]) -> AsyncIterator[T]:
+    """What an iterator that blocks gives, a batch at a time."""
+
+    def batch() -> list[T]:
+        return list(islice(items, LISTED_READ_ENTRIES))
+
+    while found := await blocking(batch):
+        for item in found:
+            yield item
+
+
+class BlobList:
+    """Writes a snapshot's list of blobs, and sums it up."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = path.open("xb")
+        self._last = b""
+        self.blobs = 0
+        self.bytes = 0
+        self.widest = 0
+
+    def write(self, blobs: list[BlobRef]) -> None:
+        """In the order of their ids."""
+        for blob in blobs:
+            if blob.blob_id == self._last:
+                continue
+            self._last = blob.blob_id
+            self._file.write(fmt.listed(blob))
+            self.blobs += 1
+            self.bytes += blob.size
+            self.widest = max(self.widest, blob.scheme.width)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Backup:
+    """Makes snapshots. `holder`: names this node's hold. `key`: fingerprint of the master key."""
+
+    def __init__(
+        self,
+        urls: tuple[str, str],
+        notes: RegionNotes,
+        placement: Placement,
+        buffers: Buffers,
+        native: Executor,
+        codecs: Codecs,
+        holder: str,
+        region: str,
+        key: str,
+    ) -> None:
+        self._global_url, self._regional_url = urls
+        self._notes = notes
+        self._placement = placement
+        self._buffers = buffers
+        self._native = native
+        self._codecs = codecs
+        self._holder = holder
+        self._region = region
+        self._key = key
+
+    async def create(self, path: Path, new_key: bool, phase: Phase, moved: Callable[[int], None]) -> Manifest:
+        """Raises InvalidSetting, Conflict (somebody writes there), DatabaseUnavailable, OSError."""
+        blocking = Thread("repository")
+        try:
+            making = Repository.making(path, self._key, _now_us())
+            repository = await blocking(making.__enter__)
+            try:
+                if new_key:
+                    await blocking(repository.rekey, self._key)
+                repository.assert_key(self._key)
+                return await self._create(repository, blocking, phase, moved)
+            finally:
+                making.__exit__(None, None, None)
+        finally:
+            blocking.close()
+
+    async def _create(self, repository: Repository, blocking: Thread, phase: Phase, moved: Callable[[int], None]) -> Manifest:
+        started_us = _now_us()
+        tools = (
+            await dumps.dump_tool(self._regional_url, Database.REGIONAL),
+            await dumps.dump_tool(self._global_url, Database.GLOBAL),
+        )
+        await blocking(repository.sweep)
+        snapshot = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime(started_us / 1e6)) + random_id().hex()[:6]
+        phase("waiting until nothing is being removed", 0)
+        async with self._held(snapshot):
+            phase("dumping the databases", 0)
+            folder = await blocking(repository.begin, snapshot)
+            listed = await blocking(BlobList, folder / BLOBS)
+            try:
+                facts = await self._dump(folder, tools, listed)
+            finally:
+                await blocking(listed.close)
+            phase("comparing", 0)
+            packs, bad = await blocking(repository.packs)
+            for name, why in bad.items():
+                log.error(
+                    "a pack of the backup repository is not used: what it holds is copied again", extra={"pack": name, "why": why}
+                )
+            phase("copying", sum([blob.size async for blob in self._new(blocking, folder, packs)]))
+            copier = await self._copy(repository, blocking, folder, packs, moved)
+        phase("finishing", 0)
+        files = {name: await blocking(describe, folder / name) for name in FILES}
+        unread = copier.unread
+        manifest = Manifest(
+            snapshot=snapshot,
+            repository=repository.head.repository,
+            started_us=started_us,
+            finished_us=_now_us(),
+            anvil=VERSION,
+            region=self._region,
+            cluster_epoch=facts.epoch,
+            key=self._key,
+            server=facts.server,
+            tool=max(tool.major for tool in tools),
+            migrations=facts.migrations,
+            files=files,
+            counts=facts.counts,
+            blobs=listed.blobs,
+            blob_bytes=listed.bytes,
+            widest=listed.widest,
+            copied=copier.copied,
+            copied_bytes=copier.copied_bytes,
+            unread=len(unread),
+            examples=await self._named(unread[:BACKUP_EXAMPLES]),
+        )
+        await blocking(repository.finish, manifest)
+        if manifest.complete:
+            await self._notes.note_backup(manifest.finished_us)
+        log.info("a backup is over", extra={"snapshot": snapshot, "copied": copier.copied, "unread": len(unread)})
+        return manifest
+
+    async def _dump(self, folder: Path, tools: tuple[Tool, Tool], listed: BlobList) -> Facts:
+        facts = await dumps.dump_regional(self._regional_url, tools[0], folder / REGIONAL, listed.write)
+        facts.migrations[Database.GLOBAL.value] = await dumps.dump_global(self._global_url, tools[1], folder / GLOBAL)
+        return facts
+
+    def _new(self, blocking: Thread, folder: Path, packs: list[Pack]) -> AsyncIterator[BlobRef]:
+        """The listed blobs that no pack has yet."""
+        pairs = pair(read_list(folder / BLOBS), walk(packs))
+        return drawn(blocking, (blob for blob, places in pairs if not places))
+
+    async def _copy(
+        self, repository: Repository, blocking: Thread, folder: Path, packs: list[Pack], moved: Callable[[int], None]
+    ) -> Copier:
+        writer = PackWriter(repository.packs_folder, repository.id)
+        copier = Copier(self._placement, self._buffers, self._native, self._codecs, writer, blocking, moved)
+        try:
+            await copier.run(self._new(blocking, folder, packs))
+            if copier.unread:  # a drive that did not answer for a moment should not make a snapshot incomplete
+                again, copier.unread = copier.unread, []
+                await copier.run(drawn(blocking, iter(again)))
+            await blocking(writer.close)
+        except BaseException:
+            await blocking(writer.discard)
+            raise
+        return copier
+
+    async def _named(self, unread: list[BlobRef]) -> tuple[Unread, ...]:
+        """Whose they are, as far as rows still tell."""
+        if not unread:
+            return ()
+        owners = await dumps.owners_of(self._regional_url, [blob.blob_id for blob in unread])
+        return tuple(Unread(blob.blob_id.hex(), *owners.get(blob.blob_id, (0, "", 0))) for blob in unread)
+
+    @asynccontextmanager
+    async def _held(self, snapshot: str) -> AsyncIterator[None]:
+        """Nothing is unlinked inside."""
+        by = f"backup {snapshot}"
+        keeping: asyncio.Task[None] | None = None
+        try:
+            await self._notes.hold(self._holder, by)
+            keeping = asyncio.create_task(self._keep(by))
+            yield
+        finally:
+            if keeping is not None:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+            with suppress(AnvilError):  # else its lease runs out
+                await self._notes.release(self._holder)
+
+    async def _keep(self, by: str) -> None:
+        while True:
+            await asyncio.sleep(BACKUP_HOLD_RENEW_S)
+            try:
+                if not await self._notes.renew(self._holder):
+                    log.warning("the hold on removals had run out: what was deleted long ago may be gone before it was copied")
+                    await self._notes.hold(self._holder, by)
+            except AnvilError as error:
+                log.warning("the hold on removals was not renewed: %s", error)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
