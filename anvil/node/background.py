@@ -21,7 +21,7 @@ from isal import igzip
 
 from anvil.base import instruments
 from anvil.base.errors import Unavailable
-from anvil.base.limits import METRICS_GATHER_S, METRICS_PULL_S, WORKER_RESTART_BACKOFF_S_MAX
+from anvil.base.limits import HEARTBEAT_S, METRICS_GATHER_S, METRICS_PULL_S, WORKER_RESTART_BACKOFF_S_MAX
 from anvil.base.metrics import REGISTRY, Snapshot
 from anvil.base.version import COMMIT, VERSION
 from anvil.model.cluster import ClusterView
@@ -87,7 +87,7 @@ class Background:
         self._use = ProcessUse()
         self._began_s = asyncio.get_running_loop().time()
         self._gathered = False  # every worker has told its numbers
-        self._channels: dict[Channel, WorkerReport | None] = {}  # those that said hello
+        self._channels: dict[Channel, tuple[WorkerReport, float] | None] = {}  # those that said hello; when each last reported
         self.catalog = CatalogServer(parts.catalog, lambda: tuple(self._channels))
         self.rights = RightsServer(parts.rights, self.catalog.forget)
         self.health = HealthMonitor(
@@ -96,7 +96,7 @@ class Background:
             parts.drives,
             parts.standing,
             process.config.node.worker_count,
-            lambda: [report for report in self._channels.values() if report is not None],
+            self._reports,
             lambda: process.node_draining,
             notices=parts.notices,
         )
@@ -152,7 +152,16 @@ class Background:
 
     def _heartbeat(self, channel: Channel, body: msgspec.Raw) -> None:
         if channel in self._channels:
-            self._channels[channel] = msgspec.msgpack.decode(body, type=WorkerReport)
+            report = msgspec.msgpack.decode(body, type=WorkerReport)
+            self._channels[channel] = report, asyncio.get_running_loop().time()
+
+    def _reports(self) -> list[WorkerReport]:
+        """The last one of each worker. One that is overdue tells that its sender's loop stands still."""
+        now = asyncio.get_running_loop().time()
+        return [
+            msgspec.structs.replace(report, lag_s=max(report.lag_s, now - at - HEARTBEAT_S))
+            for report, at in filter(None, self._channels.values())
+        ]
 
     def _metrics(self, channel: Channel, body: msgspec.Raw) -> None:
         if channel in self._channels:

@@ -2,7 +2,7 @@
 
 Owns: `/ready`'s truth (metrics.md "Health"). Invariants: a check takes at most READY_CHECK_TIMEOUT_S and never piles up
 behind a hung disk or database; a snapshot older than READY_STALE_S says no; a database that fails once after it worked is
-forgiven once; losing the write quorum does not fail `/ready`, only `/ready/cluster`. Not here: serving it
+forgiven once, and so is a worker that is late; losing the write quorum does not fail `/ready`, only `/ready/cluster`. Not here: serving it
 (`node/endpoints.py`).
 """
 
@@ -200,16 +200,27 @@ class HealthMonitor:
         reports = self._reports()
         lag_s = max((report.lag_s for report in reports), default=0.0)
         leases = bool(reports) and all(report.lease for report in reports)
-        checks["loop"] = CheckResult(bool(reports) and lag_s <= LOOP_LAG_S_MAX, round(lag_s * 1000, 1))
+        if lag_s <= LOOP_LAG_S_MAX:
+            self._forgiven["loop"] = False
+        late = lag_s > LOOP_LAG_S_MAX and not self._forgive("loop", f"a worker's event loop was {lag_s:.1f} s late")
+        checks["loop"] = CheckResult(bool(reports) and not late, round(lag_s * 1000, 1))
         checks["lease"] = CheckResult(leases, 0.0)
         reasons = []
         if not reports:
             reasons.append("loop: no worker reports")
-        elif lag_s > LOOP_LAG_S_MAX:
+        elif late:
             reasons.append(f"loop: a worker's event loop was {lag_s:.1f} s late")
         if reports and not leases:
             reasons.append("lease: a worker holds no writer session")
         return reasons
+
+    def _forgive(self, name: str, reason: str) -> bool:
+        """Whether a failure is the first one after a success."""
+        if self._forgiven.get(name) is not False:
+            return False
+        self._forgiven[name] = True
+        log.info("readiness: %s failed once", name, extra={"reason": reason})
+        return True
 
     async def _one(self, check: Check) -> tuple[CheckResult, str]:
         began = self._clock.monotonic()
@@ -227,9 +238,7 @@ class HealthMonitor:
         if not reason:
             self._forgiven[check.name] = False
             return CheckResult(True, ms), ""
-        if check.forgiving and self._forgiven.get(check.name) is False:
-            self._forgiven[check.name] = True
-            log.info("readiness: %s failed once", check.name, extra={"reason": reason})
+        if check.forgiving and self._forgive(check.name, reason):
             return CheckResult(True, ms), ""
         return CheckResult(False, ms), f"{check.name}: {reason}"
 

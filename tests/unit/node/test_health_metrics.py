@@ -66,6 +66,7 @@ def test_a_node_starts_only_when_everything_is_well_once(tmp_path: Path) -> None
     reports[:] = [WorkerReport(0.0, True)]
     assert statuses(health) == ["ready"]
     reports[:] = [WorkerReport(3.0, True)]
+    assert statuses(health) == ["ready"], "a blip"
     assert statuses(health) == ["not_ready"], "a stalled loop"
 
 
