@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from anvil.base import instruments
+from anvil.cli.main import command
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
 GENERATED = {"bench/README.md"}  # written by `make bench`
 SOURCES = {".py", ".pyx", ".pyi", ".pxd", ".pxi", ".h", ".proto"}
+HELP = ("-h", "--help", "--version")
 FOLDERS = ("anvil", "bench", "docker", "docs", "tests", "tools", ".ci")
 
 
@@ -61,3 +64,45 @@ def test_metrics_that_are_named_exist() -> None:
     named = {name for document in DOCUMENTS for name in re.findall(r"\banvil_([a-z_]+_[a-z]+)\b", document.read_text())}
     unknown = {name for name in named if name not in known and re.sub(r"_(bucket|sum|count)$", "", name) not in known}
     assert unknown <= {"us_east", "us_east_1", "global"}, unknown
+
+
+def commands(text: str) -> list[str]:
+    """What follows `anvil` in a document's blocks for a shell, up to the end of the command, and in its backticks."""
+    found = re.findall(r"`anvil ([a-z][^`]*)`", text)
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            found += re.findall(r"(?:^|&& |\.venv/bin/|^\s*(?:\w+=\S+ +)+)anvil ([a-z][^#|;)>]*)", line.split(" # ")[0])
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_anvil_exist(document: Path) -> None:
+    """With their options. Alternatives (`list|drain`) are taken one by one, what stands in brackets may be left out."""
+    for words in commands(document.read_text()):
+        for one in alternatives(words):
+            assert_exists(one, words)
+
+
+def alternatives(words: str) -> list[str]:
+    """`node list|drain [--json]` is `node list --json` and `node drain --json`."""
+    made = [""]
+    for word in re.sub(r"[\[\]…]|\.\.\.", " ", words).replace(" | ", "|").split():
+        choices = [each.strip(",.") for each in word.split("|")] if re.fullmatch(r"[a-z|-]+", word) else [word]
+        made = [f"{before} {choice}" for before in made for choice in choices]
+    return made
+
+
+def assert_exists(one: str, words: str) -> None:
+    at: click.Command = command
+    context = click.Context(at)
+    options = set(HELP)
+    for word in one.split():
+        if not isinstance(at, click.Group) or word.startswith("-"):
+            break
+        options |= {option for parameter in at.params for option in parameter.opts}
+        found = at.get_command(context, word)
+        assert found is not None, f"there is no `anvil {one.strip()}` (in `anvil {words}`)"
+        at = found
+    options |= {option for parameter in at.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", one)) - options
+    assert not unknown, f"`anvil {words}` takes {sorted(options)}, not {unknown}"

@@ -11,13 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 import yaml
 
 from anvil.base import instruments  # noqa: F401 - declares them
 from anvil.base.metrics import PREFIX, REGISTRY
-from anvil.cli.main import command
 from tests.support.prometheus import ALERTS, ALERTS_TESTS, DASHBOARD, alert_rules, panels
 
 ROOT = Path(__file__).parents[2]
@@ -126,22 +124,6 @@ def test_every_alert_has_an_entry_in_the_runbook_and_no_entry_is_left_over() -> 
     for entry in entries:
         for part in ("**Means:**", "**Users see:**", "**First:**", "**Over:**"):
             assert part in entry, f"{entry.split()[0]} lacks {part}"
-
-
-def test_commands_in_the_runbook_exist() -> None:
-    commands = re.findall(r"`anvil ([a-z][^`]*)`", RUNBOOK.read_text())
-    assert "admin node list" in commands
-    for words in commands:
-        at: click.Command = command
-        context = click.Context(at)
-        for word in words.split():
-            if not isinstance(at, click.Group):
-                break
-            found = at.get_command(context, word)
-            assert found is not None, f"there is no `anvil {words}`"
-            at = found
-        options = {option for parameter in at.params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", words)) <= options, f"`anvil {words}` takes {sorted(options)}"
 
 
 def test_every_alert_is_tested_firing_and_quiet() -> None:
