@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import pytest
 from botocore.config import Config
 
 from tests.support.cluster import AnvilCluster
@@ -29,7 +28,6 @@ def has_served(node: AnvilNode, count: int) -> bool:
     return node.metric("anvil_api_requests_total", operation="PutObject", code="200") >= count
 
 
-@pytest.mark.skipif(CADDY.path is None, reason="Caddy is not installed")
 def test_a_rolling_restart_behind_caddy_fails_no_request(tmp_path: Path, seed: int) -> None:
     certificate = Certificate(tmp_path / "tls")
     with AnvilCluster(tmp_path / "c", nodes=3, env={"ANVIL_DRAIN_NOTICE_S": NOTICE_S}) as cluster:

@@ -15,9 +15,9 @@ from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.keyring import Keyring
 from anvil.meta.migrate import Database
 from anvil.meta.regional import RegionalStore
-from anvil.node.assemble import _batch, _database_check
+from anvil.node.assemble_background import _database_check
 from anvil.node.gauges import Gauges
-from anvil.node.observe import connections
+from anvil.node.observe import batch, connections
 from tests.postgres_fixture import Postgres
 
 REGION = "us-east-1"
@@ -42,7 +42,7 @@ def test_debts_tasks_usage_and_backup_are_those_of_the_databases(postgres: Postg
 
     async def scenario() -> None:
         store = RegionalStore(regional_url)
-        catalog = GlobalCatalog(global_url, Keyring(b"k" * 32), store, REGION, observe=_batch)
+        catalog = GlobalCatalog(global_url, Keyring(b"k" * 32), store, REGION, observe=batch)
         await store.start()
         await catalog.start()
         regional = await asyncpg.connect(regional_url)

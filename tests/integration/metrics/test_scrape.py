@@ -24,6 +24,7 @@ BUCKETS = 2000
 # Panels that have nothing to show on a lone node that is well, and why.
 EMPTY_ALONE = {
     "Age of the last backup": "no backup",
+    "Age of the last backup and metadata dump": "no backup, and perhaps no dump yet",
     "Server errors (5xx) by operation": "none",
     "Growth a day": "younger than a day",
     "Not heard of for": "no other node",
@@ -50,12 +51,12 @@ class Scraped(NamedTuple):
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     folder = tmp_path_factory.mktemp("scraped")
     with AnvilNode(folder / "data", env={"ANVIL_WORKERS": "2", "ANVIL_METRICS_TOKEN": TOKEN}) as node:
-        node.s3().create_bucket(Bucket="metrics")
+        node.s3().create_bucket(Bucket="measured")
         use(node)
         address = f"{node.host}:{node.port}"
         jobs = {"anvil": [address], "without-token": [address]}
         with Prometheus(folder, jobs, {"anvil": TOKEN}) as prometheus:
-            wait_until("usage is told", lambda: node.metric("anvil_bucket_objects", bucket="metrics") == 5)
+            wait_until("usage is told", lambda: node.metric("anvil_bucket_objects", bucket="measured") == 5)
             prometheus.wait_scraped(5)
             use(node)  # a rate needs a change between two scrapes
             prometheus.wait_scraped(10)
@@ -65,11 +66,11 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
 def use(node: AnvilNode) -> None:
     s3 = node.s3()
     for number in range(5):
-        s3.put_object(Bucket="metrics", Key=f"k{number}", Body=b"x" * 100_000)
-        s3.get_object(Bucket="metrics", Key=f"k{number}")["Body"].read()
-    s3.list_objects_v2(Bucket="metrics")
+        s3.put_object(Bucket="measured", Key=f"k{number}", Body=b"x" * 100_000)
+        s3.get_object(Bucket="measured", Key=f"k{number}")["Body"].read()
+    s3.list_objects_v2(Bucket="measured")
     with pytest.raises(ClientError):
-        s3.get_object(Bucket="metrics", Key="none")
+        s3.get_object(Bucket="measured", Key="none")
     with pytest.raises(ClientError):
         node.s3(secret_key="not-the-secret-of-this-access-key-id").list_buckets()
 
@@ -104,7 +105,7 @@ def test_what_was_done_is_what_is_counted(scraped: Scraped) -> None:
     assert [value for _, value in ask('anvil_api_rejected_total{job="anvil",reason="signature"}')] == [2]
     assert [value for _, value in ask('anvil_api_request_duration_seconds_count{job="anvil",operation="GetObject"}')] == [12]
     assert ask('anvil_api_sent_bytes_total{job="anvil",api="s3"}')[0][1] > 10 * 100_000
-    assert ask('anvil_bucket_usage_bytes{job="anvil",bucket="metrics"}')[0][1] == 500_000
+    assert ask('anvil_bucket_usage_bytes{job="anvil",bucket="measured"}')[0][1] == 500_000
     assert ask('anvil_db_up{job="anvil"} == 1')[1]
     assert ask('sum(anvil_db_pool_connections{job="anvil",db="regional"})')[0][1] == 3 * 3, (
         "of two workers and the background process"

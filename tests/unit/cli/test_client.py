@@ -14,6 +14,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -468,16 +469,18 @@ def test_progress_on_a_terminal_and_an_interrupt_that_aborts(ready: FakeServer, 
         env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120"},
     )
     os.close(slave)
-    try:
-        assert begun.wait(20)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
-    finally:
-        go_on.set()
-        process.kill()
-        process.wait()
+    with ThreadPoolExecutor(1) as reader:
+        shown = reader.submit(shown_on, master)  # beside it: a terminal that nobody reads holds up who writes to it
+        try:
+            assert begun.wait(20)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            go_on.set()
+            process.kill()
+            process.wait()
     assert ready.uploads == {} and ready.calls["AbortMultipartUpload"] == 1
-    assert re.search(r"\rf .*/40\.0 MiB", shown_on(master)), "name and size"
+    assert re.search(r"\rf .*/40\.0 MiB", shown.result()), "name and size"
 
 
 def test_progress_shows_speed_and_time_left(home: Path) -> None:
