@@ -67,6 +67,7 @@ def server(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
         running.stop()
 
 
+@pytest.mark.slow  # a minute and more: `make drill`
 def test_dumps_and_copied_drives(server: EmbeddedPostgres, tmp_path: Path) -> None:
     old_urls = server.url(DATABASE_GLOBAL), server.url(DATABASE_REGIONAL)
     new_urls = asyncio.run(new_databases(server))

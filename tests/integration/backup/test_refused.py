@@ -73,6 +73,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         assert "no manifest" in refusal(new, "restore", "metadata", str(repository), "--snapshot", made["snapshot"], code=1)
 
 
+@pytest.mark.slow  # a minute: `make drill`
 def test_killed_in_the_middle_and_begun_again(tmp_path: Path) -> None:
     with AnvilNode(tmp_path / "data", env=settings(tmp_path, "d", drives=2, ANVIL_SCHEME="1+1")) as node:
         s3 = node.s3()
