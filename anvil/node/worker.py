@@ -18,7 +18,7 @@ import msgspec
 
 from anvil.base.clock import SYSTEM_CLOCK
 from anvil.base.errors import Unavailable
-from anvil.base.limits import CHANNEL_RECONNECT_S, HEARTBEAT_S
+from anvil.base.limits import CHANNEL_RECONNECT_S, HEARTBEAT_S, READY_STALE_S
 from anvil.base.metrics import REGISTRY, Snapshot
 from anvil.model.cluster import ClusterView
 from anvil.net.stream import Handler as StreamHandler
@@ -87,8 +87,7 @@ class WorkerLink:
 
     def __init__(self, process: Child) -> None:
         self.process = process
-        self.lease: Callable[[], bool] = lambda: False
-        self.unwritable: Callable[[], dict[str, str]] = dict
+        self.serving: Serving | None = None
         self.health: HealthSnapshot | None = None
         self.linked = asyncio.Event()
         self._channel: Channel | None = None
@@ -116,7 +115,7 @@ class WorkerLink:
                 continue
             self._channel = channel
             self.catalog.connected(welcome.catalog)
-            self.health = welcome.health or self.health
+            self._learn(welcome.health)
             if welcome.region is not None:
                 self._show(welcome.region)
             self.linked.set()
@@ -136,9 +135,10 @@ class WorkerLink:
                 pass
 
     def beat(self) -> None:
-        """Report now."""
-        if self._channel is not None:
-            self._channel.push("heartbeat", WorkerReport(self.process.lag_s, self.lease(), self.unwritable()))
+        """Report now. Not before it serves: a worker that is being started, with no lease yet and a loop that is busy with its building, is
+        no reason to send clients away from the others."""
+        if self._channel is not None and self.serving is not None:
+            self._channel.push("heartbeat", WorkerReport(self.process.lag_s, self.serving.lease, self.serving.unwritable))
 
     def follow(self, follow: Callable[[ClusterView], None]) -> None:
         """Have every view of the region that comes told, the last one at once."""
@@ -180,7 +180,18 @@ class WorkerLink:
             self._lost.set()
 
     def _take_health(self, channel: Channel, body: msgspec.Raw) -> None:
-        self.health = msgspec.msgpack.decode(body, type=HealthSnapshot)
+        self._learn(msgspec.msgpack.decode(body, type=HealthSnapshot))
+
+    def _learn(self, told: HealthSnapshot | None) -> None:
+        """Take what is told about the node's health. That a new background process is starting says nothing about a node that was seen to
+        work: what its predecessor found stands until it is too old."""
+        if told is None:
+            return
+        known = self.health
+        if told.readiness.status == "starting" and known is not None and known.readiness.status != "starting":
+            stands = SYSTEM_CLOCK.monotonic() - known.taken_at <= READY_STALE_S
+            told = known if stands else told
+        self.health = told
 
     async def _snapshot(self, channel: Channel, body: msgspec.Raw) -> Snapshot:
         return REGISTRY.snapshot()
@@ -197,8 +208,8 @@ async def run_worker(process: Child, build: Build) -> None:
             return
         serving = await build(process, link)
         try:
-            link.lease, link.unwritable = lambda: serving.lease, lambda: serving.unwritable
             await serving.listen(NodeEndpoints(serving.handler, process.config, link.readiness, lambda: link.health, link.scrape))
+            link.serving = serving
             link.beat()
             process.serving()
             log.info("serving requests")

@@ -75,6 +75,31 @@ def test_a_dead_background_process_is_replaced_without_a_failed_request(node: An
     assert node.background_pid not in (None, victim)
 
 
+def test_a_worker_that_is_being_replaced_makes_the_node_no_less_ready(node: AnvilNode) -> None:
+    (node.data_dir / "slow-start").write_text("3")  # longer than from one look at the node's health to the next
+    victim = node.worker_pids[0]
+    node.kill(victim)
+    wait_until("it is dead", lambda: gone(victim))
+    wait_until("another one is starting", lambda: len(node.worker_pids) == 2)
+    assert_ready_for(node, 4.0)
+
+
+def test_a_background_process_that_is_being_replaced_makes_the_node_no_less_ready(node: AnvilNode) -> None:
+    victim = node.background_pid
+    assert victim is not None
+    node.kill(victim)
+    assert_ready_for(node, 3.0)
+    assert node.background_pid not in (None, victim)
+
+
+def assert_ready_for(node: AnvilNode, period_s: float) -> None:
+    """Ask all the time."""
+    end = time.monotonic() + period_s
+    while time.monotonic() < end:
+        found = node.readiness()
+        assert found["status"] == "ready", found
+
+
 def test_counters_survive_the_worker_that_counted(node: AnvilNode) -> None:
     for _ in range(20):
         node.get("/")

@@ -262,6 +262,9 @@ class ToyServing:
 async def build_worker(process: Child, link: WorkerLink) -> ToyServing:
     if process.config.node.region == "broken-worker":
         raise DatabaseUnavailable("the toy database is away")
+    slow = process.config.node.data_path / "slow-start"
+    if slow.exists():
+        await asyncio.sleep(float(slow.read_text()))
     return ToyServing(process, link)
 
 
