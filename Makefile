@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find anvil -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.proto' -o -name '*.h' -o \( -name '*.c' -path '*/kernels/*' \))
 
-.PHONY: run cluster test storm drill build lint asan bench docker docker-verify clean lock dev
+.PHONY: run cluster test storm drill build lint asan bench bench-gate release-check docker docker-verify clean lock dev
 .DEFAULT_GOAL := build
 
 run: build
@@ -41,8 +41,20 @@ lint: dev
 asan: dev
 	@tools/asan.sh $(abspath $(BIN)/python) $(ARGS)
 
+# All benchmarks, their gates and the report (half an hour on a machine that does nothing else); with ARGS=small only what has that in its name.
 bench: dev
 	@exec $(BIN)/python -m bench.run $(ARGS)
+
+# The gates that hold on a busy machine too (bench/gates.toml), in two minutes.
+bench-gate: dev
+	@exec $(BIN)/python -m bench.gate
+
+# What a release needs beyond a change: everything that CI has, the slow tests, all benchmarks with their gates, and the image.
+release-check: dev
+	.ci/run
+	$(BIN)/python -m pytest -n 0 -m slow tests
+	$(BIN)/python -m bench.run
+	$(BIN)/python tools/docker_verify.py
 
 # The container image, with docker, podman or buildah.
 docker:

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, ip, openssl and Prometheus. Never
-# fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where ANVIL_STRICT=1 is set.
+# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, ip, openssl, Prometheus and
+# valgrind. Never fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where
+# ANVIL_STRICT=1 is set.
 set -u
 
 # Debian keeps nginx where an ordinary user's PATH does not reach.
@@ -12,6 +13,7 @@ command -v h2load >/dev/null 2>&1 || missing="$missing nghttp2-client"
 command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 command -v openssl >/dev/null 2>&1 || missing="$missing openssl"
 command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
+{ command -v valgrind >/dev/null 2>&1 && [ -e /usr/include/valgrind/callgrind.h ]; } || missing="$missing valgrind"
 [ -n "$missing" ] || exit 0
 
 skip() {

@@ -57,7 +57,7 @@ def unary(folder: Path) -> None:
             name = f"gRPC unary, {connections} x 16 calls in flight"
             figure(f"{name}", statistics.median(one for one, _ in turns), "calls/s")
             figure(f"{name}, bare grpc.aio", statistics.median(two for _, two in turns), "calls/s")
-            figure(f"{name}, beside grpc.aio", statistics.median(one / two for one, two in turns), "ratio", target=5)
+            figure(f"{name}, beside grpc.aio", statistics.median(one / two for one, two in turns), "ratio")
 
 
 def token(running: AnvilNode) -> str:
@@ -88,24 +88,21 @@ def objects(folder: Path) -> None:
             "GetObject 10 MiB, 1 connection": (
                 ("-n", "60", "-c", "1", *call, "-d", str(get), f"{service}/GetObject"),
                 ("--h1", "-n", "60", "-c", "1", url("GET", "ten")),
-                0.7,
             ),
             "GetObject 10 MiB, 4 at a time": (
                 ("-n", "120", "-c", "4", *call, "-d", str(get), f"{service}/GetObject"),
                 ("--h1", "-n", "120", "-c", "4", url("GET", "ten")),
-                0.7,
             ),
             "PutObject 10 MiB, 4 at a time": (
                 ("-n", "40", "-c", "4", *call, "-d", str(put), f"{service}/PutObject"),
                 ("--h1", "-n", "40", "-c", "4", "-d", str(big), "-H", ":method: PUT", url("PUT", "put")),
-                None,
             ),
         }
-        for name, (ours, s3, target) in loads.items():
+        for name, (ours, s3) in loads.items():
             turns = [(h2load(*ours), h2load(*s3)) for _ in range(ROUNDS)]
             figure(f"{name}, gRPC", statistics.median(one for one, _ in turns), "requests/s")
             figure(f"{name}, S3 over HTTP/1.1", statistics.median(two for _, two in turns), "requests/s")
-            figure(f"{name}, gRPC beside S3", statistics.median(one / two for one, two in turns), "ratio", target=target)
+            figure(f"{name}, gRPC beside S3", statistics.median(one / two for one, two in turns), "ratio")
 
 
 if __name__ == "__main__":

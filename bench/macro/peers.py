@@ -36,6 +36,7 @@ ROUNDS = 3
 SMALL = 4096 - 24  # with its seal and checksum 4 KiB
 PUTS = 20_000
 IN_FLIGHT = 64
+ENOUGH_GB_S = 0.6
 
 
 @contextmanager
@@ -141,12 +142,13 @@ async def main() -> None:
         async with remote(Path(name)) as (kept, dropped):
             turns = [(await put_large(dropped), await bare(int(port))) for _ in range(ROUNDS)]
             ours, theirs = (statistics.median(side) for side in zip(*turns, strict=True))
-            figure("large shard to another node, one stream", ours, "GB/s", target=min(0.6, theirs))
+            figure("large shard to another node, one stream", ours, "GB/s")
+            figure("large shard to another node, beside what is wanted", ours / min(ENOUGH_GB_S, theirs), "ratio")
             figure("large shard to another node, bare grpc.aio", theirs, "GB/s")
             figure("large shard from another node, frame by frame", await get_large(kept), "GB/s")
             rates = [await small(kept) for _ in range(ROUNDS)]
             puts, opens = (statistics.median(side) for side in zip(*rates, strict=True))
-            figure("small shards to another node, 64 in flight", puts, "puts/s", target=10_000, note="4 KiB, durable on /dev/shm")
+            figure("small shards to another node, 64 in flight", puts, "puts/s", note="4 KiB, durable on /dev/shm")
             figure("small shards of another node opened, 64 in flight", opens, "opens/s")
 
 
