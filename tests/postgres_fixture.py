@@ -6,7 +6,9 @@ Databases are copied from migrated templates, which takes some 30 ms. Flushing i
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from itertools import count
 
@@ -56,5 +58,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     try:
         yield Postgres(cluster)
     finally:
+        if cluster.pid is not None:
+            os.kill(cluster.pid, signal.SIGQUIT)  # at once: nobody wants a checkpoint of all these databases
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)

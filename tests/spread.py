@@ -1,8 +1,9 @@
-"""How a run is spread over processes by pytest-xdist: one for each processor, a file or a folder at a time, and some tests alone.
+"""How a run is spread over processes by pytest-xdist: three for two processors, a file or a folder at a time, and some tests alone.
 
 Owns: the number of workers, the units of work and their order, the turns of tests marked `alone`. Invariants: the tests of a unit run in
 one process and in their order, so what a module or a folder shares is started once; while a test marked `alone` runs, no other test of the
-run does. Not here: fixtures. Those of the session exist once in each worker.
+run does; of several in a row in one file only the first has to wait for its turn. Not here: fixtures. Those of the session exist once in
+each worker.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ WORKERS_MAX = 8
 # By folder. What takes long begins first, what is in small pieces fills the gaps at the end; a folder that is not named is in between.
 FIRST = ("cluster", "compat", "integration")
 LAST = ("unit",)
+VERY_LAST = ("tests/cluster/test_regions.py",)  # its tests are alone: at the end fewest wait for them
+APART = ("cluster",)  # by folder: its conftest.py starts nothing that its files would share
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A worker for each processor; none, so that all runs in this very process, where a file or a few names were asked for, or a debugger,
-    or the output as it comes. `-n` says otherwise."""
+    """Three workers for two processors, since a third of a test is waiting; none, so that all runs in this very process, where a file or a
+    few names were asked for, or a debugger, or the output as it comes. `-n` says otherwise."""
     option = config.option
     if option.collectonly or option.keyword or option.trace or option.capture == "no":
         return 0
     if not any(Path(argument).is_dir() for argument in config.args):
         return 0
-    workers = min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    workers = min(len(os.sched_getaffinity(0)) * 3 // 2, WORKERS_MAX)
     return workers if workers > 1 else 0
 
 
@@ -51,13 +54,15 @@ def unit_of(path: PurePosixPath) -> str:
     for folder in path.parents:
         if folder.name == TESTS.name or not folder.name:
             break
-        if (TESTS.parent / folder / "conftest.py").exists():
+        if (TESTS.parent / folder / "conftest.py").exists() and folder.name not in APART:
             return str(folder)
     return str(path)
 
 
 def rank(unit: str) -> int:
     """Lower ones begin first."""
+    if unit in VERY_LAST:
+        return len(FIRST) + len(LAST) + 1
     parts = PurePosixPath(unit).parts
     kind = parts[1] if len(parts) > 1 else ""
     if kind in FIRST:
@@ -96,16 +101,21 @@ class Turns:
     def __init__(self, folder: Path) -> None:
         self._gate: IO[bytes] = (folder / "gate").open("ab")
         self._turn: IO[bytes] = (folder / "turn").open("ab")
+        self._kept = False
 
     @contextmanager
-    def taken(self, *, alone: bool) -> Iterator[None]:
-        fcntl.flock(self._gate, fcntl.LOCK_EX)
-        fcntl.flock(self._turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(self._gate, fcntl.LOCK_UN)
+    def taken(self, *, alone: bool, keep: bool = False) -> Iterator[None]:
+        """`keep`: the next one is to be alone, too."""
+        if not self._kept:
+            fcntl.flock(self._gate, fcntl.LOCK_EX)
+            fcntl.flock(self._turn, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            fcntl.flock(self._gate, fcntl.LOCK_UN)
         try:
             yield
         finally:
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
+            self._kept = keep
+            if not keep:
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
 
 
 TURNS = pytest.StashKey[Turns]()
@@ -118,9 +128,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     turns = item.config.stash.get(TURNS, None)
     if turns is None:
         return (yield)
-    with turns.taken(alone=item.get_closest_marker("alone") is not None):
+    alone = item.get_closest_marker("alone") is not None
+    keep = alone and nextitem is not None and nextitem.path == item.path and nextitem.get_closest_marker("alone") is not None
+    with turns.taken(alone=alone, keep=keep):
         return (yield)

@@ -51,29 +51,34 @@ def test_alone_is_after_who_has_begun_and_before_who_has_not(tmp_path: Path) -> 
     for thread in threads:
         thread.join(10)
     assert order == ["beside", "first", "alone", "later"]
-    with Turns(tmp_path).taken(alone=True):
+    turns = Turns(tmp_path)
+    with turns.taken(alone=True, keep=True):
         assert not taken(tmp_path / "gate")
         assert taken(tmp_path / "turn")
+    assert taken(tmp_path / "turn"), "the next one is alone, too"
+    with turns.taken(alone=True):
+        assert taken(tmp_path / "turn")
+    assert not taken(tmp_path / "turn")
 
 
 def test_a_folder_that_shares_something_goes_to_one_process() -> None:
     for path, unit in {
-        "tests/cluster/test_losses.py": "tests/cluster",
+        "tests/cluster/test_losses.py": "tests/cluster/test_losses.py",
         "tests/compat/test_sdks.py": "tests/compat",
         "tests/compat/proxies/test_proxy_s3.py": "tests/compat/proxies",
         "tests/unit/client/test_calls.py": "tests/unit/client",
         "tests/unit/model/test_layout.py": "tests/unit/model/test_layout.py",
     }.items():
         assert unit_of(PurePosixPath(path)) == unit
-    order = ["tests/unit/a.py", "tests/tidy/a.py", "tests/integration/a.py", "tests/cluster"]
+    order = [*spread.VERY_LAST, "tests/unit/a.py", "tests/tidy/a.py", "tests/integration/a.py", "tests/cluster/a.py"]
     assert sorted(order, key=rank) == list(reversed(order))
 
 
 @pytest.mark.parametrize(
     ("arguments", "option", "workers"),
     [
-        (["tests"], {}, 4),
-        (["tests/unit", "tests/fuzz/test_fuzz_sigv4.py"], {}, 4),
+        (["tests"], {}, 6),
+        (["tests/unit", "tests/fuzz/test_fuzz_sigv4.py"], {}, 6),
         (["tests/unit/test_spread.py"], {}, 0),
         (["tests/unit/test_spread.py::test_x"], {}, 0),
         (["tests/unit"], {"keyword": "drain"}, 0),
