@@ -60,6 +60,7 @@ class Node:
             "ANVIL_DATA_DIR": str(self.data_dir),
             "ANVIL_API_LISTEN_ADDR": f"127.0.0.1:{API_PORT + number}",
             "ANVIL_CLUSTER_LISTEN_ADDR": f"127.0.0.1:{CLUSTER_PORT + number}",
+            "ANVIL_NODE_NAME": f"n{number}",
             "ANVIL_DRIVES": ",".join(str(folder / f"n{number}-drive{drive}") for drive in range(drives)),
             **({"ANVIL_INIT_CLUSTER": "true"} if number == 0 else {}),
         }

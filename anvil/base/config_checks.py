@@ -135,7 +135,12 @@ def _check_databases(database: DatabaseConfig) -> None:
 def _check_cluster(cluster: ClusterConfig, database: DatabaseConfig) -> None:
     listen = cluster.listen
     if listen is None:
-        for name, value in (("ANVIL_PUBLIC_CLUSTER_ADDR", cluster.public_addr), ("ANVIL_ZONE", cluster.zone)):
+        of_a_cluster = {
+            "ANVIL_PUBLIC_CLUSTER_ADDR": cluster.public_addr,
+            "ANVIL_ZONE": cluster.zone,
+            "ANVIL_NODE_NAME": cluster.name,
+        }
+        for name, value in of_a_cluster.items():
             if value:
                 raise InvalidSetting(f"{name} is for a node with ANVIL_CLUSTER_LISTEN_ADDR: set that too, or take {name} away")
         return
@@ -152,8 +157,9 @@ def _check_cluster(cluster: ClusterConfig, database: DatabaseConfig) -> None:
         )
     if not address.port:
         raise InvalidSetting("ANVIL_CLUSTER_LISTEN_ADDR needs a port that the other nodes can know, for instance 7443")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{0,63}", cluster.zone):
-        raise InvalidSetting(f"ANVIL_ZONE={cluster.zone!r} must be up to 63 letters, digits, dots, dashes and underscores")
+    for name, value in (("ANVIL_ZONE", cluster.zone), ("ANVIL_NODE_NAME", cluster.name)):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{0,63}", value):
+            raise InvalidSetting(f"{name}={value!r} must be up to 63 letters, digits, dots, dashes and underscores")
 
 
 def _check_secrets(config: Config) -> None:

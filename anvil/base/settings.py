@@ -259,6 +259,14 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             example="10.0.0.11:7443",
         ),
     ] = ""
+    name: Annotated[
+        str,
+        _setting(
+            "ANVIL_NODE_NAME",
+            "What `anvil admin node list` and the other commands call this node; empty: the machine's host name.",
+            example="node-7",
+        ),
+    ] = ""
     zone: Annotated[
         str,
         _setting(

@@ -51,7 +51,7 @@ async def prepare_drives(config: Config, regional_url: str, node_id: bytes) -> N
             )
         if cluster.listen is None:
             _refuse_company(await tables.view(), node_id)
-        await tables.register_node(node_id, socket.gethostname(), cluster.zone, cluster.address)
+        await tables.register_node(node_id, cluster.name or socket.gethostname(), cluster.zone, cluster.address)
         known = {row.path: row for row in await tables.drives(node_id)}
         executor = NativeExecutor(asyncio.get_running_loop(), 1)
         present = dict(await asyncio.gather(*(_who(path, label, executor) for path, label in _named(storage))))

@@ -240,6 +240,8 @@ def test_a_node_of_a_cluster() -> None:
         ({"ANVIL_CLUSTER_LISTEN_ADDR": "10.0.0.1:0"}, "port"),
         ({"ANVIL_CLUSTER_LISTEN_ADDR": ""} | {"ANVIL_ZONE": "a"}, "ANVIL_ZONE"),
         ({"ANVIL_ZONE": "a b"}, "ANVIL_ZONE"),
+        ({"ANVIL_CLUSTER_LISTEN_ADDR": ""} | {"ANVIL_NODE_NAME": "a"}, "ANVIL_NODE_NAME"),
+        ({"ANVIL_NODE_NAME": "a b"}, "ANVIL_NODE_NAME"),
         ({"ANVIL_CLUSTER_LISTEN_ADDR": "10.0.0.1"}, "ANVIL_CLUSTER_LISTEN_ADDR"),
     ],
 )
