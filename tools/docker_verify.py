@@ -442,6 +442,12 @@ def check_lives(work: Path, rootfs: Path, config: dict[str, Any], volume: Path, 
         need(code == 0, f"SIGTERM ended it with {code}:\n{container.tail()}")
 
 
+def postgres_log(volume: Path) -> str:
+    """The end of what the embedded PostgreSQL has logged."""
+    logs = sorted((volume / "postgres" / "cluster" / "log").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    return "\n".join(logs[-1].read_text(errors="replace").splitlines()[-20:]) if logs else "PostgreSQL has logged nothing"
+
+
 def build(builder: Builder, revision: str) -> Iterator[Result]:
     began = time.monotonic()
     builder.base()
@@ -470,7 +476,10 @@ def verify(work: Path, anew: bool) -> Iterator[Result]:
             volume.mkdir()
             volume.chmod(there.st_mode & 0o7777)
             os.chown(volume, there.st_uid, there.st_gid)
-            yield from check_lives(work, rootfs, config, volume, folder)
+            try:
+                yield from check_lives(work, rootfs, config, volume, folder)
+            except Failed as failed:
+                raise Failed(f"{failed}\n{postgres_log(volume)}") from failed
 
 
 def main() -> int:

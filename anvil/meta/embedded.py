@@ -9,6 +9,7 @@ Access is by a Unix socket in a folder of mode 0700; nothing listens on TCP. Not
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
@@ -180,6 +181,7 @@ class EmbeddedPostgres:
         """Stop a postmaster that still serves this cluster: its supervisor was killed and its settings may be old."""
         pid = _leftover_pid(self._cluster)
         if pid is None:
+            _discard_pid_file(self._cluster)
             return
         log.warning("stopping the PostgreSQL that an earlier supervisor left behind (pid %d)", pid)
         done = self._run(
@@ -427,11 +429,22 @@ def _leftover_pid(cluster: Path) -> int | None:
     return pid if command and command[0].endswith(b"postgres") and os.fsencode(cluster) in command else None
 
 
+def _discard_pid_file(cluster: Path) -> None:
+    """Remove the file of a postmaster that is no more. PostgreSQL does so too, but not where the pid belongs to another process (or thread)
+    by now, as it mostly does in the next container on the same volume. Its processes have the cluster as working folder: while one of a
+    killed postmaster is left, the file stays, and PostgreSQL refuses by it.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "cwd").readlink() == cluster.resolve():
+                    return
+    (cluster / "postmaster.pid").unlink(missing_ok=True)
+
+
 def _last_words(output: Path, cluster: Path) -> str:
-    """The last line PostgreSQL wrote, from its start-up output or its newest log."""
+    """Why PostgreSQL ended: the last line of an error that it wrote at its start, before it has a log; else the last line of its log."""
     logs = sorted((cluster / "log").glob("*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in (*logs[:1], output):
-        lines = path.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return lines[-1]
-    return "it said nothing"
+    told = [path.read_text(errors="replace").strip().splitlines() for path in (output, *logs[:1])]
+    errors = [line for lines in told[:1] for line in lines if "FATAL" in line or "PANIC" in line]
+    return (errors or [line for lines in told for line in lines] or ["it said nothing"])[-1]

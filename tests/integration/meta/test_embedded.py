@@ -157,3 +157,23 @@ def test_a_killed_container_s_pid_file_is_not_taken_for_the_new_postmaster_s(fol
         assert said.strip(), "it did not start"
         pids.append(int(said))
     assert pids[1] == pids[2], "this test is about equal pids"
+
+
+def test_a_pid_file_whose_pid_is_somebody_else_s_is_in_nobody_s_way(folder: Path) -> None:
+    """In the next container on a volume the pid of a killed postmaster is mostly taken."""
+    cluster = EmbeddedPostgres(folder / "pg", fsync=False)
+    cluster.start()
+    file = folder / "pg" / "cluster" / "postmaster.pid"
+    left = file.read_text()
+    cluster.stop()
+    owner = file.parent.stat()
+    # Of the same user: of another one's processes PostgreSQL knows that they are none of its own.
+    with subprocess.Popen(["sleep", "60"], user=owner.st_uid, group=owner.st_gid, extra_groups=[]) as somebody:
+        file.write_text(f"{somebody.pid}\n{left.partition(chr(10))[2]}")
+        os.chown(file, owner.st_uid, owner.st_gid)
+        try:
+            cluster.start()
+            assert cluster.pid is not None
+        finally:
+            somebody.kill()
+            cluster.stop()
