@@ -216,7 +216,7 @@ def all_nodes_are_active(walk: Walk) -> None:
 
 @at(BEFORE, "curl -fsSG http://127.0.0.1:9090/api/v1/query")
 def scraped(walk: Walk) -> None:
-    wait_until("the first round of Prometheus", lambda: len(walk.query('up{job="anvil"}')) == 3, 45)
+    wait_until("the first round of Prometheus", lambda: len(walk.query('up{job="anvil"} == 1')) == 3, 60)
 
 
 @at(AFTER, "curl -fsSG http://127.0.0.1:9090/api/v1/query")
@@ -263,7 +263,7 @@ def nobody_noticed_and_it_heals(walk: Walk) -> None:
     wait_until("every shard is there", lambda: walk.unhealthy() == 0)
     assert [one["state"] for one in walk.admin("node", "list")] == ["active"] * 3
     assert walk.query('ALERTS{alertstate="firing"}') == {}
-    assert walk.query('ALERTS{alertname="AnvilBackupMissing"}') == {}
+    wait_until("the backup was noticed", lambda: walk.query('ALERTS{alertname="AnvilBackupMissing"}') == {}, 60)
 
 
 @at(BEFORE, "curl -fsS 'https://localhost/ready/cluster?maintenance=true'")

@@ -1,6 +1,7 @@
 """The command `docker` of a test: what the documents use of `docker compose`, and nothing else.
 
     docker compose [-f FILE] up -d [--build] [--wait] [--no-deps] [SERVICE...]
+    docker compose [-f FILE] run --rm SERVICE COMMAND...
     docker compose [-f FILE] exec [-T] SERVICE COMMAND...
     docker compose [-f FILE] cp SERVICE:PATH DESTINATION
     docker compose [-f FILE] kill [-s SIGNAL] SERVICE
@@ -43,6 +44,10 @@ def main(words: list[str]) -> int:
     if action == "up" and "-d" in options <= UP:
         for line in engine.up(names, dependencies="--no-deps" not in options, wait="--wait" in options):
             print(line, file=sys.stderr)
+    elif action == "run" and rest[:1] == ["--rm"] and names[:1] == rest[1:2] and len(rest) > 2:
+        code, said = engine.once(rest[1], rest[2:])
+        print(said, end="")
+        return code
     elif action == "exec":
         name, *command = rest[1:] if rest[:1] == ["-T"] else rest
         if name.startswith("-") or not command:

@@ -8,6 +8,7 @@ network, and a pair between it and each service, as an engine lays them. Publish
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from tests.support.compose.images import Image, image
 PREFIX = "172.30"  # of the machine's own networks: nothing else is in its namespace
 FIRST_HOST = 10
 START_S = 30.0
+ONCE_S = 120.0
 POLL_S = 0.2
 
 
@@ -164,6 +166,24 @@ class Engine:
                     start_new_session=True,
                 )
             (folder / "ports").write_text(f"{process.pid} {start_time(process.pid)}")
+
+    def once(self, name: str, command: Sequence[str]) -> tuple[int, str]:
+        """A service that does not run, with another command, to its end; what it depends on is started. Returns its status and output."""
+        if self.process(name) is not None:
+            raise Failed(f"{name} runs, and has its address")
+        for _ in self.up(list(self.service(name).depends), dependencies=True, wait=True):
+            continue
+        made = self.image(name)
+        assert made is not None
+        log, ended = self._folder(name) / "once.log", self._folder(name) / "once"
+        log.unlink(missing_ok=True)
+        spec = self._specification(self.service(name), made)
+        spec = dataclasses.replace(spec, command=(*made.entry, *command), exit_file=str(ended))
+        process = open_box(spec, log, lambda process: self._connect(name, process), apart=True)
+        began = start_time(process)
+        if not wait_for(lambda: not began or start_time(process) != began, ONCE_S):
+            raise Failed(f"{name}: {' '.join(command)} does not end\n{tail(log)}")
+        return int(ended.read_text() or 137), log.read_text(errors="replace")
 
     def stop(self, name: str) -> None:
         """As its image wants to be asked, and by force after the grace."""
