@@ -91,22 +91,21 @@ def found(table: dict[str, Step], block: str) -> Step | None:
 
 
 class Walk:
-    """What the blocks share. `text`: what the last one wrote; `block`: the present one."""
+    """What the blocks share. `done`: how many of them; `block`: the present one; `text`: what it wrote."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.text = ""
         self.block = ""
-        self.failed = False
-        self.image = ""
+        self.done = 0
         self._load: subprocess.Popen[bytes] | None = None
 
     def begin_load(self) -> None:
         self._flag().unlink(missing_ok=True)
         self._load = self.machine.launch([sys.executable, "-c", LOAD, str(self._flag())], self._log())
-        wait_until("the load is on", lambda: self.done_before() > 0)
+        wait_until("the load is on", lambda: self.loaded() > 0)
 
-    def done_before(self) -> int:
+    def loaded(self) -> int:
         return len(self.objects("first", "load/"))
 
     def end_load(self) -> None:
@@ -153,24 +152,30 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)), ids=[block.partition("\n")[0][:60] for block in BLOCKS])
 def test_block(walk: Walk, number: int) -> None:
-    if walk.failed:
-        pytest.skip("an earlier block failed")
-    block = BLOCKS[number]
-    walk.block, walk.failed = block, True
+    if walk.done != number:
+        pytest.skip("the blocks before it were not run, or one of them failed: run the whole file")
+    try:
+        do(walk, BLOCKS[number])
+    except BaseException:
+        for name, text in walk.machine.logs().items():
+            print(f"--- {name}\n{text}")
+        raise
+    walk.done += 1
+
+
+def do(walk: Walk, block: str) -> None:
+    walk.block = block
     if step := found(BEFORE, block):
         step(walk)
     if step := found(INSTEAD, block):
         step(walk)
-    else:
-        ran = walk.machine.run(block, BLOCK_S)
-        walk.text = ran.text
-        print(ran.text, f"-- {ran.seconds:.1f} s")
-        if ran.code != 0:
-            logs = "\n".join(f"--- {name}\n{text}" for name, text in walk.machine.logs().items())
-            pytest.fail(f"{block}\nended with {ran.code} after {ran.seconds:.1f} s\n{ran.text}\n{logs}", pytrace=False)
+        return
+    ran = walk.machine.run(block, BLOCK_S)
+    walk.text = ran.text
+    print(ran.text, f"-- {ran.seconds:.1f} s")
+    assert ran.code == 0, f"{block}\nended with {ran.code} after {ran.seconds:.1f} s:\n{ran.text}"
     if step := found(AFTER, block):
         step(walk)
-    walk.failed = False
 
 
 # -- what has to be true ----------------------------------------------------------------------------------------------------------
