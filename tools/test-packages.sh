@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, curl, h2load, ip, openssl and Prometheus.
-# Never fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where ANVIL_STRICT=1 is set.
+# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, curl, h2load, ip, openssl and
+# Prometheus. Never fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where
+# ANVIL_STRICT=1 is set.
 set -u
 
 # Debian keeps nginx where an ordinary user's PATH does not reach.
