@@ -26,9 +26,9 @@ test: dev
 storm: dev
 	@exec $(BIN)/python -m tests.cluster.storm $(ARGS)
 
-# Back up three nodes under load, destroy everything, make four from the backup, compare: some minutes. See docs/BACKUP.md.
+# Back up three nodes under load, destroy everything, make four from the backup, compare; likewise with Compose: some minutes (docs/BACKUP.md).
 drill: dev
-	@exec $(BIN)/python -m pytest -n 0 tests/cluster/test_drill.py tests/cluster/test_lost_region.py tests/integration/backup -m slow $(ARGS)
+	@exec $(BIN)/python -m pytest -n 0 tests/cluster/test_drill.py tests/cluster/test_guide_restore.py tests/cluster/test_lost_region.py tests/integration/backup -m slow $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, h2load, ip, openssl, Prometheus and
-# valgrind. Never fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where
+# Installs the programs that tests and benchmarks use and Anvil itself does not: the reverse proxies, curl, h2load, ip, openssl, Prometheus
+# and valgrind. Never fails: where they cannot be installed, it says what is missing. The tests that need it are skipped, or fail where
 # ANVIL_STRICT=1 is set.
 set -u
 
@@ -9,6 +9,7 @@ PATH=$PATH:/usr/sbin:/sbin
 missing=""
 command -v caddy >/dev/null 2>&1 || missing="$missing caddy"
 command -v nginx >/dev/null 2>&1 || missing="$missing nginx"
+command -v curl >/dev/null 2>&1 || missing="$missing curl"
 command -v h2load >/dev/null 2>&1 || missing="$missing nghttp2-client"
 command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
 command -v openssl >/dev/null 2>&1 || missing="$missing openssl"

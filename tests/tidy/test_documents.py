@@ -10,10 +10,12 @@ import pytest
 
 from anvil.base import instruments
 from anvil.cli.main import command
+from tests.cluster import test_guide as guide
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md")])
 GENERATED = {"bench/README.md"}  # written by `make bench`
+OPERATORS = ("docker/secrets/", "docker/.env")  # made by docker/make-secrets.sh, and by hand
 SOURCES = {".py", ".pyx", ".pyi", ".pxd", ".pxi", ".h", ".proto"}
 HELP = ("-h", "--help", "--version")
 FOLDERS = ("anvil", "bench", "docker", "docs", "tests", "tools", ".ci")
@@ -28,7 +30,9 @@ def test_files_that_are_named_exist(document: Path) -> None:
     missing = [
         name
         for name in named
-        if name.split("/")[0] in tops and not any((base / name).exists() for base in (ROOT, ROOT / "anvil"))
+        if name.split("/")[0] in tops
+        and not name.startswith(OPERATORS)
+        and not any((base / name).exists() for base in (ROOT, ROOT / "anvil"))
     ]
     missing += [
         name for name in re.findall(r"`([A-Z]+\.md)`", text) if not any((base / name).exists() for base in (ROOT, ROOT / "docs"))
@@ -106,3 +110,15 @@ def assert_exists(one: str, words: str) -> None:
     options |= {option for parameter in at.params for option in (*parameter.opts, *parameter.secondary_opts)}
     unknown = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", one)) - options
     assert not unknown, f"`anvil {words}` takes {sorted(options)}, not {unknown}"
+
+
+def test_every_block_of_the_guide_is_run_and_checked() -> None:
+    """Commands of docs/OPERATE.md are in blocks called `sh`, and what has to be true after each is in tests/cluster/test_guide.py."""
+    languages = re.findall(r"^```(.*)\n(?:.*\n)*?```$", guide.DOCUMENT, re.MULTILINE)
+    assert set(languages) == {"sh", "yaml", "json", "crontab"}, "commands go into blocks called sh"
+    assert languages.count("sh") == len(guide.BLOCKS)
+    checks = [*guide.AFTER, *guide.INSTEAD]
+    of = {block: [beginning for beginning in checks if block.startswith(beginning)] for block in guide.BLOCKS}
+    assert {block: found for block, found in of.items() if len(found) != 1} == {}, "one check for each block"
+    assert set(checks) == {found[0] for found in of.values()}, "a block for each check"
+    assert all(any(block.startswith(beginning) for block in guide.BLOCKS) for beginning in guide.BEFORE)
