@@ -137,8 +137,8 @@ def _checks(process: Child, region: Region, membership: Membership) -> list[Chec
         Check("node_lease", partial(_lease_check, membership)),
         recovery_check(region),
         *(
-            [Check("peers", partial(_peers_check, region))]
-            if region.peers is not None and not config.cluster.init_cluster
+            [Check("peers", partial(_peers_check, region, config.cluster.init_cluster), forgiving=True)]
+            if region.peers is not None
             else []
         ),
     ]
@@ -158,9 +158,11 @@ async def _lease_check(membership: Membership) -> None:
         raise Unavailable("this node holds no lease")
 
 
-async def _peers_check(region: Region) -> None:
-    """Met once is enough: to be cut off from all others is not to be told by every node about itself at once."""
-    if region.peers is not None and not region.peers.last_seen:
+async def _peers_check(region: Region, may_begin: bool) -> None:
+    """Whether this node is one of several. `may_begin`: it need not have met another one yet."""
+    if (seen := region.cut_off_from) and len(region.local) < region.scheme.k:
+        raise Unavailable(f"none of the {seen} other nodes that are up answers this one: the network between them, or a clock")
+    if region.peers is not None and not region.peers.last_seen and not may_begin:
         raise Unavailable("no other node has answered yet (start the first one with --init-cluster)")
 
 

@@ -63,6 +63,14 @@ class Region:
             return True
         return self.peers is not None and self.peers.reachable(node_id)
 
+    @property
+    def cut_off_from(self) -> int:
+        """How many other nodes hold a lease while not one of them answers; 0 where one does, or there is none."""
+        up = [node.node_id for node in self.view.nodes if node.leased and node.node_id != self._own]
+        if self.peers is None or any(self.peers.reachable(node_id) for node_id in up):
+            return 0
+        return len(up)
+
     def _drives(self, view: ClusterView) -> dict[DriveId, Drive]:
         """The local ones first."""
         if self.peers is None:

@@ -70,6 +70,9 @@ def test_a_node_that_reaches_nobody_refuses_writes_aloud(cluster: AnvilCluster, 
     with pytest.raises(ClientError) as error:
         cluster.s3(alone).get_object(Bucket=bucket, Key="9000000")["Body"].read()
     assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503, "unreachable is not lost"
+    wait_until("/ready sends clients elsewhere", lambda: not cluster.nodes[alone].is_ready())
+    assert "none of the 5 other nodes that are up answers this one" in " ".join(cluster.nodes[alone].readiness()["reasons"])
+    assert all(cluster.nodes[number].is_ready() for number in others)
     assert_all(cluster, others, bucket, objects)
     objects |= put_all(cluster.s3(others[0]), bucket, rng, "without-")
     assert_all(cluster, others, bucket, objects)
@@ -84,6 +87,7 @@ def test_a_node_that_reaches_nobody_refuses_writes_aloud(cluster: AnvilCluster, 
         return True
 
     wait_until("it takes writes again", together, 30)
+    wait_until("and says so", cluster.nodes[alone].is_ready)
     objects["together"] = b"t" * 2_000_000
     cluster.mend()
     assert_all(cluster, range(6), bucket, objects)

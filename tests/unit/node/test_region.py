@@ -111,3 +111,17 @@ def test_a_drive_is_away_where_its_node_is_down_or_says_so(state: NodeState, rea
         assert made.away(made.placement.drives[seen.drives[0].drive_id]), "of its own it knows"
 
     asyncio.run(main())
+
+
+def test_a_node_is_cut_off_where_others_are_up_and_none_of_them_answers() -> None:
+    async def main() -> None:
+        made, peers = region(view(n3=NodeState.DOWN))
+        assert made.cut_off_from == 2
+        peers.up.add(name(3))
+        assert made.cut_off_from == 2, "who is down is no company"
+        peers.up.add(name(1))
+        assert made.cut_off_from == 0
+        alone, _ = region(view(n1=NodeState.DOWN, n2=NodeState.DOWN, n3=NodeState.DOWN))
+        assert alone.cut_off_from == 0
+
+    asyncio.run(main())
