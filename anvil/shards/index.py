@@ -20,9 +20,9 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import lmdb
@@ -134,6 +134,31 @@ def check_readable(folder: Path, patience_s: float = math.inf) -> bool:
     return True
 
 
+class _Errors:
+    """LMDB's errors as OSError, so that the drive has one kind to class. `with` it: one made by `contextlib` costs every read of a small
+    object a twentieth of its time."""
+
+    __slots__ = ("_index",)
+
+    def __init__(self, index: ShardIndex) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        if self._index.damaged:
+            raise IndexDamaged("it was given up")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not isinstance(error, lmdb.Error):
+            return
+        if isinstance(error, (lmdb.MapFullError, lmdb.DbsFullError)):
+            raise OSError(errno.ENOSPC, "index is full") from error
+        if isinstance(error, _DAMAGE):
+            self._index.damaged = True
+            raise IndexDamaged(error) from error
+        full = "No space left" in str(error) or "quota" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, f"index: {error}") from error
+
+
 class ShardIndex:
     """All methods are short and synchronous; those that write may wait for another process's transaction (well under a
     millisecond: every writer keeps its transactions small). Raises OSError: ENOSPC where disk or map are full, IndexDamaged, else EIO.
@@ -142,7 +167,8 @@ class ShardIndex:
 
     def __init__(self, folder: Path, *, map_bytes: int = INDEX_MAP_BYTES) -> None:
         self.damaged = False
-        with self._errors():
+        self._errors = _Errors(self)
+        with self._errors:
             self._env = lmdb.open(
                 str(folder), map_size=map_bytes, max_dbs=3, sync=False, readahead=False, mode=0o600, max_readers=512
             )
@@ -165,13 +191,13 @@ class ShardIndex:
     # -- shards
 
     def get(self, blob_id: BlobId, index: int) -> Place | None:
-        with self._errors(), self._env.begin(self._shards) as txn:
+        with self._errors, self._env.begin(self._shards) as txn:
             value = txn.get(shard_key(blob_id, index))
         return Place._make(_PLACE.unpack(value)) if value is not None else None
 
     def commit(self, segment: int, used: int, entries: Sequence[Entry]) -> None:
         """Index a batch that was appended to `segment` up to `used`. Places that are no longer named become dead bytes."""
-        with self._errors(), self._env.begin(write=True) as txn:
+        with self._errors, self._env.begin(write=True) as txn:
             self._enter(txn, segment, used, entries)
 
     def _enter(self, txn: lmdb.Transaction, segment: int, used: int, entries: Sequence[Entry]) -> None:
@@ -201,7 +227,7 @@ class ShardIndex:
         if self.get(blob_id, index) is None:
             return None
         key = shard_key(blob_id, index)
-        with self._errors(), self._env.begin(write=True) as txn:
+        with self._errors, self._env.begin(write=True) as txn:
             value = txn.get(key, db=self._shards)
             if value is None:
                 return None
@@ -215,7 +241,7 @@ class ShardIndex:
     def page(self, after: bytes, limit: int, end: bytes = b"\xff" * 3) -> list[tuple[bytes, Entry]]:
         """Up to `limit` entries with keys above `after` (b"" = from the start) and below `end`, each with its key to continue from."""
         found: list[tuple[bytes, Entry]] = []
-        with self._errors(), self._env.begin(self._shards) as txn, txn.cursor() as cursor:
+        with self._errors, self._env.begin(self._shards) as txn, txn.cursor() as cursor:
             more = cursor.set_range(after + b"\0") if after else cursor.first()
             while more and len(found) < limit:
                 key, value = bytes(cursor.key()), cursor.value()
@@ -229,7 +255,7 @@ class ShardIndex:
     def partitions(self) -> set[int]:
         """Those with an entry: one seek for each."""
         found: set[int] = set()
-        with self._errors(), self._env.begin(self._shards) as txn, txn.cursor() as cursor:
+        with self._errors, self._env.begin(self._shards) as txn, txn.cursor() as cursor:
             more = cursor.first()
             while more:
                 number = int.from_bytes(cursor.key()[:2], "big")
@@ -238,14 +264,14 @@ class ShardIndex:
         return found
 
     def count(self) -> int:
-        with self._errors(), self._env.begin() as txn:
+        with self._errors, self._env.begin() as txn:
             return int(txn.stat(self._shards)["entries"])
 
     # -- segments
 
     def new_segment(self, session: SessionId, size: int) -> int:
         """A number never used before on this drive, with its row. The row comes before the file: see `recovery`."""
-        with self._errors(), self._env.begin(write=True) as txn:
+        with self._errors, self._env.begin(write=True) as txn:
             value = txn.get(_NEXT_SEGMENT, db=self._meta)
             number: int = _U64.unpack(value)[0] if value is not None else 1
             txn.put(_NEXT_SEGMENT, _U64.pack(number + 1), db=self._meta)
@@ -254,7 +280,7 @@ class ShardIndex:
 
     def adopt_segment(self, segment: int, row: SegmentRow) -> None:
         """Enter a segment that was found on disk (rebuilding); later ones get higher numbers."""
-        with self._errors(), self._env.begin(write=True) as txn:
+        with self._errors, self._env.begin(write=True) as txn:
             value = txn.get(_NEXT_SEGMENT, db=self._meta)
             if value is None or _U64.unpack(value)[0] <= segment:
                 txn.put(_NEXT_SEGMENT, _U64.pack(segment + 1), db=self._meta)
@@ -262,49 +288,33 @@ class ShardIndex:
 
     def seal(self, segment: int, size: int | None = None) -> None:
         """Nothing is appended any more. `size`: new length of the file, if it was cut."""
-        with self._errors(), self._env.begin(write=True) as txn:
+        with self._errors, self._env.begin(write=True) as txn:
             row = self._row(txn, segment)
             if row is not None:
                 self._set_row(txn, segment, row._replace(sealed=True, size=row.size if size is None else size))
 
     def drop_segment(self, segment: int) -> None:
         """Forget a segment whose file is gone."""
-        with self._errors(), self._env.begin(write=True) as txn:
+        with self._errors, self._env.begin(write=True) as txn:
             txn.delete(_U64.pack(segment), db=self._segments)
 
     def segment(self, segment: int) -> SegmentRow | None:
-        with self._errors(), self._env.begin() as txn:
+        with self._errors, self._env.begin() as txn:
             return self._row(txn, segment)
 
     def segments(self) -> list[tuple[int, SegmentRow]]:
         """All segments, ascending (a 16 TiB drive has about 260,000)."""
-        with self._errors(), self._env.begin(self._segments) as txn, txn.cursor() as cursor:
+        with self._errors, self._env.begin(self._segments) as txn, txn.cursor() as cursor:
             return [(_U64.unpack(key)[0], _unpack_row(value)) for key, value in cursor]
 
     # -- whole
 
     def sync(self) -> None:
-        with self._errors():
+        with self._errors:
             self._env.sync(True)
 
     def close(self) -> None:
         self._env.close()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """LMDB's errors as OSError, so that the drive has one kind to class."""
-        if self.damaged:
-            raise IndexDamaged("it was given up")
-        try:
-            yield
-        except (lmdb.MapFullError, lmdb.DbsFullError) as error:
-            raise OSError(errno.ENOSPC, "index is full") from error
-        except _DAMAGE as error:
-            self.damaged = True
-            raise IndexDamaged(error) from error
-        except lmdb.Error as error:
-            full = "No space left" in str(error) or "quota" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, f"index: {error}") from error
 
     def _row(self, txn: lmdb.Transaction, segment: int) -> SegmentRow | None:
         value = txn.get(_U64.pack(segment), db=self._segments)

@@ -180,6 +180,7 @@ class Store:
         self.index = folder.index
         self.io = io
         self.files = FileCache(DRIVE_FILES_OPEN_MAX, io)
+        self._paths: dict[int, Path] = {}
         self._clock_us = clock_us
         self._failed = failed
         self._segment_bytes = segment_bytes
@@ -219,7 +220,13 @@ class Store:
         await old.close()
 
     def segment_path(self, segment: int) -> Path:
-        return self.folder.segments / segment_name(segment)
+        """One object for each: making and hashing it costs as much as looking a shard up."""
+        path = self._paths.get(segment)
+        if path is None:
+            if len(self._paths) >= DRIVE_FILES_OPEN_MAX:
+                self._paths.clear()
+            path = self._paths[segment] = self.folder.segments / segment_name(segment)
+        return path
 
     async def drop_if_empty(self, segment: int) -> bool:
         """Unlink a sealed segment in which nothing lives. Raises OSError."""

@@ -10,15 +10,17 @@ import asyncio
 import hashlib
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from pathlib import Path as FilePath
 
 from anvil._ec import digest
 from anvil._ec.codec import Codec
-from anvil._ec.digest import Digests
+from anvil._ec.digest import DigestLanes, Digests
 from anvil._ec.stripe import BlobKey, DecodeJob, EncodeJob
 from anvil.api.operations.caller import Services
 from anvil.api.s3.app import S3Api
@@ -36,15 +38,30 @@ from anvil.base.limits import (
     HEADER_FIELDS_MAX,
 )
 from anvil.base.metrics import Registry
+from anvil.base.owned import OwnedTasks
+from anvil.ec.buffers import Buffers
+from anvil.ec.codecs import codec_for
+from anvil.ec.executor import JobRunner, NativeExecutor
+from anvil.engine.context import Context, Placement
+from anvil.engine.engine import Engine
+from anvil.engine.session import WriterSession
 from anvil.meta.coalesce import Coalescer, Operation, Query
-from anvil.model.scheme import CHECKSUM_BYTES, unit_len
+from anvil.model.identity import Bucket
+from anvil.model.layout import LayoutDrive, compute
+from anvil.model.scheme import CHECKSUM_BYTES, Scheme, unit_len
 from anvil.net.server import Server, serve
 from anvil.node.payload import open_body
+from anvil.shards.drive import LocalDrive
+from anvil.shards.index import ShardIndex
+from anvil.shards.nativeio import NativeJobs
+from anvil.shards.settings import DriveSettings
 from anvil.wire.awschunked import ChunkedDecoder
 from anvil.wire.awschunked_reference import Signer, encode
 from anvil.wire.http1 import parse_head
 from anvil.wire.http2 import REQUEST, Session
 from bench.micro.sigv4 import APP, NOW, Apps, heads
+from tests.contract.memory_metadata import MemoryMetadata
+from tests.support.engine import Bytes, Events, new_bucket, plain_spec
 from tests.unit.api.fake_engine import FakeEngine
 from tests.unit.api.fakes import FakeCatalog
 
@@ -77,6 +94,7 @@ def paths() -> Sequence[Path]:
         Path("aws-chunked, a signed chunk of 64 KiB", 10, chunked, 64 << 10),
         Path("S3 GET 4 KiB, from socket to socket", 50, lambda: requests("GET")),
         Path("S3 PUT 4 KiB, from socket to socket", 50, lambda: requests("PUT")),
+        Path("engine GET 4 KiB, from a drive", 50, engine),
         Path("64 calls through a coalescer", 20, coalescer),
         Path("count a request", 200, metrics),
         Path("seal and code a stripe, 4+2", 3, encoding, STRIPE),
@@ -255,6 +273,67 @@ def varint(number: int) -> bytes:
 
 
 # -- below the ports
+
+
+@contextmanager
+def engine() -> Iterator[Call]:
+    """An object of a real drive: found in its index, read from its segment, verified, opened. Metadata is in memory."""
+    loop = asyncio.new_event_loop()
+    ShardIndex.__init__.__kwdefaults__["map_bytes"] = 64 << 20  # valgrind has no room for the real map
+
+    async def begin(folder: str) -> tuple[Engine, Bucket, Callable[[], Awaitable[None]]]:
+        native, lanes = NativeExecutor(loop, 1), JobRunner(loop, DigestLanes(1))
+        metadata, bucket, owned = MemoryMetadata(), new_bucket(), OwnedTasks("counted")
+        session = WriterSession(metadata, bytes(16), 0)
+        drive = await LocalDrive.attach(
+            FilePath(folder) / "drive",
+            expected=None,
+            create=True,
+            executor=native,
+            jobs=NativeJobs(),
+            session=await session.open(),
+            settings=DriveSettings(floor_bytes=0),
+        )
+        placement = Placement([compute([LayoutDrive(drive.drive_id, b"node", 1 << 40)], 1, 0)], {drive.drive_id: drive})
+        await metadata.add_bucket(bucket.bucket_id)
+        context = Context(
+            metadata=metadata,
+            placement=lambda: placement,
+            scheme=lambda: Scheme(1, 0),
+            native=native,
+            lanes=lanes,
+            buffers=Buffers(loop),
+            codecs=codec_for,
+            session=session,
+            events=Events(),
+            owned=owned,
+            new_id=lambda: bytes(16),
+            now_us=lambda: NOW * 1_000_000,
+        )
+        made = Engine(context)
+        await made.put_object(bucket, "key", Bytes(bytes(SMALL)), plain_spec())
+
+        async def end() -> None:
+            await owned.close(10)
+            await drive.close()
+            await session.close()
+            await lanes.close()
+            await native.close()
+
+        return made, bucket, end
+
+    async def get(made: Engine, bucket: Bucket) -> None:
+        info = await made.open(bucket, "key")
+        pieces = [view async for view in made.read(bucket, info, 0, SMALL)]
+        assert sum(map(len, pieces)) == SMALL
+
+    with tempfile.TemporaryDirectory() as folder:
+        made, bucket, end = loop.run_until_complete(begin(folder))
+        try:
+            yield lambda: loop.run_until_complete(get(made, bucket))
+        finally:
+            loop.run_until_complete(end())
+            loop.close()
 
 
 class _Statement:

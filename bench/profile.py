@@ -1,0 +1,169 @@
+"""Where a request's time goes: a load on a real node, its workers sampled by py-spy, and microseconds of processor per request by layer.
+
+    python -m bench.profile                 all loads; writes bench/flames/NAME.svg and prints the tables of docs/performance.md
+    python -m bench.profile put-small       one of them: put-small, get-small, put-large, get-large, list
+
+Owns: the loads that are profiled and how samples are attributed: each to the innermost frame that is Anvil's own, by the folder below
+`anvil/`; what the kernel does for a socket or file counts for whoever called it, and is told apart as far as Python sees it (`send`).
+Shares are of samples of the workers alone; the microseconds are those shares of the processor time that the workers took. The other
+processes of the node and the client are measured beside them. Needs py-spy and the right to look into other processes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+
+from bench.macro import load
+from bench.macro.s3 import MIB, SMALL, Signer, address, node, require
+from tests.support.node import AnvilNode
+
+FLAMES = Path(__file__).with_name("flames")
+RATE_HZ = 400
+SECONDS = 4
+KEYS = 12_000
+SPY = Path(sys.executable).with_name("py-spy")
+
+
+@dataclass(frozen=True)
+class Load:
+    """`requests`: made for a node by its signer, `count` of them. `before`: what has to be there first."""
+
+    name: str
+    clients: int
+    requests: Callable[[Signer], list[bytes]]
+    before: Callable[[Signer], list[bytes]] = lambda signer: []
+    nbytes: int = 0
+
+
+def keys(count: int) -> Iterable[str]:
+    return (f"/bench/{number:06d}" for number in range(count))
+
+
+def puts(size: int, count: int) -> Callable[[Signer], list[bytes]]:
+    body = random.Random(1).randbytes(size)
+    return lambda signer: [signer("PUT", key, body) for key in keys(count)]
+
+
+def gets(count: int, times: int) -> Callable[[Signer], list[bytes]]:
+    return lambda signer: [signer("GET", key) for key in keys(count)] * times
+
+
+LOADS = (
+    Load("put-small", 64, puts(SMALL, 2 * KEYS)),
+    Load("get-small", 64, gets(KEYS, 4), puts(SMALL, KEYS)),
+    Load("put-large", 4, puts(10 * MIB, 60), nbytes=10 * MIB),
+    Load("get-large", 4, gets(4, 150), puts(10 * MIB, 4), nbytes=10 * MIB),
+    Load("list", 8, lambda signer: [signer("GET", "/bench?list-type=2&max-keys=100")] * 3000, puts(SMALL, KEYS)),
+)
+
+
+def spy(pid: int, form: str, target: Path) -> subprocess.Popen[bytes]:
+    command = [SPY, "record", "-p", str(pid), "-d", str(SECONDS), "-r", str(RATE_HZ), "-f", form, "-o", target]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def layer_of(stack: str) -> str:
+    """Of one sample, `outer (file:line);...;inner (file:line)`."""
+    frames = stack.split(";")
+    for frame in reversed(frames):
+        found = re.search(r"\(anvil/(?:(api/\w+|\w+)/)?", frame)
+        if found is not None:
+            layer = found[1] or "anvil"
+            return f"{layer}: send" if frame.startswith(("Outbound.send", "Outbound.write")) else layer
+    return "event loop" if "asyncio" in frames[-1] or "runners.py" in frames[-1] else "other"
+
+
+def layers(raw: Path) -> Counter[str]:
+    """Samples by layer."""
+    found: Counter[str] = Counter()
+    for line in raw.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        found[layer_of(stack)] += int(count)
+    return found
+
+
+def seconds(pids: Iterable[int]) -> float:
+    """Processor time so far."""
+    total = 0.0
+    for pid in pids:
+        times = psutil.Process(pid).cpu_times()
+        total += times.user + times.system
+    return total
+
+
+def children(running: AnvilNode) -> list[int]:
+    return [running.pid, *(child.pid for child in psutil.Process(running.pid).children(recursive=True))]
+
+
+def profile(one: Load) -> None:
+    with node() as running, tempfile.TemporaryDirectory() as folder:
+        host, port = address(running)
+        signer = Signer(running)
+        before = one.before(signer)
+        if before:
+            require(load.run(host, port, before, one.clients))
+        requests = one.requests(signer)
+        workers = running.worker_pids
+        raw, flame = Path(folder) / "raw", Path(folder) / "flame.svg"
+        spies: list[subprocess.Popen[bytes]] = []
+
+        def look() -> None:
+            spies.extend((spy(workers[0], "raw", raw), spy(workers[1], "flamegraph", flame)))
+
+        timer = threading.Timer(0.5, look)
+        others = [pid for pid in children(running) if pid not in workers]
+        began = (seconds(workers), seconds(others), seconds([psutil.Process().pid]))
+        timer.start()
+        outcome = require(load.run(host, port, requests, one.clients))
+        ended = (seconds(workers), seconds(others), seconds([psutil.Process().pid]))
+        timer.join()
+        for process in spies:
+            process.wait()
+        taken = [(after - at) / len(requests) * 1e6 for at, after in zip(began, ended, strict=True)]
+        tell(one, outcome, taken, layers(raw))
+        FLAMES.mkdir(exist_ok=True)
+        ElementTree.parse(flame)  # whole, and what it says it is
+        shutil.copy(flame, FLAMES / f"{one.name}.svg")
+
+
+def tell(one: Load, outcome: load.Outcome, taken: list[float], found: Counter[str]) -> None:
+    worker, other, client = taken
+    rate = f", {outcome.per_second * one.nbytes / 1e9:.2f} GB/s" if one.nbytes else ""
+    print(
+        f"\n{one.name}: {outcome.per_second:,.0f} requests/s{rate} with {one.clients} clients; microseconds of processor per request:\n"
+    )
+    print("| where | us |\n|---|---|")
+    total = sum(found.values())
+    for layer, count in found.most_common():
+        if count * 100 >= total:
+            print(f"| {layer} | {count / total * worker:,.0f} |")
+    print(
+        f"| **workers** | **{worker:,.0f}** |\n| PostgreSQL, background process | {other:,.0f} |\n| client | {client:,.0f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    wanted = sys.argv[1:]
+    if unknown := set(wanted) - {one.name for one in LOADS}:
+        sys.exit(f"no such load: {', '.join(sorted(unknown))}")
+    for one in LOADS:
+        if not wanted or one.name in wanted:
+            profile(one)
+
+
+if __name__ == "__main__":
+    main()
