@@ -44,7 +44,7 @@ class Work:
         self.stopped = False
         self.ran_out = False
         self.not_begun = 0
-        self._left = share.count or FOREVER_NS
+        self._left = share.count if plan.count else FOREVER_NS
         self._end_ns = FOREVER_NS
         self._step_ns = int(SECOND_NS / share.rate) if share.rate else 0
         self._due_ns = 0
@@ -85,7 +85,7 @@ class Work:
         """Nothing runs any more: what a rate asked for beyond that was not begun."""
         end_ns = min(self._end_ns, self.recorder.end_ns)
         if self._step_ns and end_ns < FOREVER_NS and self._due_ns < end_ns:
-            self.not_begun = (end_ns - self._due_ns) // self._step_ns
+            self.not_begun = -(-(end_ns - self._due_ns) // self._step_ns)
 
     def key(self, number: int) -> bytes:
         """Of the object with that number."""
