@@ -26,6 +26,7 @@ BENCHES: tuple[tuple[str, ...], ...] = (
     ("bench.micro.segments",),
     ("bench.micro.metadata",),
     ("bench.macro.http_port",),
+    ("bench.macro.client",),
     ("bench.macro.s3", "small"),
     ("bench.macro.s3", "large"),
     ("bench.macro.s3", "list"),

@@ -1,3 +1,4 @@
+import builtins
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -118,3 +119,42 @@ class Exchange:
         """No answer will come to the request in flight; its script is told `kind`."""
     def forget(self) -> None:
         """Of script and request."""
+
+class Slot:
+    """A second of one operation; `latency`: bucket (`histogram.index_of`) -> how many."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def failed(self) -> int: ...
+    @property
+    def latency(self) -> dict[int, int]: ...
+    def __init__(self) -> None: ...
+
+class Tally:
+    """Counts of a window from `begin_ns` to `end_ns`, by the rules of `record.py`. `last_ns`: of the last request in it, from its begin;
+    `answered_ns`: when the last answer came, whatever it said; `broken`: requests in a row that got none. A subclass has
+    `refused(operation, answer, key, damage)`."""
+
+    begin_ns: int
+    end_ns: int
+    last_ns: int
+    answered_ns: int
+    requests: int
+    bytes: int
+    failed: int
+    broken: int
+    @property
+    def seconds(self) -> dict[str, list[Slot]]:
+        """By operation."""
+    @property
+    def late(self) -> dict[str, dict[int, int]]:
+        """Latencies of requests that were answered after the window."""
+    def __init__(self) -> None: ...
+    def add(self, operation: str, answer: Answer, nbytes: int, key: builtins.bytes = b"", damage: str = "") -> bool:
+        """One request with `nbytes` of payload. `damage`: what is wrong beside what the answer says itself. Returns whether all was
+        well."""
+    def note(self, operation: str, begun_ns: int, ended_ns: int, nbytes: int, failed: bool) -> None:
+        """The same of something that is no request."""

@@ -2,15 +2,15 @@
 """What a client does for every request, in C: the answer's head and where its body ends, and the step from an answer to the next request
 of a script. The `.pyi` is the contract, `exchange_reference.py` says the same of answers readably.
 
-Owns: one request and its answer at a time. Invariants: a script is sent exactly one Answer for each Request; what was read is compared
-where it lies; nothing is copied but heads and bodies that are kept. Not here: what is sent (`outgoing.pyx`), sockets, and all that is
-rare (`http.py`). Everything here keeps the GIL. Source: RFC 9112, 6.3.
+Owns: one request and its answer at a time, and the counts of a process. Invariants: a script is sent exactly one Answer for each
+Request; what was read is compared where it lies; nothing is copied but heads and bodies that are kept. Not here: what is sent
+(`outgoing.pyx`), sockets, and all that is rare (`http.py`). Everything here keeps the GIL. Source: RFC 9112, 6.3.
 """
 
 import re
 
 from anvil.base.errors import InvalidRequest
-from anvil.base.limits import BENCH_BODY_BYTES_MAX, BENCH_HEAD_BYTES_MAX, BENCH_JOIN_BYTES
+from anvil.base.limits import BENCH_BODY_BYTES_MAX, BENCH_HEAD_BYTES_MAX, BENCH_JOIN_BYTES, BENCH_LATENCY_NS_MAX
 from anvil.wire.http1_chunked import TransferDecoder
 
 from anvil.bench.outgoing cimport Content
@@ -31,6 +31,8 @@ cdef extern from "time.h" nogil:
 
 cdef enum:
     HEAD_MAX = 65536
+    UNIT_BITS = 9
+    HALF_BITS = 10
 
 cdef enum State:
     IN_HEAD
@@ -41,6 +43,8 @@ cdef enum State:
 
 cdef Py_ssize_t JOIN = BENCH_JOIN_BYTES
 cdef Py_ssize_t BODY_MAX = BENCH_BODY_BYTES_MAX
+cdef long long LATENCY_MAX = BENCH_LATENCY_NS_MAX
+cdef long long FOREVER = 1LL << 62
 cdef object CODE = re.compile(rb"<Code>([A-Za-z0-9_.-]{1,64})</Code>")
 assert BENCH_HEAD_BYTES_MAX == HEAD_MAX
 
@@ -403,6 +407,92 @@ cdef class Exchange:
         return self.go_on(made)
 
     def forget(self) -> None:
-        self.request = None
-        self.pieces = None
-        self.resume = None
+        self.request = self.pieces = self.resume = None
+
+
+# -- counting -----------------------------------------------------------------------------------------------------------------
+
+
+cdef class Slot:
+    """See the `.pyi`."""
+
+    cdef readonly long long requests, bytes, failed
+    cdef readonly dict latency
+
+    def __init__(self) -> None:
+        self.latency = {}
+
+
+cdef inline long long bucket(long long value) noexcept:
+    """`histogram.index_of`."""
+    cdef int shift = 0
+    if value < 0:
+        value = 0
+    elif value > LATENCY_MAX:
+        value = LATENCY_MAX
+    while (value >> (shift + UNIT_BITS + HALF_BITS + 1)) > 0:
+        shift += 1
+    return (shift << HALF_BITS) + (value >> (shift + UNIT_BITS))
+
+
+cdef class Tally:
+    """See the `.pyi`."""
+
+    cdef public long long begin_ns, end_ns, last_ns, answered_ns, requests, bytes, failed
+    cdef public int broken
+    cdef readonly dict seconds, late
+
+    def __init__(self) -> None:
+        self.begin_ns = self.end_ns = FOREVER
+        self.seconds, self.late = {}, {}
+
+    def add(self, str operation not None, Answer answer not None, long long nbytes, bytes key not None=b"",
+            str damage not None=""):
+        if answer.status:
+            self.answered_ns = answer.ended_ns
+            self.broken = 0
+        else:
+            self.broken += 1
+        if answer.code or damage or answer.damage:
+            self.refused(operation, answer, key, damage or answer.damage)
+            return False
+        self.count(operation, answer.begun_ns, answer.ended_ns, nbytes, False)
+        return True
+
+    def note(self, str operation not None, long long begun_ns, long long ended_ns, long long nbytes, bint failed) -> None:
+        self.count(operation, begun_ns, ended_ns, nbytes, failed)
+
+    cdef int count(self, str operation, long long begun_ns, long long ended_ns, long long nbytes, bint failed) except -1:
+        cdef list slots
+        cdef Slot slot
+        cdef dict latency
+        cdef Py_ssize_t at
+        if ended_ns < self.begin_ns:
+            return 0
+        slots = <list> self.seconds.get(operation)
+        if slots is None:
+            slots = self.seconds[operation] = []
+            self.late[operation] = {}
+        if ended_ns >= self.end_ns:
+            if failed:
+                return 0
+            latency = self.late[operation]
+        else:
+            at = (ended_ns - self.begin_ns) // 1000000000
+            while at >= len(slots):
+                slots.append(Slot())
+            slot = slots[at]
+            self.last_ns = max(self.last_ns, ended_ns - self.begin_ns)
+            if failed:
+                slot.failed += 1
+                self.failed += 1
+                return 0
+            slot.requests += 1
+            slot.bytes += nbytes
+            self.requests += 1
+            self.bytes += nbytes
+            latency = slot.latency
+        if self.begin_ns <= begun_ns < self.end_ns:
+            index = bucket(ended_ns - begun_ns)
+            latency[index] = latency.get(index, 0) + 1
+        return 0

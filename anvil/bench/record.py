@@ -17,8 +17,7 @@ from typing import Final
 import msgspec
 
 from anvil.base.limits import BENCH_ERROR_KINDS_MAX, BENCH_SHOWN_MAX
-from anvil.bench.exchange import Answer
-from anvil.bench.histogram import index_of
+from anvil.bench.exchange import Answer, Tally
 from anvil.bench.http import TRANSPORT
 
 SECOND_NS: Final = 1_000_000_000
@@ -66,72 +65,25 @@ class Result(msgspec.Struct):
     note: str = ""
 
 
-class Recorder:
-    """Times as of `now_ns`; the window is set once the run begins."""
+class Recorder(Tally):
+    """The counts of a process, and what went wrong. Times as of `now_ns`; the window is set once the run begins."""
 
     def __init__(self) -> None:
-        self.begin_ns = FOREVER_NS
-        self.end_ns = FOREVER_NS
-        self.requests = self.bytes = self.failed = 0  # of all, for who looks on
-        self.last_ns = 0
-        self.answered_ns = 0  # the last answer that came, whatever it said
-        self.broken = 0  # requests in a row that got none
+        super().__init__()
         self.damaged: list[str] = []
-        self._series: dict[str, Series] = {}
         self._failures: dict[tuple[str, str], Failure] = {}
 
     def window(self, begin_ns: int, end_ns: int) -> None:
         self.begin_ns, self.end_ns = begin_ns, end_ns
         self.answered_ns = begin_ns
 
-    def add(self, operation: str, answer: Answer, nbytes: int, key: bytes = b"", damage: str = "") -> bool:
-        """One request, `nbytes` of payload. `damage`: what is wrong with the answer beside what it says itself. Returns whether all was
-        well."""
-        damage = damage or answer.damage
-        code = answer.code or (DAMAGED if damage else "")
-        self.note(operation, answer.begun_ns, answer.ended_ns, nbytes, code)
-        if answer.status:
-            self.answered_ns = answer.ended_ns
-            self.broken = 0
-        else:
-            self.broken += 1
-        if not code:
-            return True
-        where = key.decode(errors="replace")
-        if damage and not answer.code and len(self.damaged) < BENCH_SHOWN_MAX:
+    def refused(self, operation: str, answer: Answer, key: bytes, damage: str) -> None:
+        """A request that failed."""
+        code, where = answer.code or DAMAGED, key.decode(errors="replace")
+        self.note(operation, answer.begun_ns, answer.ended_ns, 0, True)
+        if code == DAMAGED and len(self.damaged) < BENCH_SHOWN_MAX:
             self.damaged.append(f"{where}: {damage}")
         self._fail(operation, code, f"{where}: {damage}" if code == DAMAGED else where)
-        return False
-
-    def note(self, operation: str, begun_ns: int, ended_ns: int, nbytes: int, code: str) -> None:
-        """In the second in which it ended."""
-        if ended_ns < self.begin_ns:
-            return
-        series = self._series.get(operation)
-        if series is None:
-            series = self._series[operation] = Series()
-        if ended_ns >= self.end_ns:
-            latency = series.late
-            if code:
-                return
-        else:
-            at, seconds = (ended_ns - self.begin_ns) // SECOND_NS, series.seconds
-            while at >= len(seconds):
-                seconds.append(Second())
-            second = seconds[at]
-            self.last_ns = ended_ns - self.begin_ns
-            if code:
-                second.failed += 1
-                self.failed += 1
-                return
-            second.requests += 1
-            second.bytes += nbytes
-            self.requests += 1
-            self.bytes += nbytes
-            latency = second.latency
-        if self.begin_ns <= begun_ns < self.end_ns:
-            index = index_of(ended_ns - begun_ns)
-            latency[index] = latency.get(index, 0) + 1
 
     def _fail(self, operation: str, code: str, example: str) -> None:
         known = self._failures.get((operation, code))
@@ -148,4 +100,8 @@ class Recorder:
         return sum(one.count for one in self._failures.values())
 
     def result(self) -> Result:
-        return Result(self._series, list(self._failures.values()), self.damaged, last_ns=self.last_ns)
+        series = {
+            name: Series([Second(one.requests, one.bytes, one.failed, one.latency) for one in slots], self.late[name])
+            for name, slots in self.seconds.items()
+        }
+        return Result(series, list(self._failures.values()), self.damaged, last_ns=self.last_ns)

@@ -116,7 +116,7 @@ def send_part(work: Work, upload: Upload) -> Script:
 
 def end(work: Work, upload: Upload) -> Script:
     if upload.failed is not None:
-        work.recorder.note("multipart", upload.begun_ns, now_ns(), 0, upload.failed.code or "damaged")
+        work.recorder.note("multipart", upload.begun_ns, now_ns(), 0, True)
         yield Request(b"DELETE", upload.path, upload.query)
         return
     parts = b"".join(
@@ -130,6 +130,4 @@ def end(work: Work, upload: Upload) -> Script:
         found = _CODE.search(answer.body)
         damage = found[1].decode(errors="replace") if found else "no CompleteMultipartUploadResult"
     good = work.recorder.add("complete", answer, 0, upload.path, damage)
-    work.recorder.note(
-        "multipart", upload.begun_ns, answer.ended_ns, upload.content.size, "" if good else (answer.code or "damaged")
-    )
+    work.recorder.note("multipart", upload.begun_ns, answer.ended_ns, upload.content.size, not good)

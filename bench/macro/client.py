@@ -1,8 +1,8 @@
 """The client of `anvil bench` beside the load generator of the other benchmarks, one process each, in turn against the bare server.
 
-Both send GETs of 4 KiB over 64 connections, with the same headers. The load generator's are signed before the clock starts, and it looks at nothing
-of an answer but its length; `anvil bench` signs as it goes, compares every byte and counts in its histogram. The answer is one content for every
-key, so that there is something to compare. Run: python -m bench.macro.client.
+Both send GETs of 4 KiB over 64 connections, with the same headers. The load generator's are signed before the clock starts, and it looks
+at nothing of an answer but its length; `anvil bench` signs as it goes, compares every byte and counts in its histogram. The answer is
+one content for every key, so that there is something to compare. Run: python -m bench.macro.client.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -116,7 +117,8 @@ def main() -> None:
         sign = signer()
         for _ in range(ROUNDS):
             requests = [sign(Request(b"GET", key(number))) for number in range(REQUESTS)]
-            theirs, ours = rate(lambda made=requests: prepared(port, made)), rate(lambda: uvloop.run(measured(port)))  # type: ignore[misc]
+            theirs = rate(partial(prepared, port, requests))
+            ours = rate(lambda: uvloop.run(measured(port)))
             ratios.append(ours[0] / theirs[0])
             costs.append((theirs[1], ours[1], theirs[0], ours[0]))
 

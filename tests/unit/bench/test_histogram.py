@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from anvil.base.errors import InvalidSetting
 from anvil.base.limits import BENCH_LATENCY_NS_MAX
+from anvil.bench.exchange import Tally
 from anvil.bench.histogram import Histogram, decode, highest_of, index_of, lowest_of
 
 HOUR = BENCH_LATENCY_NS_MAX
@@ -42,9 +43,26 @@ def test_a_value_lies_in_its_bucket(value: int) -> None:
     assert highest_of(index) - lowest_of(index) < max(1000, value / 1000)  # three digits, from a microsecond on
 
 
+def test_the_native_one_at_the_ends() -> None:
+    for value in (HOUR - 1, HOUR, HOUR + 1, HOUR * 2):
+        tally = Tally()
+        tally.begin_ns, tally.end_ns = HOUR * 3, HOUR * 4
+        tally.note("get", tally.begin_ns, tally.begin_ns + value, 0, False)
+        found = tally.late["get"] if value >= HOUR else tally.seconds["get"][-1].latency
+        assert found == {index_of(value): 1}
+
+
 def test_buckets_follow_one_another() -> None:
     for index in range(30_000):
         assert index_of(lowest_of(index)) == index_of(min(HOUR, highest_of(index))) == min(index, index_of(HOUR))
+
+
+@given(st.integers(-5, 3 * 10**9))
+def test_the_native_one_counts_in_the_same_bucket(value: int) -> None:
+    tally = Tally()
+    tally.begin_ns = 0
+    tally.note("get", 5, 5 + value, 0, False)
+    assert tally.seconds["get"][-1].latency == {index_of(value): 1}
 
 
 def test_what_is_out_of_range() -> None:

@@ -30,11 +30,11 @@ def recorder() -> Recorder:
 def test_throughput_counts_what_ends_in_the_window_and_latency_what_begins_in_it() -> None:
     made = recorder()
     at = 100 * SECOND_NS
-    made.note("get", at - 2 * SECOND_NS, at - SECOND_NS, 10, "")  # in the warm-up
-    made.note("get", at - MS, at + MS, 10, "")  # began in the warm-up
-    made.note("get", at + MS, at + 3 * MS, 10, "")
-    made.note("get", at + 9 * SECOND_NS, at + 11 * SECOND_NS, 10, "")  # ended afterwards
-    made.note("get", at + 2 * SECOND_NS, at + 2 * SECOND_NS + MS, 10, "SlowDown")
+    made.note("get", at - 2 * SECOND_NS, at - SECOND_NS, 10, False)  # in the warm-up
+    made.note("get", at - MS, at + MS, 10, False)  # began in the warm-up
+    made.note("get", at + MS, at + 3 * MS, 10, False)
+    made.note("get", at + 9 * SECOND_NS, at + 11 * SECOND_NS, 10, False)  # ended afterwards
+    made.note("get", at + 2 * SECOND_NS, at + 2 * SECOND_NS + MS, 10, True)
     series = made.result().series["get"]
     assert [(one.requests, one.bytes, one.failed) for one in series.seconds] == [(2, 20, 0), (0, 0, 0), (0, 0, 1)]
     assert [sum(one.latency.values()) for one in series.seconds] == [1, 0, 0]
@@ -50,7 +50,7 @@ def results(rate: int, latency_ms: float, *, seconds: int = 10, wobble: int = 0)
         for second in range(seconds):
             for number in range((rate + (wobble if second % 2 else -wobble)) // 2):
                 end = second * SECOND_NS + (number + 1) * MS
-                one.note("get", end - int(latency_ms * MS) if end > latency_ms * MS else 0, end, 1000, "")
+                one.note("get", end - int(latency_ms * MS) if end > latency_ms * MS else 0, end, 1000, False)
         result = one.result()
         result.cpu_s, result.wall_s = 9.0, 10.0
         made.append(result)
