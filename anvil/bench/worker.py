@@ -10,6 +10,7 @@ command. Secrets come over standard input, never by command line or environment.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import resource
@@ -153,7 +154,11 @@ class Process:
         recorder = self._work.recorder
         until: float | None = None
         while True:
-            await asyncio.wait([asyncio.ensure_future(self._stopped.wait())], timeout=1.0 if until is None else 0.1)
+            if until is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), 1.0)
+            else:
+                await asyncio.sleep(0.1)
             say(Tick(recorder.requests, recorder.bytes, recorder.failures))
             if recorder.broken and now_ns() - recorder.answered_ns > BENCH_LOST_S * SECOND_NS and not self._stopped.is_set():
                 self._note = f"the endpoint did not answer for {BENCH_LOST_S:g} s"
