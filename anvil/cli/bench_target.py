@@ -20,8 +20,6 @@ import msgspec
 from click.core import ParameterSource
 
 from anvil.base.errors import InvalidSetting
-from anvil.cli import profiles
-from anvil.cli.client import secret_of
 
 if TYPE_CHECKING:
     from anvil.bench.plan import Target
@@ -78,6 +76,9 @@ def resolve(options: Options) -> tuple[Target, str]:
 
 
 def _keys(options: Options) -> Keys:
+    from anvil.cli import profiles  # these know gRPC, which takes its time to be imported
+    from anvil.cli.client import secret_of
+
     given = options.access_key, options.secret_key
     if bool(given[0]) != bool(given[1]):
         raise InvalidSetting("access key and secret key belong together: one of them is missing")
@@ -106,6 +107,7 @@ def _keys(options: Options) -> Keys:
 
 
 def _from_profile(name: str | None) -> Keys:
+    from anvil.cli import profiles
     from anvil.client.channel import parse_endpoint
 
     name, chosen = profiles.load().named(name)
