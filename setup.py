@@ -39,6 +39,8 @@ EXTENSIONS: dict[str, tuple[list[str], list[str]]] = {
         ["libisal", "libcrypto"],
     ),
     "anvil.auth.sigv4": ([], ["libcrypto"]),
+    "anvil.bench.outgoing": ([], ["libcrypto"]),
+    "anvil.bench.exchange": ([], []),
     "anvil.wire.awschunked": ([], ["libcrypto"]),
     "anvil.wire.grpc": ([], []),
     "anvil.wire.http2": ([], ["libnghttp2"]),
@@ -83,7 +85,7 @@ def extension(name: str, sources: list[str], libraries: list[str]) -> Extension:
         include_dirs=["anvil/_ec"],
         depends=[
             os.path.join(place, header)
-            for place in ("anvil/_ec", "anvil/_ec/kernels", "anvil/wire")
+            for place in ("anvil/_ec", "anvil/_ec/kernels", "anvil/bench", "anvil/wire")
             for header in os.listdir(place)
             if header.endswith((".h", ".pxd", ".pxi"))
         ],

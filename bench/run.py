@@ -33,6 +33,7 @@ BENCHES = (
     "bench.micro.segments",
     "bench.micro.metadata",
     "bench.macro.http_port",
+    "bench.macro.client",
     "bench.macro.s3 small",
     "bench.macro.s3 large",
     "bench.macro.s3 list",

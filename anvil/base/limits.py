@@ -229,6 +229,34 @@ CLIENT_STREAM_PART_BYTES_MAX: Final = 2 * GIB  # ... up to this: with it 10,000 
 CLIENT_BLOCKS_AHEAD: Final = 4  # read from standard input before somebody takes them
 CLIENT_PROFILE_FILE_BYTES_MAX: Final = 1 * MIB  # a profile is 200 bytes: what is longer is another file
 
+# -- anvil bench -------------------------------------------------------------------------------------------------------
+BENCH_PROCESSES_MAX: Final = 256
+BENCH_CONNECTIONS_MAX: Final = 16_384  # of one run; ports of one address end at 28,000
+BENCH_DURATION_S_MAX: Final = 86_400.0  # each second of each operation is kept, about 2 KiB
+BENCH_COUNT_MAX: Final = 1_000_000_000
+BENCH_OBJECTS_MAX: Final = 100_000_000  # 28 bytes of a process for each object that it knows
+BENCH_PREFIXES_MAX: Final = 100_000
+BENCH_READ_BYTES: Final = 256 * KIB  # of one read from a socket: one buffer in each process
+BENCH_PIECE_BYTES: Final = 256 * KIB  # of a body, written at a time
+BENCH_JOIN_BYTES: Final = 64 * KIB  # a body up to this is joined with its head into one write
+BENCH_PATTERN_BYTES: Final = 4 * MIB - 3  # a prime: no two aligned stripes of a large object are the same
+BENCH_HEAD_BYTES_MAX: Final = 64 * KIB  # of an answer
+BENCH_BODY_BYTES_MAX: Final = 16 * MIB  # of an answer that is kept: a page of keys, an error
+BENCH_CONNECT_S: Final = 10.0
+BENCH_BACKOFF_S: Final = 0.05  # before a broken connection is made anew, doubled each time ...
+BENCH_BACKOFF_S_MAX: Final = 1.0
+BENCH_LOST_S: Final = 10.0  # a process none of whose requests was answered for so long gives up
+BENCH_SWEEP_S: Final = 0.5  # how often a process looks for requests that take too long
+BENCH_START_MARGIN_S: Final = 0.25  # from the order to the first request, so that all processes begin at once
+BENCH_LATENCY_NS_MAX: Final = 3_600_000_000_000  # what takes longer than an hour counts as an hour
+BENCH_MESSAGE_BYTES_MAX: Final = 1 * GIB  # of a process to the command: a day of seconds
+BENCH_REPORT_BYTES_MAX: Final = 1 * GIB
+BENCH_SHOWN_MAX: Final = 10  # examples of damaged objects in a report
+BENCH_ERROR_KINDS_MAX: Final = 100  # told apart by one process; more are counted as `other`
+BENCH_CLEAN_TRIES: Final = 3  # of a page that is removed
+BENCH_SATURATED: Final = 0.8  # share of a core from which a client's process is called saturated
+BENCH_BUCKETS_MIN: Final = 5  # seconds: fewer say nothing about noise
+
 # -- backup ------------------------------------------------------------------------------------------------------------
 PACK_BYTES: Final = 256 * MIB  # a pack is closed once it is as long: what an interrupted backup has to copy again, at most
 PACK_HEAD_BYTES_MAX: Final = 64 * KIB  # what an entry says of its blob: key, attributes and checksums have bounds of their own
@@ -450,3 +478,5 @@ assert (
     >= OBJECT_BYTES_MAX
 )
 assert CLIENT_STALL_S > BUFFER_WAIT_S + DATABASE_WAIT_S + STRAGGLER_S
+assert BENCH_JOIN_BYTES < BENCH_PIECE_BYTES < BENCH_PATTERN_BYTES
+assert BENCH_READ_BYTES <= BENCH_PIECE_BYTES, "what was read at a time is compared with one slice"

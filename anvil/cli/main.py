@@ -25,6 +25,7 @@ COMMANDS = {
     "auth": ("anvil.cli.auth", "Access tokens, and rights of other apps."),
     "bucket": ("anvil.cli.bucket", "Buckets of a server."),
     "object": ("anvil.cli.object", "Objects of a server: put, get, ls, rm, head, cp."),
+    "bench": ("anvil.cli.bench", "Load an S3 endpoint, this or another one, and measure it."),
     "version": ("anvil.cli.version", "Print the version."),
 }
 

@@ -38,7 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"model", "_ec", "ec", "wire", "auth", "engine", "shards", "meta", "tasks", "api", "net", "cli", "peers", "backup"},
     # The client is a program of its own that shares the repository: it knows the contract (.proto files) and no server code.
     "client": BASE | {"_ec", "api"},
-    "cli": BASE | {"model", "node", "_ec", "client", "backup"},
+    # A client of any S3 endpoint: it shares signatures, digests and the chunked coding, and knows no server code.
+    "bench": BASE | {"_ec", "wire", "auth"},
+    "cli": BASE | {"model", "node", "_ec", "client", "backup", "bench"},
 }
 # Packages that another may import only for these modules.
 ONLY_MODULES: dict[tuple[str, str], set[str]] = {
@@ -49,6 +51,9 @@ ONLY_MODULES: dict[tuple[str, str], set[str]] = {
     ("shards", "engine"): {"anvil.engine.ports"},
     ("meta", "engine"): {"anvil.engine.ports"},
     ("node", "cli"): {"anvil.cli.admin_ops"},
+    ("bench", "auth"): {"anvil.auth.sigv4", "anvil.auth.credentials", "anvil.auth.presign"},
+    ("bench", "_ec"): {"anvil._ec.digest"},
+    ("bench", "wire"): {"anvil.wire.http1_chunked"},
     ("tasks", "backup"): {"anvil.backup.format"},  # what an entry says of its blob
     ("cli", "backup"): {"anvil.backup.repository"},  # commands that need no node
     ("client", "_ec"): {"anvil._ec.digest"},  # checksums at this end, and combining them
@@ -68,6 +73,7 @@ ONLY_HERE = {
     "click": "cli",
     "rich": "cli",
     "jwt": "auth",
+    "matplotlib": "bench",
 }
 READS_ENVIRONMENT = {"anvil/base/config.py"}
 
