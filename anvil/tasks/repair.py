@@ -116,9 +116,11 @@ class Repairer:
         return Result.REPAIRED
 
     def away(self, blob: BlobRef) -> bool:
-        """Whether a drive that may hold some of it cannot be asked."""
+        """Whether a drive that may hold some of it cannot be asked, and may return. One that the region knows no more (it was replaced, or
+        its node was removed) is not waited for."""
         homes = [self._placement.homes(blob.blob_id, index) for index in range(blob.scheme.width)]
-        return any(home is None or not home.readable for home in [*chain(*homes), *self._placement.order(blob.blob_id)])
+        drives = [*chain(*homes), *self._placement.order(blob.blob_id)]
+        return any(drive is not None and not drive.readable for drive in drives)
 
     def _lost(self, blob: BlobRef) -> Result:
         log.error("blob %s has fewer than %d good shards: its object cannot be read", blob.blob_id.hex(), blob.scheme.k)

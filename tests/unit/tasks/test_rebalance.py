@@ -199,6 +199,24 @@ def test_what_cannot_be_read_by_anybody_is_lost_and_stops_nothing() -> None:
     on_region(scenario)
 
 
+def test_what_only_a_replaced_drive_had_is_lost_and_stops_nothing() -> None:
+    """A drive that nobody knows any more brings nothing back, so nobody waits for it."""
+
+    async def scenario(made: Region) -> None:
+        bad = await made.put("k", data_of(3_000_000))
+        for index in range(2):
+            made.nominal(bad, index).lose(bad.blob_id, index)
+        node = next(number for number, drives in made.drives.items() if made.nominal(bad, 2) in drives)
+        made.drives[node].clear()
+        await made.metadata.add_debt([(await made.owner("k"), bad.blob_id, 0b111)])
+        made.begin([*(number for number in range(6) if number != node), made.add_node(1)])
+        done = await moved(made, bad)
+        assert (done.lost, done.waiting) == (3, 0)
+        assert await made.repairer.run() == [Result.LOST]
+
+    on_region(scenario)
+
+
 def test_who_is_cut_off_calls_nothing_done() -> None:
     async def scenario(made: Region) -> None:
         blobs = await filled(made)
