@@ -320,6 +320,7 @@ NODE_LEASE_S: Final = 6.0  # a node that has not renewed for so long is down
 NODE_RENEW_S: Final = 2.0
 LEADER_SILENT_S: Final = 20.0  # a leader that asks its database nothing for so long is one no more
 VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
+DRIVES_TELL_S: Final = 30.0  # how often a node writes down how much room its drives have; whether they can be read, at once
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
 PEER_CONNECT_S: Final = 2.0

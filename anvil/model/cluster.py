@@ -46,19 +46,20 @@ class NodeRow(msgspec.Struct, frozen=True):
 
 class ClusterDrive(msgspec.Struct, frozen=True):
     """A drive as the region knows it. `label`: its folder on its node. `empty`: of one that no layout names, whether anything that is owned
-    is still on it; None where that is not known."""
+    is still on it; None where that is not known. `free_bytes`: as its node last said, None where it has not yet."""
 
     drive_id: DriveId
     node_id: NodeId
     label: str
     capacity_bytes: int
-    state: str = "active"  # active, draining, failed, gone
+    state: str = "active"  # active, failed (its node cannot read it), draining, gone
     empty: bool | None = None
+    free_bytes: int | None = None
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """One snapshot of the region. Equal views say the same; `lease_left_s` makes them differ, so compare `shape`. `made_us`: when each
-    layout was: a database that was set back gives a version twice. `closed`: why the region serves no object, "" where it does."""
+    """One snapshot of the region. Equal views say the same; leases and free bytes make them differ, so compare `shape`. `made_us`: when
+    each layout was: a database that was set back gives a version twice. `closed`: why the region serves no object, "" where it does."""
 
     nodes: tuple[NodeRow, ...]
     drives: tuple[ClusterDrive, ...]
@@ -78,7 +79,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     def shape(self) -> tuple[object, ...]:
         """What a process has to follow: addresses, states, drives, which layouts there are, whether it serves."""
         nodes = tuple((node.node_id, node.zone, node.address, node.state) for node in self.nodes)
-        return nodes, self.drives, tuple(layout.version for layout in self.layouts), self.made_us, self.closed
+        drives = tuple((one.drive_id, one.node_id, one.label, one.capacity_bytes, one.state, one.empty) for one in self.drives)
+        return nodes, drives, tuple(layout.version for layout in self.layouts), self.made_us, self.closed
 
 
 class SliceRow(msgspec.Struct, frozen=True):

@@ -31,7 +31,7 @@ def unemptied(view: ClusterView, node: NodeRow) -> list[ClusterDrive]:
     one that is down it was rebuilt without them.)"""
     if node.state is not NodeState.DRAINING or holds(view, node.node_id):
         return []
-    return [drive for drive in view.drives if drive.node_id == node.node_id and drive.state == "active" and not drive.empty]
+    return [drive for drive in view.drives if drive.node_id == node.node_id and drive.state != "gone" and not drive.empty]
 
 
 def away(view: ClusterView) -> list[NodeRow]:
@@ -89,7 +89,12 @@ def assert_nothing_lost(view: ClusterView, node: NodeRow, stored: Sequence[Holdi
     lost = would_lose(view, gone, stored)
     if not lost:
         return
-    others = ", ".join(called(other) for other in gone.values() if other.node_id != node.node_id)
+    others = ", ".join(
+        [
+            *(called(other) for other in gone.values() if other.node_id != node.node_id),
+            *(f"{drive.label} of {called(at)}" for drive, at in _failed(view) if at.node_id not in gone),
+        ]
+    )
     raise Conflict(
         f"removing {called(node)} could lose {lost} objects or parts: too many of their shards are on it"
         + (f" and on {others}, which do not answer: bring these back" if others else " or are owed already")
@@ -97,8 +102,15 @@ def assert_nothing_lost(view: ClusterView, node: NodeRow, stored: Sequence[Holdi
     )
 
 
+def _failed(view: ClusterView) -> list[tuple[ClusterDrive, NodeRow]]:
+    """Drives that their nodes cannot read."""
+    found = [(drive, view.node(drive.node_id)) for drive in view.drives if drive.state == "failed"]
+    return [(drive, node) for drive, node in found if node is not None]
+
+
 def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Holding]) -> int:
-    """How many blobs could no longer be read without these nodes. A drive that is known no more is gone, too."""
+    """How many blobs could no longer be read without these nodes. A drive that its node cannot read, or that is known no more, is gone,
+    too."""
     owners = {drive.drive_id: drive.node_id for drive in view.drives if drive.state == "active"}
     dead: list[set[DriveId]] = [set() for _ in range(PARTITIONS)]
     narrowest = min((layout.width for layout in view.layouts), default=1)

@@ -108,6 +108,9 @@ def test_what_no_layout_names_goes_without_questions() -> None:
     assert not may_remove(found[True], view.nodes[6], False)
     with pytest.raises(Conflict):
         may_remove(found[False], view.nodes[6], False)
+    unread = msgspec.structs.replace(view, drives=(*view.drives[:6], msgspec.structs.replace(view.drives[6], state="failed")))
+    with pytest.raises(Conflict):
+        may_remove(unread, view.nodes[6], False)
     for state in (DOWN, NodeState.JOINING):
         other = region([ACTIVE] * 6 + [state], layout_of(range(6)))
         assert not may_remove(other, other.nodes[6], False), "rebuilt without it, or never in use"
@@ -184,3 +187,8 @@ def test_a_drive_that_is_gone_or_failed_is_lost_too() -> None:
     known = tuple(drive for drive in view.drives if drive.node_id != node_id(5))
     without = ClusterView(view.nodes, known, view.layouts)
     assert would_lose(without, {node_id(0), node_id(1)}, everywhere()) == 4096
+    failed = ClusterView(view.nodes, (*known, msgspec.structs.replace(view.drives[5], state="failed")), view.layouts)
+    assert would_lose(failed, {node_id(0), node_id(1)}, everywhere()) == 4096
+    down = msgspec.structs.replace(failed, nodes=(row(0), row(1, DOWN), *failed.nodes[2:]))
+    with pytest.raises(Conflict, match=r"on n1 .*, d5 of n5 .*, which do not answer"):
+        assert_nothing_lost(down, down.nodes[0], everywhere())
