@@ -73,6 +73,9 @@ _DRIVES_ARE_SQL: Final = """
     FROM unnest($2::bytea[], $3::text[], $4::bigint[]) AS i (drive_id, state, free_bytes)
     WHERE d.drive_id = i.drive_id AND d.node_id = $1 AND d.state IN ('active', 'failed')
         AND (d.state, d.free_bytes) IS DISTINCT FROM (i.state, i.free_bytes)"""
+_STORED_SQL: Final = """
+    SELECT coalesce(sum(bytes + upload_bytes), 0)::bigint FROM (
+        SELECT bytes, upload_bytes FROM usage_folded UNION ALL SELECT bytes, upload_bytes FROM usage_deltas) AS entry"""
 _EMPTY_SQL: Final = "UPDATE drives SET empty = $2 WHERE drive_id = $1 AND empty IS DISTINCT FROM $2"
 
 # One statement, so one snapshot. As JSON, since the three have nothing in common; msgspec takes bytes as base64. The layouts themselves
@@ -268,6 +271,10 @@ class ClusterTables:
     async def set_empty(self, drive_id: DriveId, empty: bool) -> None:
         """What its node found on a drive that no layout names. Idempotent."""
         await self._query(_EMPTY_SQL, drive_id, empty)
+
+    async def stored_bytes(self) -> int:
+        """What clients have stored, before coding. What small objects have in their rows is in it."""
+        return int((await self._query(_STORED_SQL))[0][0])
 
     # -- layouts ------------------------------------------------------------------------------------------------------
 

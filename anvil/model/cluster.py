@@ -6,11 +6,14 @@ writers use the last one. Not here: how a view comes about (`meta/cluster.py`), 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 import msgspec
 
-from anvil.model.layout import Layout
+from anvil.base.limits import DRIVE_FLOOR_BYTES
+from anvil.model.layout import Layout, LayoutDrive
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme
 
@@ -55,6 +58,24 @@ class ClusterDrive(msgspec.Struct, frozen=True):
     state: str = "active"  # active, failed (its node cannot read it), draining, gone
     empty: bool | None = None
     free_bytes: int | None = None
+
+
+def room(drives: Iterable[ClusterDrive]) -> int | None:
+    """How many bytes more these take. None where one has not said yet."""
+    free = [drive.free_bytes for drive in drives]
+    return sum(max(0, one - DRIVE_FLOOR_BYTES) for one in free if one is not None) if None not in free else None
+
+
+def share(layout: Layout, leaving: Callable[[LayoutDrive], bool]) -> float:
+    """The part of all places for shards that these drives of the layout have."""
+    places = Counter(index for row in layout.rows() for index in row[: layout.primaries or None])
+    ours = sum(places[index] for index, drive in enumerate(layout.drives) if leaving(drive))
+    return ours / sum(places.values())
+
+
+def to_move(part: float, scheme: Scheme, stored_bytes: int) -> int:
+    """About how many bytes have to be moved off drives with that part of all places, where `stored_bytes` are stored, all by `scheme`."""
+    return int(part * stored_bytes * scheme.width / scheme.k)
 
 
 class ClusterView(msgspec.Struct, frozen=True):

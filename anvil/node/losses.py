@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from anvil.base.errors import Conflict
-from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState
+from anvil.base.limits import GIB
+from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState, room, share, to_move
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme
@@ -40,8 +41,9 @@ def away(view: ClusterView) -> list[NodeRow]:
     return [node for node in view.nodes if holds(view, node.node_id) and (not node.leased or node.state in lost)]
 
 
-def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
-    """Raises Conflict, with the reason, where the nodes that would be left could not hold what is stored by `scheme`."""
+def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme, stored_bytes: int) -> None:
+    """Raises Conflict, with the reason, where the nodes that would be left could not hold what is stored by `scheme`: `stored_bytes` before
+    coding."""
     if node.state is not NodeState.ACTIVE or not node.leased:
         remedy = {
             NodeState.JOINING: "it holds nothing yet: stop it, then `anvil admin node remove`",
@@ -52,6 +54,7 @@ def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
     staying = [other for other in others if other.state is NodeState.ACTIVE and other.leased]
     wanted = scheme.width if len({drive.node_id for drive in view.layout.drives}) > 1 else 1
     if len(staying) >= wanted:
+        _assert_room(view, node, staying, scheme, stored_bytes)
         return
     leaving = ", ".join(f"{called(other)} is {other.state}" for other in others if other not in staying)
     because = f" ({leaving})" if leaving else ""
@@ -59,6 +62,19 @@ def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
         f"without {called(node)} {len(staying)} active nodes would be left{because}, and {scheme} needs {max(wanted, 1)}: "
         "add a node first"
     )
+
+
+def _assert_room(view: ClusterView, node: NodeRow, staying: Sequence[NodeRow], scheme: Scheme, stored_bytes: int) -> None:
+    """Raises Conflict where what must be moved is more than there is room for, even if it could be packed without a gap."""
+    ids = {other.node_id for other in staying}
+    free = room(drive for drive in view.drives if drive.node_id in ids and drive.state == "active")
+    part = share(view.layout, lambda drive: drive.node_id == node.node_id)
+    moved = to_move(part, scheme, stored_bytes)
+    if free is not None and moved > free:
+        raise Conflict(
+            f"{called(node)} holds about {moved / GIB:.1f} GiB, and the drives of the nodes that would be left have room for "
+            f"{free / GIB:.1f} GiB: add a node or drives first, or delete something"
+        )
 
 
 def may_remove(view: ClusterView, node: NodeRow, force: bool) -> bool:

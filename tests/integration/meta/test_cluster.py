@@ -504,5 +504,6 @@ def test_a_node_says_how_its_own_drives_are(postgres: Postgres) -> None:
                         await asyncio.sleep(0.01)
                 assert told == 1, "room tells nobody"
             assert (await states())[one] == ("active", 600), "it came back"
+            assert await region.stored_bytes() == 0
 
     asyncio.run(main())

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from anvil.base.errors import Conflict
+from anvil.base.limits import DRIVE_FLOOR_BYTES, GIB
 from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeRow, NodeState
 from anvil.model.layout import Layout, LayoutDrive
 from anvil.model.scheme import Scheme
@@ -48,38 +49,54 @@ def everywhere(scheme: Scheme = FOUR_TWO, missing: int = 0) -> list[Holding]:
 def test_a_drain_leaves_as_many_nodes_as_the_scheme_is_wide(nodes: int, fine: bool) -> None:
     view = region([ACTIVE] * nodes)
     if fine:
-        may_drain(view, view.nodes[0], FOUR_TWO)
+        may_drain(view, view.nodes[0], FOUR_TWO, 0)
         return
     with pytest.raises(Conflict, match=rf"{nodes - 1} active nodes would be left, and 4\+2 needs 6"):
-        may_drain(view, view.nodes[0], FOUR_TWO)
+        may_drain(view, view.nodes[0], FOUR_TWO, 0)
 
 
 @pytest.mark.parametrize("other", [DRAINING, DOWN])
 def test_nodes_that_leave_or_are_away_do_not_count(other: NodeState) -> None:
     seven = region([ACTIVE] * 7 + [other])
-    may_drain(seven, seven.nodes[0], FOUR_TWO)
+    may_drain(seven, seven.nodes[0], FOUR_TWO, 0)
     six = region([ACTIVE] * 6 + [other])
     with pytest.raises(Conflict, match=rf"5 active nodes would be left \(n6 .* is {other}\)"):
-        may_drain(six, six.nodes[0], FOUR_TWO)
+        may_drain(six, six.nodes[0], FOUR_TWO, 0)
 
 
 def test_a_node_that_has_just_joined_counts_once_it_holds_something() -> None:
     view = region([ACTIVE] * 7, layout_of(range(6)))
     with pytest.raises(Conflict, match="5 active nodes would be left"):
-        may_drain(view, view.nodes[0], FOUR_TWO)
+        may_drain(view, view.nodes[0], FOUR_TWO, 0)
 
 
 @pytest.mark.parametrize("state", [DOWN, NodeState.JOINING, NodeState.REMOVED])
 def test_only_active_nodes_drain(state: NodeState) -> None:
     view = region([ACTIVE] * 8 + [state])
     with pytest.raises(Conflict, match=f"is {state}"):
-        may_drain(view, view.nodes[-1], FOUR_TWO)
+        may_drain(view, view.nodes[-1], FOUR_TWO, 0)
 
 
 def test_the_last_node_does_not_drain() -> None:
     view = region([ACTIVE])
     with pytest.raises(Conflict, match="0 active nodes"):
-        may_drain(view, view.nodes[0], Scheme(1, 0))
+        may_drain(view, view.nodes[0], Scheme(1, 0), 0)
+
+
+@pytest.mark.parametrize(("stored_gib", "fine"), [(600, True), (800, False)])
+def test_a_drain_needs_room_on_the_others(stored_gib: int, fine: bool) -> None:
+    """Eight nodes with an eighth of everything each; on the seven others 20 GiB are free, and some of that is never used."""
+    view = region([ACTIVE] * 8)
+    drives = tuple(msgspec.structs.replace(drive, free_bytes=20 * GIB + DRIVE_FLOOR_BYTES) for drive in view.drives)
+    full = msgspec.structs.replace(view, drives=drives)
+    may_drain(full, view.nodes[0], FOUR_TWO, 0)
+    if fine:
+        may_drain(full, view.nodes[0], FOUR_TWO, stored_gib * GIB)
+        return
+    with pytest.raises(Conflict, match=r"holds about 150\.0 GiB, .* have room for 140\.0 GiB"):
+        may_drain(full, view.nodes[0], FOUR_TWO, stored_gib * GIB)
+    unknown = msgspec.structs.replace(full, drives=(*drives[:7], view.drives[7]))
+    may_drain(unknown, view.nodes[0], FOUR_TWO, stored_gib * GIB)
 
 
 # -- removing

@@ -169,14 +169,39 @@ def test_what_cannot_be_done_now_waits() -> None:
             drive: sum(made.nominal(b, i) is drive for b in blobs.values() for i in range(b.scheme.width)) for drive in made.all
         }
         done = await moved(made, *blobs.values())
-        assert done.waiting == on[full] + on[failing]
-        assert done.away == on[down]
+        assert done.waiting == on[failing]
+        assert done.away == on[down] + on[full], "where there is no room there is none before the old copies go"
         for drive in (full, failing):
             drive.faults.put = drive.faults.create = drive.faults.write = None
         down.away = False
         done = await moved(made, *blobs.values())
         assert (done.shards, done.waiting, done.away) == (on[full] + on[failing] + on[down], 0, 0)
         assert all(made.at_home(blob) for blob in blobs.values())
+
+    on_region(scenario)
+
+
+def test_a_full_drive_ends_the_move_and_gets_its_own_once_there_is_room() -> None:
+    """What nobody has is rebuilt on the others at once; the full one's is a debt then, which is paid where there is room."""
+
+    async def scenario(made: Region) -> None:
+        copied, rebuilt = await made.put("copied", data_of(3_000_000)), await made.put("rebuilt", data_of(300_000))
+        for index in range(2):
+            made.nominal(rebuilt, index).lose(rebuilt.blob_id, index)
+        replaced(made)
+        full = made.nominal(rebuilt, 0)
+        full.faults.put = full.faults.create = StorageFull()
+        there = sum(made.nominal(copied, index) is full for index in range(6))
+        done = await moved(made, copied, rebuilt)
+        assert (done.rebuilt, done.waiting, done.away) == (1, 0, 1 + there)
+        made.retire()
+        assert await surveyed(made, copied, rebuilt) == {"superseded": 5 + 4 + (not there), "missing": 1, "misplaced": there}
+        assert [debt.missing for debt in await made.metadata.debts(10)] == [1]
+        assert await made.repairer.run() == [Result.FULL]
+        full.faults.put = full.faults.create = None
+        assert await made.repairer.run() == [Result.REPAIRED]
+        assert (await moved(made, copied, rebuilt)).shards == there
+        assert made.at_home(copied) and made.at_home(rebuilt)
 
     on_region(scenario)
 
