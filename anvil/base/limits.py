@@ -289,6 +289,7 @@ TASK_POLL_S_MAX: Final = 3.0  # ... and a notification hastens them
 TASKS_KEEP_S: Final = 3600.0  # completed ones, for operators to see
 WORK_SLICES: Final = 8  # garbage and debts are worked off in so many pieces, each by one node at a time
 TASKS_AT_ONCE: Final = 4  # of one node: some wait for disks of others
+MOVES_AT_ONCE: Final = 2  # ... and slices of a layout, beside these: they share one throttle, so more gain nothing
 AUDIT_LISTED_MAX: Final = 10_000  # entries of one `anvil admin audit`
 LOG_SLOW_S_DEFAULT: Final = 2.0  # a request that takes longer, without its client, is worth a line
 GC_GRACE_S_DEFAULT: Final = 6 * 3600.0

@@ -155,15 +155,19 @@ class Upkeep:
 
     @property
     def work(self) -> dict[str, TaskHandler]:
-        """By type, what this node does of the queue; `survey`, which takes its time, excepted."""
+        """By type, what this node does of the queue; `moves` and `survey`, which take their time, excepted."""
         return {
             "collect": self.collect,
             "repair": self.repair,
-            "rebalance": self.rebalance,
             "usage": self.usage,
             "buckets": self.buckets,
             "uploads": self.uploads,
         }
+
+    @property
+    def moves(self) -> dict[str, TaskHandler]:
+        """A change of layout is throttled and may take days: nothing is to wait for it."""
+        return {"rebalance": self.rebalance}
 
     @property
     def handlers(self) -> dict[str, Handler]:
