@@ -84,7 +84,8 @@ _VIEW_SQL: Final = """
     SELECT json_build_object(
         'nodes', coalesce((SELECT json_agg(json_build_object(
             'node_id', encode(node_id, 'base64'), 'name', name, 'zone', zone, 'address', address, 'state', state,
-            'lease_left_s', extract(epoch FROM lease_until - clock_timestamp()), 'since_us', since_us) ORDER BY node_id) FROM nodes), '[]'),
+            'lease_left_s', extract(epoch FROM lease_until - clock_timestamp()), 'since_us', since_us,
+            'state_s', (now_us() - since_us) / 1e6) ORDER BY node_id) FROM nodes), '[]'),
         'drives', coalesce((SELECT json_agg(json_build_object(
             'drive_id', encode(drive_id, 'base64'), 'node_id', encode(node_id, 'base64'), 'label', label,
             'capacity_bytes', capacity_bytes, 'state', state, 'empty', empty,

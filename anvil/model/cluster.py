@@ -41,6 +41,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     state: NodeState
     lease_left_s: float | None = None
     since_us: int = 0  # of the state
+    state_s: float = 0.0  # for how long it has been in that state, by the same clock
 
     @property
     def leased(self) -> bool:

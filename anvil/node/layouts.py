@@ -153,7 +153,8 @@ class LayoutKeeper:
         return node.state is NodeState.ACTIVE
 
     def _given_up(self, node: NodeRow) -> bool:
-        return node.lease_left_s is not None and -node.lease_left_s > self._repair_delay_s
+        """It must have been seen down for so long: while the database is away nobody renews a lease."""
+        return node.lease_left_s is not None and min(-node.lease_left_s, node.state_s) > self._repair_delay_s
 
     def _bearable(self, drives: Sequence[LayoutDrive], view: ClusterView) -> bool:
         """Whether what was written under the present layout finds room on these drives, and survives one more node's loss there."""

@@ -74,6 +74,8 @@ def test_a_node_joins_rests_and_joins_again(postgres: Postgres) -> None:
             assert await region.mark_down() == []
             assert await region.renew_node(A, -1.0)
             assert await region.mark_down() == [A]
+            [node] = (await region.view()).nodes
+            assert 0 <= node.state_s < 30, "since now, however long its lease was over"
             assert await region.mark_down() == []
             assert await region.renew_node(A, 60.0), "its lease runs again"
             assert (await region.view()).nodes[0].state is NodeState.DOWN, "but only a leader takes it back"
