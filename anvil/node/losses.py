@@ -1,8 +1,8 @@
 """Whether a node may leave: what the others must be able to hold, and what would be lost with it.
 
 Owns: the judgement, from values alone. Invariant: it errs on the safe side. A blob counts as lost with a node when it could be: every drive
-that a layout lists for its partition, spares included, may hold one of its shards, and while a layout is being moved, those of both. Not
-here: reading and changing anything (`node/admin_cluster.py`).
+that a layout lists for its partition, spares included, may hold one of its shards, and while a layout is being moved, those of both; so may
+a drive that left, as long as it was not found empty. Not here: reading and changing anything (`node/admin_cluster.py`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def unemptied(view: ClusterView, node: NodeRow) -> list[ClusterDrive]:
 
 
 def away(view: ClusterView) -> list[NodeRow]:
-    """Nodes that hold something, as far as layouts know, and do not give it: down, or given up."""
+    """Nodes that hold something and do not give it: down, or given up."""
     lost = (NodeState.DOWN, NodeState.REMOVED)
-    return [node for node in view.nodes if holds(view, node.node_id) and (not node.leased or node.state in lost)]
+    holding = [node for node in view.nodes if holds(view, node.node_id) or unemptied(view, node)]
+    return [node for node in holding if not node.leased or node.state in lost]
 
 
 def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme, stored_bytes: int) -> None:
@@ -80,12 +81,13 @@ def _assert_room(view: ClusterView, node: NodeRow, staying: Sequence[NodeRow], s
 def may_remove(view: ClusterView, node: NodeRow, force: bool) -> bool:
     """Whether it must be asked what would be lost (`assert_nothing_lost`); no where nothing depends on the node. Raises Conflict."""
     if not holds(view, node.node_id):
-        if not force and (full := unemptied(view, node)):
+        full = unemptied(view, node)
+        if full and not force:
             raise Conflict(
                 f"{called(node)} is in no layout any more, but {', '.join(drive.label for drive in full)} was not found empty yet: what is "
-                "left there is brought home within minutes while the node runs. With --force it is given up"
+                "left there is brought home within minutes while the node runs. With --force it is given up, if nothing is lost by that"
             )
-        return False
+        return bool(full)
     if not any(other.node_id != node.node_id and holds(view, other.node_id) for other in view.nodes):
         raise Conflict(f"{called(node)} is the only node that holds anything")
     if node.leased and node.state is not NodeState.DOWN and not force:
@@ -136,6 +138,8 @@ def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Hol
             for number, row in enumerate(layout.rows()):
                 dead[number].update(layout.drives[index].drive_id for index in row if bad[index])
     nominal = tuple(view.layout.rows()) if len(view.layouts) == 1 else None
+    left = [len(unemptied(view, node)) for node in view.nodes if node.node_id in gone]
+    nodes = len({drive.node_id for drive in view.layout.drives})
     lost = 0
     for holding in stored:
         drives = dead[holding.partition]
@@ -145,6 +149,9 @@ def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Hol
             row = nominal[holding.partition]
             drives = drives - {view.layout.drives[row[index]].drive_id for index in missing if index < len(row)}
         each = -(-holding.scheme.width // narrowest)  # what one drive may hold of a blob that is wider than the row
-        if len(missing) + len(drives) * each > holding.scheme.m:
+        strays = sum(
+            min(count, -(-holding.scheme.width // nodes)) for count in left
+        )  # as many of a blob as a layout puts on a node
+        if len(missing) + len(drives) * each + strays > holding.scheme.m:
             lost += holding.blobs
     return lost

@@ -117,7 +117,7 @@ def test_what_no_layout_names_goes_without_questions() -> None:
     assert not holds(view, node_id(6))
     with pytest.raises(Conflict, match="d6 was not found empty yet"):
         may_remove(view, view.nodes[6], False)
-    assert not may_remove(view, view.nodes[6], True)
+    assert may_remove(view, view.nodes[6], True), "but not without asking what would be lost"
     found = {
         empty: msgspec.structs.replace(view, drives=(*view.drives[:6], msgspec.structs.replace(view.drives[6], empty=empty)))
         for empty in (True, False)
@@ -134,6 +134,26 @@ def test_what_no_layout_names_goes_without_questions() -> None:
     moving = region([ACTIVE] * 6 + [DRAINING], layout_of(range(7)), layout_of(range(6)))
     with pytest.raises(Conflict):
         may_remove(moving, moving.nodes[6], False)
+
+
+def test_what_was_left_on_a_drive_that_drained_counts() -> None:
+    """It may be one shard of any blob."""
+    view = region([ACTIVE] * 6 + [DRAINING], layout_of(range(6)))
+    assert would_lose(view, {node_id(6)}, everywhere()) == 0
+    assert would_lose(view, {node_id(6)}, everywhere(missing=0b11)) == 4096
+    assert would_lose(view, {node_id(0), node_id(1), node_id(6)}, everywhere()) == 4096
+    two_down = region([ACTIVE] * 4 + [DOWN, DOWN, DRAINING], layout_of(range(6)))
+    with pytest.raises(Conflict, match=r"n6 .* could lose 4096 .* n4 .*, n5"):
+        assert_nothing_lost(two_down, two_down.nodes[6], everywhere())
+    drives = (*view.drives[:6], msgspec.structs.replace(view.drives[6], empty=True))
+    assert would_lose(msgspec.structs.replace(view, drives=drives), {node_id(6)}, everywhere(missing=0b11)) == 0
+    many = msgspec.structs.replace(
+        view, drives=(*view.drives, *(msgspec.structs.replace(view.drives[6], label=f"{n}") for n in "ab"))
+    )
+    assert would_lose(many, {node_id(6)}, everywhere()) == 0, "on however many drives of it"
+    away = msgspec.structs.replace(view, nodes=(*view.nodes[:6], msgspec.structs.replace(view.nodes[6], lease_left_s=-1.0)))
+    with pytest.raises(Conflict, match=r"n0 .* could lose \d+ .* on n6 "):
+        assert_nothing_lost(away, away.nodes[0], everywhere(missing=0b1))
 
 
 def test_the_last_one_stays() -> None:
