@@ -209,9 +209,12 @@ class Upkeep:
         return False
 
     async def _keep(self, headers: Sequence[ShardHeader]) -> list[bool]:
+        """Of these shards, those whose index entries stay: all while removals are held."""
         await self._hold.refresh()
         living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
         answers = await self._metadata.ownership([(header.owner, header.blob.blob_id) for header in headers])
+        if self._hold():
+            return [True] * len(headers)
         return [
             ownership is not Ownership.NOBODY or header.session in living
             for header, ownership in zip(headers, answers, strict=True)
