@@ -351,6 +351,10 @@ PEER_BUFFERS_BYTES_MAX: Final = (
 PEERS_DRAIN_S: Final = 5.0  # for calls of other nodes, when a worker ends
 PEERS_SETTLE_S: Final = 2.0  # how long a process that starts waits to learn which peers are there
 PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
+PEER_REMOVAL_S: Final = 2.0  # a removal that was so long on its way is refused: who asked may have gone by an older layout
+PEER_CLOCK_S: Final = (
+    60.0  # how long the fastest call of a node says how its clock goes; a clock that was set is met after two of these
+)
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
@@ -434,6 +438,8 @@ assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
+assert HOLD_FRESH_S + PEER_REMOVAL_S <= HOLD_SETTLE_S, "a removal asked for before is over"
+assert PEER_PING_S * 2 < PEER_CLOCK_S
 assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
 assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
