@@ -169,6 +169,15 @@ class AnvilCluster:
         """In order: SIGTERM, and wait."""
         self.nodes[number].stop()
 
+    def restart(self) -> None:
+        """All members at once, in order: no writer session of before is left, so whatever it did not commit is nobody's."""
+        before = self._sessions()
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            list(pool.map(self.stop, self.members))
+        self.start(*self.members)
+        self.wait_active()
+        assert before.isdisjoint(self._sessions())
+
     def drain(self, number: int) -> subprocess.CompletedProcess[str]:
         """Ask another node's `anvil admin` to. It may refuse."""
         by = next(one for one in self.members if one != number)
@@ -384,13 +393,16 @@ class AnvilCluster:
         expected = {(blob_id, index) for blob_id, scheme in rows for index in range(Scheme.unpack(scheme).width)}
         places = [(drive, shard) for number in self.members for drive in self.drives(number) for shard in shards_held(drive)]
         held = Counter(shard for _, shard in places)
-        sessions = {row[0] for row in self.sql("SELECT session_id FROM writer_sessions")}
+        sessions = self._sessions()
         orphans = {shard[0] for drive, shard in places if shard not in expected and session_of(drive, *shard) not in sessions}
         return Holdings(
             missing={blob_id.hex() for blob_id, index in expected if not held[blob_id, index]},
             orphans={blob_id.hex() for blob_id in orphans},
             doubled={blob_id.hex() for (blob_id, index), copies in held.items() if copies > 1},
         )
+
+    def _sessions(self) -> set[bytes]:
+        return {row[0] for row in self.sql("SELECT session_id FROM writer_sessions")}
 
     def look(self) -> None:
         """Have every node look for its shards now: what is missing becomes a debt, what is left over goes. By themselves they do that every
