@@ -3,8 +3,9 @@
     make storm ARGS="--seed 7 --seconds 600"
 
 Owns: the choice of faults. The budget: at most m nodes are impaired at a time, and a drive is wiped only while every blob would survive it,
-which debts that are not paid count against. At the end everything is mended, read back, compared with what was acknowledged, and, after all
-nodes were restarted so that no writer may yet commit anything, every byte on the drives with what the rows name. The seed decides the order of faults and load; processes and time decide the rest.
+which debts that are not paid count against. At the end everything is mended, read back and compared with what was acknowledged; then all
+nodes are restarted, so that no writer may yet commit anything, and every byte on the drives is compared with what the rows name. The seed
+decides the order of faults and load; processes and time decide the rest.
 """
 
 from __future__ import annotations

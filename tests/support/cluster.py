@@ -77,6 +77,7 @@ class AnvilCluster:
     ) -> None:
         self.folder = folder
         self._drives = drives
+        self._more: Counter[int] = Counter()  # drives that nodes were given later
         self._first = nodes if start is None else start
         self._zones = zones
         self._network = Network(nodes) if network else None
@@ -203,6 +204,14 @@ class AnvilCluster:
         assert self.state(number) == "removed"
         self.wait_active()
 
+    def add_drive(self, number: int) -> Path:
+        """One more for that node, which is restarted for it. Returns its folder."""
+        self._more[number] += 1
+        self.nodes[number].stop()
+        self.nodes[number].configure(ANVIL_DRIVES=",".join(map(str, self.drives(number))))
+        self.start(number)
+        return self.drives(number)[-1]
+
     # -- faults ------------------------------------------------------------------------------------------------------------------
 
     def kill(self, *numbers: int) -> None:
@@ -291,7 +300,7 @@ class AnvilCluster:
         return [number for number, node in enumerate(self.nodes) if node.launched and number not in self.left]
 
     def drives(self, number: int) -> list[Path]:
-        return [self.folder / f"n{number}-drive{drive}" for drive in range(self._drives)]
+        return [self.folder / f"n{number}-drive{drive}" for drive in range(self._drives + self._more[number])]
 
     def s3(self, number: int = 0, config: Config | None = None) -> Any:
         """A client of that node that tries once, so that a failure is seen. All nodes know the same key pair."""
