@@ -273,6 +273,7 @@ UPLOADS_EVERY_S: Final = 600.0  # how often uploads that nobody goes on with are
 UPLOADS_EXPIRE_S_DEFAULT: Final = 7 * 24 * 3600.0  # longer than any upload that is still being worked on pauses
 UPLOADS_EXPIRED_MAX: Final = 100  # aborted by one statement: each takes up to 10,000 parts with it
 SESSIONS_EVERY_S: Final = 5.0  # how often leases are looked at: a dead worker's leftovers are collected soon after
+SURVEY_REMOVAL_TRIES: Final = 3  # of what a busy node refuses because it came late: the next look is a sweep away
 SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
 SURVEY_BUSY_SHARE: Final = 0.5  # the same for a survey with a reason: a drive returned or was replaced, an operator asked

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull
-from anvil.base.limits import COLLECT_TRIES
+from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull, Unavailable
+from anvil.base.limits import COLLECT_TRIES, SURVEY_REMOVAL_TRIES
 from anvil.model.layout import partition, slice_partitions
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
@@ -503,6 +503,28 @@ def test_second_copies_stay_until_the_old_layout_is_retired_and_known_to_be() ->
         assert await surveyed(made, *blobs.values()) == {"superseded": shards}
         assert all(made.at_home(blob) and len(made.holders(blob, 0)) == 1 for blob in blobs.values())
         await assert_readable(made)
+
+    on_region(scenario)
+
+
+@pytest.mark.parametrize(("refused", "left"), [(1, 0), (SURVEY_REMOVAL_TRIES, 1)])
+def test_a_removal_that_came_late_is_asked_for_again(refused: int, left: int) -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        busy, calls = made.nominal(blob, 3), 0
+        replaced(made)
+        await moved(made, blob)
+        made.retire()
+
+        async def late(operation: str) -> None:
+            nonlocal calls
+            calls += operation == "remove"
+            if operation == "remove" and calls <= refused:
+                raise Unavailable
+
+        busy.faults.delay = late
+        assert await surveyed(made, blob) == {"superseded": 6 - left}
+        assert len(made.holders(blob, 3)) == 1 + left
 
     on_region(scenario)
 
