@@ -301,6 +301,7 @@ UPLOADS_EVERY_S: Final = 600.0  # how often uploads that nobody goes on with are
 UPLOADS_EXPIRE_S_DEFAULT: Final = 7 * 24 * 3600.0  # longer than any upload that is still being worked on pauses
 UPLOADS_EXPIRED_MAX: Final = 100  # aborted by one statement: each takes up to 10,000 parts with it
 SESSIONS_EVERY_S: Final = 5.0  # how often leases are looked at: a dead worker's leftovers are collected soon after
+SURVEY_REMOVAL_TRIES: Final = 3  # of what a busy node refuses because it came late: the next look is a sweep away
 SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
 SURVEY_BUSY_SHARE: Final = 0.5  # the same for a survey with a reason: a drive returned or was replaced, an operator asked
@@ -317,6 +318,7 @@ TASK_POLL_S_MAX: Final = 3.0  # ... and a notification hastens them
 TASKS_KEEP_S: Final = 3600.0  # completed ones, for operators to see
 WORK_SLICES: Final = 8  # garbage and debts are worked off in so many pieces, each by one node at a time
 TASKS_AT_ONCE: Final = 4  # of one node: some wait for disks of others
+MOVES_AT_ONCE: Final = 2  # ... and slices of a layout, beside these: they share one throttle, so more gain nothing
 AUDIT_LISTED_MAX: Final = 10_000  # entries of one `anvil admin audit`
 LOG_SLOW_S_DEFAULT: Final = 2.0  # a request that takes longer, without its client, is worth a line
 GC_GRACE_S_DEFAULT: Final = 6 * 3600.0
@@ -348,6 +350,7 @@ NODE_LEASE_S: Final = 6.0  # a node that has not renewed for so long is down
 NODE_RENEW_S: Final = 2.0
 LEADER_SILENT_S: Final = 20.0  # a leader that asks its database nothing for so long is one no more
 VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
+DRIVES_TELL_S: Final = 30.0  # how often a node writes down how much room its drives have; whether they can be read, at once
 PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
 PEER_CONNECT_S: Final = 2.0
@@ -377,6 +380,10 @@ PEER_BUFFERS_BYTES_MAX: Final = (
 PEERS_DRAIN_S: Final = 5.0  # for calls of other nodes, when a worker ends
 PEERS_SETTLE_S: Final = 2.0  # how long a process that starts waits to learn which peers are there
 PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
+PEER_REMOVAL_S: Final = 2.0  # a removal that was so long on its way is refused: who asked may have gone by an older layout
+PEER_CLOCK_S: Final = (
+    60.0  # how long the fastest call of a node says how its clock goes; a clock that was set is met after two of these
+)
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
 LAYOUT_SLICES: Final = 64  # a change of layout is moved and verified in so many pieces
@@ -460,6 +467,8 @@ assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
 assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
+assert HOLD_FRESH_S + PEER_REMOVAL_S <= HOLD_SETTLE_S, "a removal asked for before is over"
+assert PEER_PING_S * 2 < PEER_CLOCK_S
 assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
 assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S

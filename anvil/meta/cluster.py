@@ -68,6 +68,14 @@ _PUT_DRIVES_SQL: Final = """
     ON CONFLICT (drive_id) DO UPDATE SET
         node_id = EXCLUDED.node_id, label = EXCLUDED.label, capacity_bytes = EXCLUDED.capacity_bytes, state = EXCLUDED.state,
         empty = NULL"""
+_DRIVES_ARE_SQL: Final = """
+    UPDATE drives AS d SET state = i.state, free_bytes = i.free_bytes
+    FROM unnest($2::bytea[], $3::text[], $4::bigint[]) AS i (drive_id, state, free_bytes)
+    WHERE d.drive_id = i.drive_id AND d.node_id = $1 AND d.state IN ('active', 'failed')
+        AND (d.state, d.free_bytes) IS DISTINCT FROM (i.state, i.free_bytes)"""
+_STORED_SQL: Final = """
+    SELECT coalesce(sum(bytes + upload_bytes), 0)::bigint FROM (
+        SELECT bytes, upload_bytes FROM usage_folded UNION ALL SELECT bytes, upload_bytes FROM usage_deltas) AS entry"""
 _EMPTY_SQL: Final = "UPDATE drives SET empty = $2 WHERE drive_id = $1 AND empty IS DISTINCT FROM $2"
 
 # One statement, so one snapshot. As JSON, since the three have nothing in common; msgspec takes bytes as base64. The layouts themselves
@@ -76,10 +84,12 @@ _VIEW_SQL: Final = """
     SELECT json_build_object(
         'nodes', coalesce((SELECT json_agg(json_build_object(
             'node_id', encode(node_id, 'base64'), 'name', name, 'zone', zone, 'address', address, 'state', state,
-            'lease_left_s', extract(epoch FROM lease_until - clock_timestamp()), 'since_us', since_us) ORDER BY node_id) FROM nodes), '[]'),
+            'lease_left_s', extract(epoch FROM lease_until - clock_timestamp()), 'since_us', since_us,
+            'state_s', (now_us() - since_us) / 1e6) ORDER BY node_id) FROM nodes), '[]'),
         'drives', coalesce((SELECT json_agg(json_build_object(
             'drive_id', encode(drive_id, 'base64'), 'node_id', encode(node_id, 'base64'), 'label', label,
-            'capacity_bytes', capacity_bytes, 'state', state, 'empty', empty) ORDER BY drive_id) FROM drives WHERE state <> 'gone'), '[]'),
+            'capacity_bytes', capacity_bytes, 'state', state, 'empty', empty,
+            'free_bytes', free_bytes) ORDER BY drive_id) FROM drives WHERE state <> 'gone'), '[]'),
         'layouts', coalesce((SELECT json_agg(json_build_array(version, created_us) ORDER BY version)
             FROM layouts WHERE state <> 'retired'), '[]'),
         'closed', coalesce((SELECT value ->> 'why' FROM settings WHERE name = 'recovery' AND value -> 'closed' = 'true'), ''))::text"""
@@ -130,6 +140,14 @@ class DriveRow(msgspec.Struct, frozen=True):
     path: str
     capacity_bytes: int
     state: str = "active"  # active, draining, failed, gone
+
+
+class DriveNow(msgspec.Struct, frozen=True):
+    """How a drive is, as its node sees it. `free_bytes`: when it last answered."""
+
+    drive_id: DriveId
+    readable: bool
+    free_bytes: int
 
 
 class _Seen(msgspec.Struct):
@@ -246,9 +264,18 @@ class ClusterTables:
             columns = [(drive.drive_id, drive.path, drive.capacity_bytes, drive.state) for drive in drives]
             await self._query(_PUT_DRIVES_SQL, node_id, *map(list, zip(*columns, strict=True)))
 
+    async def drives_are(self, node_id: NodeId, drives: Sequence[DriveNow]) -> None:
+        """What a node says of its drives. Those that were given up stay so. Idempotent."""
+        columns = [(one.drive_id, "active" if one.readable else "failed", one.free_bytes) for one in drives]
+        await self._query(_DRIVES_ARE_SQL, node_id, *map(list, zip(*columns, strict=True)))
+
     async def set_empty(self, drive_id: DriveId, empty: bool) -> None:
         """What its node found on a drive that no layout names. Idempotent."""
         await self._query(_EMPTY_SQL, drive_id, empty)
+
+    async def stored_bytes(self) -> int:
+        """What clients have stored, before coding. What small objects have in their rows is in it."""
+        return int((await self._query(_STORED_SQL))[0][0])
 
     # -- layouts ------------------------------------------------------------------------------------------------------
 

@@ -6,11 +6,14 @@ writers use the last one. Not here: how a view comes about (`meta/cluster.py`), 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 import msgspec
 
-from anvil.model.layout import Layout
+from anvil.base.limits import DRIVE_FLOOR_BYTES
+from anvil.model.layout import Layout, LayoutDrive
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme
 
@@ -38,6 +41,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     state: NodeState
     lease_left_s: float | None = None
     since_us: int = 0  # of the state
+    state_s: float = 0.0  # for how long it has been in that state, by the same clock
 
     @property
     def leased(self) -> bool:
@@ -46,19 +50,38 @@ class NodeRow(msgspec.Struct, frozen=True):
 
 class ClusterDrive(msgspec.Struct, frozen=True):
     """A drive as the region knows it. `label`: its folder on its node. `empty`: of one that no layout names, whether anything that is owned
-    is still on it; None where that is not known."""
+    is still on it; None where that is not known. `free_bytes`: as its node last said, None where it has not yet."""
 
     drive_id: DriveId
     node_id: NodeId
     label: str
     capacity_bytes: int
-    state: str = "active"  # active, draining, failed, gone
+    state: str = "active"  # active, failed (its node cannot read it), draining, gone
     empty: bool | None = None
+    free_bytes: int | None = None
+
+
+def room(drives: Iterable[ClusterDrive]) -> int | None:
+    """How many bytes more these take. None where one has not said yet."""
+    free = [drive.free_bytes for drive in drives]
+    return sum(max(0, one - DRIVE_FLOOR_BYTES) for one in free if one is not None) if None not in free else None
+
+
+def share(layout: Layout, leaving: Callable[[LayoutDrive], bool]) -> float:
+    """The part of all places for shards that these drives of the layout have."""
+    places = Counter(index for row in layout.rows() for index in row[: layout.primaries or None])
+    ours = sum(places[index] for index, drive in enumerate(layout.drives) if leaving(drive))
+    return ours / sum(places.values())
+
+
+def to_move(part: float, scheme: Scheme, stored_bytes: int) -> int:
+    """About how many bytes have to be moved off drives with that part of all places, where `stored_bytes` are stored, all by `scheme`."""
+    return int(part * stored_bytes * scheme.width / scheme.k)
 
 
 class ClusterView(msgspec.Struct, frozen=True):
-    """One snapshot of the region. Equal views say the same; `lease_left_s` makes them differ, so compare `shape`. `made_us`: when each
-    layout was: a database that was set back gives a version twice. `closed`: why the region serves no object, "" where it does."""
+    """One snapshot of the region. Equal views say the same; leases and free bytes make them differ, so compare `shape`. `made_us`: when
+    each layout was: a database that was set back gives a version twice. `closed`: why the region serves no object, "" where it does."""
 
     nodes: tuple[NodeRow, ...]
     drives: tuple[ClusterDrive, ...]
@@ -78,7 +101,8 @@ class ClusterView(msgspec.Struct, frozen=True):
     def shape(self) -> tuple[object, ...]:
         """What a process has to follow: addresses, states, drives, which layouts there are, whether it serves."""
         nodes = tuple((node.node_id, node.zone, node.address, node.state) for node in self.nodes)
-        return nodes, self.drives, tuple(layout.version for layout in self.layouts), self.made_us, self.closed
+        drives = tuple((one.drive_id, one.node_id, one.label, one.capacity_bytes, one.state, one.empty) for one in self.drives)
+        return nodes, drives, tuple(layout.version for layout in self.layouts), self.made_us, self.closed
 
 
 class SliceRow(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class ClusterAdmin:
             if node.state is NodeState.DRAINING:
                 return _change(node, NodeState.DRAINING, False)
             try:
-                may_drain(view, node, scheme_of(self._storage, view.layout))
+                may_drain(view, node, scheme_of(self._storage, view.layout), await tables.stored_bytes())
             except Conflict as error:
                 await self._audit("node:drain", called(node), f"refused: {error.message}")
                 raise

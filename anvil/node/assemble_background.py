@@ -6,19 +6,18 @@ Invariant: what is opened here is closed here, in the opposite order. Not here: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 
 from anvil.base import instruments
 from anvil.base.errors import DatabaseUnavailable, Unavailable
-from anvil.base.limits import (
-    TASKS_AT_ONCE,
-)
+from anvil.base.limits import MOVES_AT_ONCE, TASKS_AT_ONCE
 from anvil.base.metrics import REGISTRY
 from anvil.ec.buffers import Buffers
 from anvil.ec.codecs import codec_for
 from anvil.ec.executor import NativeExecutor
+from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.cluster import ClusterTables
 from anvil.meta.health import check
 from anvil.meta.migrate import Database
@@ -101,10 +100,7 @@ async def build_background(process: Child) -> BackgroundParts:
             "survey": upkeep.survey,
             "raise": Raising(metadata, catalog, region, writing),
         }
-        workers = [
-            TaskWorker(catalog.tasks, plan.node_id.hex(), config.node.region, work, task_ended, at_once)
-            for work, at_once in ((upkeep.work, TASKS_AT_ONCE), (patient, 1), ({"dump": salvage.dump}, 1))
-        ]
+        worker = partial(_worker, process, catalog)
         return BackgroundParts(
             catalog,
             catalog.rights,
@@ -115,9 +111,10 @@ async def build_background(process: Child) -> BackgroundParts:
             {
                 **upkeep.tasks,
                 "membership": membership.run,
-                "tasks": workers[0].run,
-                "patient tasks": workers[1].run,
-                "dumps": workers[2].run,
+                "tasks": worker(upkeep.work, TASKS_AT_ONCE),
+                "moves": worker(upkeep.moves, MOVES_AT_ONCE),
+                "patient tasks": worker(patient, 1),
+                "dumps": worker({"dump": salvage.dump}, 1),
                 "jobs": jobs.run,
                 "recovery": recovery.run,
                 **salvage.tasks,
@@ -126,6 +123,14 @@ async def build_background(process: Child) -> BackgroundParts:
             recovery,
             opened.pop_all().aclose,
         )
+
+
+def _worker(
+    process: Child, catalog: GlobalCatalog, work: Mapping[str, TaskHandler], at_once: int
+) -> Callable[[], Awaitable[None]]:
+    """What does these tasks of the queue, for ever."""
+    name, region = process.plan.node_id.hex(), process.config.node.region
+    return TaskWorker(catalog.tasks, name, region, work, task_ended, at_once).run
 
 
 def _checks(process: Child, region: Region, membership: Membership) -> list[Check]:

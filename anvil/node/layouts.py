@@ -3,7 +3,8 @@
 Owns: which drives belong in the layout, and the one transition at a time: begun, moved slice by slice, ended. Invariants: a step only asks
 the database for what its rows allow (two leaders for a moment do no harm); movers are sent only when no writer uses an older layout and
 every process knows of the new one; the old layout is retired only when every slice was verified. A node that is down leaves the layout only
-when it has been so for the repair delay and the others can hold the scheme so that another node's loss is borne. Not here: how a layout is
+when it has been so for the repair delay and the others can hold the scheme so that another node's loss is borne, and have room for what
+is rebuilt. Not here: how a layout is
 computed (`model/layout.py`), moving (`tasks/rebalance.py`).
 """
 
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from anvil.base.config import StorageConfig
 from anvil.base.limits import HOLD_SETTLE_S, LAYOUT_SETTLE_S, SPARE_DRIVES
-from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState, SliceRow
+from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState, SliceRow, room, share, to_move
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.scheme import Scheme, default_scheme
 
@@ -31,6 +32,7 @@ class Tables(Protocol):
     async def advance_layout(self, successor: Callable[[Layout | None], Layout | None]) -> Layout: ...
     async def sessions_behind(self, version: int) -> int: ...
     async def slices(self, version: int) -> Sequence[SliceRow]: ...
+    async def stored_bytes(self) -> int: ...
     async def retire(self, version: int) -> bool: ...
     async def set_state(self, node_id: NodeId, state: NodeState, *, when: Sequence[NodeState]) -> bool: ...
 
@@ -55,6 +57,7 @@ class LayoutKeeper:
         self._now_s = now_s
         self._wanted: tuple[LayoutDrive, ...] = ()
         self._wanted_since = 0.0
+        self._fitted = True  # what nodes that are down held, on the others
         self._changing = 0  # the layout that is on its way
         self._changing_since = 0.0
 
@@ -91,7 +94,8 @@ class LayoutKeeper:
         return False
 
     async def _consider(self, tables: Tables, view: ClusterView) -> None:
-        wanted = self.wanted(view)
+        down = any(node.state is NodeState.DOWN for node in view.nodes)
+        wanted = self.wanted(view, await tables.stored_bytes() if down else 0)
         if wanted != self._wanted:
             self._wanted, self._wanted_since = wanted, self._now_s()
         if self._now_s() - self._wanted_since >= LAYOUT_SETTLE_S:
@@ -120,8 +124,8 @@ class LayoutKeeper:
         if begun is not None:
             log.info("the layout changes", extra={"version": begun.version, "drives": len(wanted)})
 
-    def wanted(self, view: ClusterView) -> tuple[LayoutDrive, ...]:
-        """The drives that should hold data, by id."""
+    def wanted(self, view: ClusterView, stored_bytes: int = 0) -> tuple[LayoutDrive, ...]:
+        """The drives that should hold data, by id. `stored_bytes`: before coding."""
         nodes = {node.node_id: node for node in view.nodes}
         held = {drive.node_id for drive in view.layout.drives} if view.layouts else set[bytes]()
         # One that is down is not brought in: it stays where it is, or has left.
@@ -139,7 +143,7 @@ class LayoutKeeper:
             return tuple(sorted(rows, key=lambda drive: drive.drive_id))
 
         without = of(staying)
-        if not lost or self._bearable(without, view):
+        if not lost or (self._bearable(without, view) and self._fits(lost, without, view, stored_bytes)):
             return without
         return of(staying | lost)
 
@@ -149,7 +153,8 @@ class LayoutKeeper:
         return node.state is NodeState.ACTIVE
 
     def _given_up(self, node: NodeRow) -> bool:
-        return node.lease_left_s is not None and -node.lease_left_s > self._repair_delay_s
+        """It must have been seen down for so long: while the database is away nobody renews a lease."""
+        return node.lease_left_s is not None and min(-node.lease_left_s, node.state_s) > self._repair_delay_s
 
     def _bearable(self, drives: Sequence[LayoutDrive], view: ClusterView) -> bool:
         """Whether what was written under the present layout finds room on these drives, and survives one more node's loss there."""
@@ -158,6 +163,19 @@ class LayoutKeeper:
         present = self._scheme(view.layout.drives)
         nodes = len({drive.node_id for drive in drives})
         return len(drives) >= present.width and -(-present.width // nodes) <= max(present.m, 1)
+
+    def _fits(self, lost: set[NodeId], drives: Sequence[LayoutDrive], view: ClusterView, stored_bytes: int) -> bool:
+        """Whether what these nodes held, and what is rebuilt of it, has room on these drives, as far as they have said."""
+        if not view.layouts:
+            return True
+        ids = {drive.drive_id for drive in drives}
+        free = room(drive for drive in view.drives if drive.drive_id in ids and drive.state == "active")
+        part = share(view.layout, lambda drive: drive.node_id in lost)
+        fits = free is None or to_move(part, self._scheme(view.layout.drives), stored_bytes) <= free
+        if not fits and self._fitted:
+            log.error("what nodes that are down held is not rebuilt: the others have no room for it", extra={"free_bytes": free})
+        self._fitted = fits
+        return fits
 
     def differs(self, layouts: Sequence[Layout], wanted: Sequence[LayoutDrive]) -> bool:
         """Whether the present layout is not one of these drives."""

@@ -31,6 +31,7 @@ from anvil.meta.regional import RegionalStore
 from anvil.meta.tasks import TaskQueue
 from anvil.model.cluster import ClusterView
 from anvil.model.layout import slice_partitions
+from anvil.model.scheme import Scheme
 from anvil.model.task import Payload
 from anvil.node.dumping import dump_due
 from anvil.node.layouts import LayoutKeeper
@@ -60,6 +61,7 @@ class Leader:
         self._now_s = now_s
         self._due: dict[str, float] = {}
         self._hurry = False  # the next survey
+        self._scheme: Scheme | None = None  # at the last look
         self._keeper = LayoutKeeper(config.storage, config.cluster.repair_delay_s, self._move)
 
     async def lead(self, tables: ClusterTables, view: ClusterView) -> None:
@@ -83,6 +85,9 @@ class Leader:
         if self._is_due("survey", SWEEP_EVERY_S):
             await self._ask("survey", range(LAYOUT_SLICES), LAYOUT_SLICES, hurry=int(self._hurry))
             self._hurry = False
+        if self._here.scheme != self._scheme:
+            self._scheme = self._here.scheme
+            self._due.pop("raise", None)
         if self._is_due("raise", RAISE_EVERY_S):
             await self._raise()
         if self._is_due("dump", METADATA_DUMP_LOOK_S) and await dump_due(self._metadata, self._dump_s):
@@ -99,8 +104,13 @@ class Leader:
         return True
 
     async def _raise(self) -> None:
-        """Have older objects written anew when the scheme is another than they were last brought to, and nothing else is going on."""
-        if calm(self._here) and await self._metadata.noted(RAISED) != str(self._here.scheme):
+        """Have older objects written anew when the scheme was another since they were last brought to it, and nothing else is going on."""
+        noted, scheme = await self._metadata.noted(RAISED), str(self._here.scheme)
+        if noted == scheme:
+            return
+        if noted:
+            await self._metadata.note(RAISED, "")  # what is written from now on may have to be raised when that scheme is back
+        if calm(self._here):
             await self._ask("raise")
 
     async def _relay(self) -> None:

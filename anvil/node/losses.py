@@ -1,8 +1,8 @@
 """Whether a node may leave: what the others must be able to hold, and what would be lost with it.
 
 Owns: the judgement, from values alone. Invariant: it errs on the safe side. A blob counts as lost with a node when it could be: every drive
-that a layout lists for its partition, spares included, may hold one of its shards, and while a layout is being moved, those of both. Not
-here: reading and changing anything (`node/admin_cluster.py`).
+that a layout lists for its partition, spares included, may hold one of its shards, and while a layout is being moved, those of both; so may
+a drive that left, as long as it was not found empty. Not here: reading and changing anything (`node/admin_cluster.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from anvil.base.errors import Conflict
-from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState
+from anvil.base.limits import GIB
+from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState, room, share, to_move
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme
@@ -31,17 +32,19 @@ def unemptied(view: ClusterView, node: NodeRow) -> list[ClusterDrive]:
     one that is down it was rebuilt without them.)"""
     if node.state is not NodeState.DRAINING or holds(view, node.node_id):
         return []
-    return [drive for drive in view.drives if drive.node_id == node.node_id and drive.state == "active" and not drive.empty]
+    return [drive for drive in view.drives if drive.node_id == node.node_id and drive.state != "gone" and not drive.empty]
 
 
 def away(view: ClusterView) -> list[NodeRow]:
-    """Nodes that hold something, as far as layouts know, and do not give it: down, or given up."""
+    """Nodes that hold something and do not give it: down, or given up."""
     lost = (NodeState.DOWN, NodeState.REMOVED)
-    return [node for node in view.nodes if holds(view, node.node_id) and (not node.leased or node.state in lost)]
+    holding = [node for node in view.nodes if holds(view, node.node_id) or unemptied(view, node)]
+    return [node for node in holding if not node.leased or node.state in lost]
 
 
-def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
-    """Raises Conflict, with the reason, where the nodes that would be left could not hold what is stored by `scheme`."""
+def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme, stored_bytes: int) -> None:
+    """Raises Conflict, with the reason, where the nodes that would be left could not hold what is stored by `scheme`: `stored_bytes` before
+    coding."""
     if node.state is not NodeState.ACTIVE or not node.leased:
         remedy = {
             NodeState.JOINING: "it holds nothing yet: stop it, then `anvil admin node remove`",
@@ -52,6 +55,7 @@ def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
     staying = [other for other in others if other.state is NodeState.ACTIVE and other.leased]
     wanted = scheme.width if len({drive.node_id for drive in view.layout.drives}) > 1 else 1
     if len(staying) >= wanted:
+        _assert_room(view, node, staying, scheme, stored_bytes)
         return
     leaving = ", ".join(f"{called(other)} is {other.state}" for other in others if other not in staying)
     because = f" ({leaving})" if leaving else ""
@@ -61,15 +65,29 @@ def may_drain(view: ClusterView, node: NodeRow, scheme: Scheme) -> None:
     )
 
 
+def _assert_room(view: ClusterView, node: NodeRow, staying: Sequence[NodeRow], scheme: Scheme, stored_bytes: int) -> None:
+    """Raises Conflict where what must be moved is more than there is room for, even if it could be packed without a gap."""
+    ids = {other.node_id for other in staying}
+    free = room(drive for drive in view.drives if drive.node_id in ids and drive.state == "active")
+    part = share(view.layout, lambda drive: drive.node_id == node.node_id)
+    moved = to_move(part, scheme, stored_bytes)
+    if free is not None and moved > free:
+        raise Conflict(
+            f"{called(node)} holds about {moved / GIB:.1f} GiB, and the drives of the nodes that would be left have room for "
+            f"{free / GIB:.1f} GiB: add a node or drives first, or delete something"
+        )
+
+
 def may_remove(view: ClusterView, node: NodeRow, force: bool) -> bool:
     """Whether it must be asked what would be lost (`assert_nothing_lost`); no where nothing depends on the node. Raises Conflict."""
     if not holds(view, node.node_id):
-        if not force and (full := unemptied(view, node)):
+        full = unemptied(view, node)
+        if full and not force:
             raise Conflict(
                 f"{called(node)} is in no layout any more, but {', '.join(drive.label for drive in full)} was not found empty yet: what is "
-                "left there is brought home within minutes while the node runs. With --force it is given up"
+                "left there is brought home within minutes while the node runs. With --force it is given up, if nothing is lost by that"
             )
-        return False
+        return bool(full)
     if not any(other.node_id != node.node_id and holds(view, other.node_id) for other in view.nodes):
         raise Conflict(f"{called(node)} is the only node that holds anything")
     if node.leased and node.state is not NodeState.DOWN and not force:
@@ -89,7 +107,12 @@ def assert_nothing_lost(view: ClusterView, node: NodeRow, stored: Sequence[Holdi
     lost = would_lose(view, gone, stored)
     if not lost:
         return
-    others = ", ".join(called(other) for other in gone.values() if other.node_id != node.node_id)
+    others = ", ".join(
+        [
+            *(called(other) for other in gone.values() if other.node_id != node.node_id),
+            *(f"{drive.label} of {called(at)}" for drive, at in _failed(view) if at.node_id not in gone),
+        ]
+    )
     raise Conflict(
         f"removing {called(node)} could lose {lost} objects or parts: too many of their shards are on it"
         + (f" and on {others}, which do not answer: bring these back" if others else " or are owed already")
@@ -97,8 +120,15 @@ def assert_nothing_lost(view: ClusterView, node: NodeRow, stored: Sequence[Holdi
     )
 
 
+def _failed(view: ClusterView) -> list[tuple[ClusterDrive, NodeRow]]:
+    """Drives that their nodes cannot read."""
+    found = [(drive, view.node(drive.node_id)) for drive in view.drives if drive.state == "failed"]
+    return [(drive, node) for drive, node in found if node is not None]
+
+
 def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Holding]) -> int:
-    """How many blobs could no longer be read without these nodes. A drive that is known no more is gone, too."""
+    """How many blobs could no longer be read without these nodes. A drive that its node cannot read, or that is known no more, is gone,
+    too."""
     owners = {drive.drive_id: drive.node_id for drive in view.drives if drive.state == "active"}
     dead: list[set[DriveId]] = [set() for _ in range(PARTITIONS)]
     narrowest = min((layout.width for layout in view.layouts), default=1)
@@ -108,6 +138,8 @@ def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Hol
             for number, row in enumerate(layout.rows()):
                 dead[number].update(layout.drives[index].drive_id for index in row if bad[index])
     nominal = tuple(view.layout.rows()) if len(view.layouts) == 1 else None
+    left = [len(unemptied(view, node)) for node in view.nodes if node.node_id in gone]
+    nodes = len({drive.node_id for drive in view.layout.drives})
     lost = 0
     for holding in stored:
         drives = dead[holding.partition]
@@ -117,6 +149,9 @@ def would_lose(view: ClusterView, gone: Collection[NodeId], stored: Sequence[Hol
             row = nominal[holding.partition]
             drives = drives - {view.layout.drives[row[index]].drive_id for index in missing if index < len(row)}
         each = -(-holding.scheme.width // narrowest)  # what one drive may hold of a blob that is wider than the row
-        if len(missing) + len(drives) * each > holding.scheme.m:
+        strays = sum(
+            min(count, -(-holding.scheme.width // nodes)) for count in left
+        )  # as many of a blob as a layout puts on a node
+        if len(missing) + len(drives) * each + strays > holding.scheme.m:
             lost += holding.blobs
     return lost

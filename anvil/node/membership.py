@@ -1,10 +1,10 @@
 """This node's place in its region: the lease, the view, and the leader's turn.
 
-Owns: one connection to the regional database, which renews the node's lease and reads who else is there; what was read goes to this
-process's `Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database answers, and at once
-after a notification; the lease is renewed on the same connection, so a node that cannot read the view loses its lease, too; what only one
-node may do is done by the one that holds the advisory lock. Not here: what the leader decides (`node/layouts.py`), tables
-(`meta/cluster.py`).
+Owns: one connection to the regional database, which renews the node's lease, says how its drives are, and reads who else is there; what
+was read goes to this process's `Region` and to the workers. Invariants: the view is read at least every VIEW_EVERY_S while the database
+answers, and at once after a notification; the lease is renewed on the same connection, so a node that cannot read the view loses its
+lease, too; what only one node may do is done by the one that holds the advisory lock. Not here: what the leader decides
+(`node/layouts.py`), tables (`meta/cluster.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import msgspec
 
 from anvil.base import instruments
 from anvil.base.errors import DatabaseUnavailable, Unavailable
-from anvil.base.limits import HOLD_FRESH_S, NODE_LEASE_S, NODE_RENEW_S, VIEW_EVERY_S
-from anvil.meta.cluster import ClusterTables
+from anvil.base.limits import DRIVES_TELL_S, HOLD_FRESH_S, NODE_LEASE_S, NODE_RENEW_S, VIEW_EVERY_S
+from anvil.meta.cluster import ClusterTables, DriveNow
 from anvil.model.cluster import ClusterView, NodeId, NodeState
 from anvil.model.records import DriveId
 from anvil.node.region import Region
@@ -63,6 +63,8 @@ class Membership:
         self._region = region
         self._lead = lead
         self._renewed = 0.0
+        self._told: tuple[bool, ...] = ()  # which drives can be read
+        self._told_at = 0.0
         self._seen = -HOLD_FRESH_S
         self._peers: Mapping[NodeId, NodeState] = {}
         self._open: ClusterTables | None = None
@@ -137,6 +139,7 @@ class Membership:
                 self._renewed, self.lease.good_until = now, now + NODE_LEASE_S
             else:
                 log.error("this node was removed from its region: nothing is written to it any more; restart it to join again")
+        await self._tell_drives(tables, now)
         asked = self._uptime_s()
         view = await tables.view()
         self._follow(view, asked)
@@ -144,6 +147,14 @@ class Membership:
         self.leading = await tables.lead()
         if self.leading and (self._turn is None or self._turn.done()):
             self._turn = asyncio.get_running_loop().create_task(self._take_turn(tables, view))
+
+    async def _tell_drives(self, tables: ClusterTables, now: float) -> None:
+        """A drive that dies while the node runs counts as lost from now on, for who asks what may be lost next."""
+        drives = tuple(self._region.local.values())
+        told = tuple(drive.readable for drive in drives)
+        if drives and (told != self._told or now - self._told_at >= DRIVES_TELL_S):
+            await tables.drives_are(self._node_id, [DriveNow(one.drive_id, one.readable, one.free_bytes) for one in drives])
+            self._told, self._told_at = told, now
 
     async def _take_turn(self, tables: ClusterTables, view: ClusterView) -> None:
         """Beside the looks: it may wait for the other database, or for a drive, and this node's lease must not wait with it."""

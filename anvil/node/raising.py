@@ -1,8 +1,9 @@
 """Raising the schemes of older objects: the task that does it.
 
 Owns: when a walk may go on. Invariants: nothing is begun, and nothing goes on, while a layout is being changed or a node of it is away:
-what is written anew would be short of shards; a walk that met everything and left nothing is written down with its scheme, so that the next
-one is made when the scheme has changed. Not here: the walk (`tasks/raise_scheme.py`), who asks for it (`node/leader.py`).
+what is written anew would be short of shards; a walk that met everything and left nothing that could be raised is written down with its
+scheme. The leader takes that back as soon as the scheme is another one, so that the next walk is made even if it is the same again by then.
+Not here: the walk (`tasks/raise_scheme.py`), who asks for it (`node/leader.py`).
 """
 
 from __future__ import annotations
@@ -63,5 +64,5 @@ class Raising:
                     return
                 following = await raiser.page(following, raised)
         log.info("schemes were raised", extra={"scheme": str(scheme), **msgspec.structs.asdict(raised)})
-        if not raised.waiting:
+        if not raised.waiting and region.scheme == scheme:
             await self._metadata.note(RAISED, str(scheme))

@@ -155,15 +155,19 @@ class Upkeep:
 
     @property
     def work(self) -> dict[str, TaskHandler]:
-        """By type, what this node does of the queue; `survey`, which takes its time, excepted."""
+        """By type, what this node does of the queue; `moves` and `survey`, which take their time, excepted."""
         return {
             "collect": self.collect,
             "repair": self.repair,
-            "rebalance": self.rebalance,
             "usage": self.usage,
             "buckets": self.buckets,
             "uploads": self.uploads,
         }
+
+    @property
+    def moves(self) -> dict[str, TaskHandler]:
+        """A change of layout is throttled and may take days: nothing is to wait for it."""
+        return {"rebalance": self.rebalance}
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -205,9 +209,12 @@ class Upkeep:
         return False
 
     async def _keep(self, headers: Sequence[ShardHeader]) -> list[bool]:
+        """Of these shards, those whose index entries stay: all while removals are held."""
         await self._hold.refresh()
         living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
         answers = await self._metadata.ownership([(header.owner, header.blob.blob_id) for header in headers])
+        if self._hold():
+            return [True] * len(headers)
         return [
             ownership is not Ownership.NOBODY or header.session in living
             for header, ownership in zip(headers, answers, strict=True)

@@ -8,6 +8,7 @@ compaction may have moved it. Not here: messages and calls (`service.py`).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from anvil.base.errors import BadRecord, InvalidRequest
@@ -23,9 +24,16 @@ _NOTHING: Final = memoryview(b"")
 
 
 class Batch:
-    """One batch; `data`: what stands behind its document."""
+    """One batch; `data`: what stands behind its document. `assert_removable`: asked before each removal."""
 
-    def __init__(self, drive: Drive, request: pb.BatchRequest, data: memoryview, buffers: Buffers) -> None:
+    def __init__(
+        self,
+        drive: Drive,
+        request: pb.BatchRequest,
+        data: memoryview,
+        buffers: Buffers,
+        assert_removable: Callable[[], None],
+    ) -> None:
         """Raises InvalidRequest for one that is larger than it may be."""
         puts = sum([op.length for op in request.ops if op.kind == pb.Op.PUT])
         reads = [op.length for op in request.ops if op.kind == pb.Op.READ]
@@ -34,6 +42,7 @@ class Batch:
         if sum(reads) > PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX:
             raise InvalidRequest("A batch between nodes is not what it may be.")
         self._drive: Final = drive
+        self._assert_removable: Final = assert_removable
         self._ops: Final = request.ops
         self._data: Final = data
         self._buffers: Final = buffers
@@ -66,6 +75,7 @@ class Batch:
                     raise BadRecord("the record is gone")
                 return pb.Result(footer=encode_plain(await self._drive.verify(place))), _NOTHING
             if op.kind == pb.Op.REMOVE:
+                self._assert_removable()
                 had = await self._drive.remove(op.blob_id, op.index, superseded=op.superseded)
                 return pb.Result(found=had), _NOTHING
             raise InvalidRequest("Another node asks for something that is not known here.")

@@ -162,7 +162,8 @@ class RemoteDrive:
         return read_footer(result.footer)
 
     async def remove(self, blob_id: BlobId, index: int, *, superseded: bool = False) -> bool:
-        """See the port. Raises Unavailable while the other node holds removals."""
+        """See the port. Raises Unavailable, too, while the other node holds removals or has no lease, and where the call was long on its
+        way."""
         op = pb.Op(kind=pb.Op.REMOVE, blob_id=blob_id, index=index, superseded=superseded)
         result, _ = await self._removals.ask(op)
         return bool(result.found)

@@ -14,7 +14,7 @@ whoever could forge "it is durable" would lose shards as surely as one who remov
 SHA-256 1.7. Secrecy is not the matter: shards are sealed before they come here.
 
 What is left: within PEER_CALL_SKEW_S a whole call can be sent to the same node again, where it does again what it did: blob ids are
-never reused.
+never reused. A removal, which would not be harmless after a change of layout, is refused after seconds (`ages.py`).
 
 Not here: what the messages say (`documents.py`), sockets.
 """
@@ -123,10 +123,11 @@ class Call:
 class Served:
     """One call that this process answers, its head proved. `salt` goes before the tag of the first answer."""
 
-    __slots__ = ("caller", "opener", "salt", "sealer")
+    __slots__ = ("caller", "opener", "salt", "sealer", "sent_s")
 
-    def __init__(self, keys: Keys, caller: NodeId, mac: bytes) -> None:
+    def __init__(self, keys: Keys, caller: NodeId, mac: bytes, sent_s: float) -> None:
         self.caller: Final = caller
+        self.sent_s: Final = sent_s  # by the caller's clock
         self.salt: Final = os.urandom(SALT_BYTES)
         self.opener: Final = Opener(keys.derive(_REQUEST, mac))
         self.sealer: Final = Sealer(keys.derive(_ANSWER, mac, self.salt))
@@ -160,7 +161,7 @@ class Keys:
             raise NotAuthentic("head")
         if abs(self._time() - then_us / 1e6) > PEER_CALL_SKEW_S:
             raise NotAuthentic("time")
-        return Served(self, caller, mac)
+        return Served(self, caller, mac, then_us / 1e6)
 
     def derive(self, label: bytes, *parts: Buffer) -> bytes:
         """The key of one direction of one call."""

@@ -12,6 +12,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
@@ -19,7 +20,7 @@ import grpc
 from google.protobuf.message import Message
 
 from anvil.base import instruments
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed, IncompleteBody, InvalidRequest, SlowDown
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, IncompleteBody, InvalidRequest, SlowDown, Unavailable
 from anvil.base.limits import (
     H2_STREAMS_MAX,
     JOIN_BYTES_MAX,
@@ -27,6 +28,7 @@ from anvil.base.limits import (
     PEER_CALLS_PER_NODE_MAX,
     PEER_LOST_S,
     PEER_MESSAGE_BYTES,
+    PEER_REMOVAL_S,
     PEER_SCAN_PLACES,
 )
 from anvil.base.types import Buffer
@@ -37,6 +39,7 @@ from anvil.model.layout import PARTITIONS
 from anvil.model.records import DriveId
 from anvil.net.port import NetLimits
 from anvil.net.stream import TrailingHandler, TrailingStream
+from anvil.peers.ages import Ages, uptime_s
 from anvil.peers.batch import Batch
 from anvil.peers.documents import Requests, document, encode_plain, head_of, raw, read_document, read_footer, read_header, seal
 from anvil.peers.failures import failure_of
@@ -59,10 +62,18 @@ _INVALID_ARGUMENT: Final = 3
 _INTERNAL: Final = 13
 
 
-def shard_host(own: NodeId, secret: str, drives: Drives, buffers: Buffers) -> TrailingHandler:
+def shard_host(
+    own: NodeId,
+    secret: str,
+    drives: Drives,
+    buffers: Buffers,
+    removable: Callable[[], bool],
+    now_s: Callable[[], float] = uptime_s,
+) -> TrailingHandler:
     """What serves this process's drives (`net.server.serve(grpc=...)`, with `port_limits()`). `buffers`: a pool of its own. In one with the
-    requests of this node, two nodes could each hold all of theirs and wait for the other's."""
-    service = ShardService(Keys(own, secret), own, drives, buffers)
+    requests of this node, two nodes could each hold all of theirs and wait for the other's. `removable`: whether
+    other nodes may have shards removed now. `now_s`: a clock that goes on while the machine stands still."""
+    service = ShardService(Keys(own, secret), own, drives, buffers, removable, Ages(now_s))
     host = GrpcHost(admit=service.admit, describe=service.describe, observe=service.over)
     host.add_registered_method_handlers(
         SERVICE,
@@ -94,11 +105,15 @@ def _takes_raw(method: F) -> F:
 class ShardService:
     """The methods; each gets the stream of its call."""
 
-    def __init__(self, keys: Keys, own: NodeId, drives: Drives, buffers: Buffers) -> None:
+    def __init__(
+        self, keys: Keys, own: NodeId, drives: Drives, buffers: Buffers, removable: Callable[[], bool], ages: Ages
+    ) -> None:
         self._keys: Final = keys
         self._own: Final = own
         self._drives: Final = drives
         self._buffers: Final = buffers
+        self._removable: Final = removable
+        self._ages: Final = ages
         self._calls: Final[Counter[NodeId]] = Counter()
         self._heard: Final[dict[NodeId, float]] = {}
 
@@ -111,6 +126,7 @@ class ShardService:
         served = self._keys.admit(context.method, head)
         self._calls[served.caller] += 1
         self._heard[served.caller] = asyncio.get_running_loop().time()
+        self._ages.heard(served.caller, served.sent_s)
         context.caller, context.known = served, True
 
     def over(self, context: Context, error: Exception | None) -> None:
@@ -162,7 +178,8 @@ class ShardService:
         request, data = await self._only(stream, context, pb.BatchRequest)
         pieces: list[Buffer] = []
         try:
-            answer, pieces = await Batch(self._drive(context, request.drive_id), request, data, self._buffers).run()
+            drive, may = self._drive(context, request.drive_id), partial(self._assert_removable, context.caller)
+            answer, pieces = await Batch(drive, request, data, self._buffers, may).run()
         except AnvilError as error:
             answer = pb.BatchAnswer(failure=failure_of(error))
         del data  # what was put needs no room any more
@@ -248,6 +265,13 @@ class ShardService:
 
     async def _only(self, stream: TrailingStream, context: Context, message: type[Message]) -> tuple[Any, memoryview]:
         return await Requests(stream, context.caller, self._buffers).document(message, last=True)
+
+    def _assert_removable(self, served: Served) -> None:
+        """Raises Unavailable."""
+        if self._ages.of(served.caller, served.sent_s) > PEER_REMOVAL_S:
+            raise Unavailable("The removal was too long on its way.")
+        if not self._removable():
+            raise Unavailable("The node holds removals, or its lease is over.")
 
     def _drive(self, context: Context, drive_id: DriveId) -> Drive:
         if self._calls[context.caller.caller] > PEER_CALLS_PER_NODE_MAX:

@@ -33,9 +33,9 @@ from anvil.base.limits import (
 from anvil.base.types import Buffer
 from anvil.model.records import BlobId, DriveId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader, ShardPlace
-from anvil.shards import reader
+from anvil.shards import reader, removal
 from anvil.shards.compact import CompactionReport, Hold, OwnerCheck, compact
-from anvil.shards.files import LargeShardFile, blob_path, partitions_in, unlink_if_there
+from anvil.shards.files import LargeShardFile, partitions_in
 from anvil.shards.format import encode_footer
 from anvil.shards.identity import identity_place, touch_medium
 from anvil.shards.index import IndexDamaged
@@ -391,25 +391,17 @@ class LocalDrive:
         """Forget a shard. Its space comes back at once (a file; a segment with nothing else living) or by compaction. A power cut
         may bring it back: the owner's row decides, not the drive. Raises Unavailable while unlinking is on hold (but for a
         `superseded` shard: see the port), DriveFailed."""
-        if self._hold() and not superseded:
-            raise Unavailable("removal is on hold while a backup is taken")
-        return await self._io.detached(self._remove(self._reading(), blob_id, index, superseded))
+        held: Hold = (lambda: False) if superseded else self._hold
+        removal.assert_free(held)
+        return await self._io.detached(self._remove(self._reading(), blob_id, index, held))
 
-    async def _remove(self, store: Store, blob_id: BlobId, index: int, superseded: bool) -> bool:
-        path = blob_path(store.folder.blobs, blob_id, index)
+    async def _remove(self, store: Store, blob_id: BlobId, index: int, held: Hold) -> bool:
         try:
-            place = await self._io.index_call(store.index.remove, blob_id, index)
-            if place is not None:
-                await store.drop_if_empty(place.segment)
-            if self._hold() and not superseded:  # again: the drive may have been long in answering
-                raise Unavailable("removal is on hold while a backup is taken")
-            had_file = await self._io.call(unlink_if_there, path)
-            if had_file:
-                store.files.discard(path)
+            had = await removal.remove(store, blob_id, index, held)
         except OSError as error:
             await self._write_failed(error)
             raise storage_error(error, self.label) from error
-        if place is None and not had_file:
+        if not had:
             async with self._reads():
                 await self._present()
             return False

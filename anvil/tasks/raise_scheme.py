@@ -14,7 +14,7 @@ from functools import partial
 
 import msgspec
 
-from anvil.base.errors import BadDigest, BadRecord, ConditionalRequestConflict, Corrupt, Unavailable
+from anvil.base.errors import BadDigest, BadRecord, ConditionalRequestConflict, Corrupt, DataLost, Unavailable
 from anvil.base.limits import OWNED_PAGE_ROWS, RAISE_BLOBS_IN_FLIGHT, RAISE_BYTES_PER_S
 from anvil.engine.blobs_read import ObjectReader
 from anvil.engine.blobs_write import BlobWriter
@@ -41,12 +41,14 @@ log = logging.getLogger("anvil.raise")
 
 
 class Raised(msgspec.Struct):
-    """Blobs: `raised` ones with their `bytes`; `waiting` for drives; `changed` meanwhile, so that there was nothing left to do."""
+    """Blobs: `raised` ones with their `bytes`; `waiting` for drives; `changed` meanwhile, so that there was nothing left to do;
+    `unreadable`, which no walk raises: they keep their scheme, and readers, scrub and repair know of them."""
 
     raised: int = 0
     bytes: int = 0
     waiting: int = 0
     changed: int = 0
+    unreadable: int = 0
 
 
 def is_lower(scheme: Scheme, wanted: Scheme) -> bool:
@@ -82,7 +84,10 @@ class SchemeRaiser:
                 done = await self._raise(owner, blob)
             except ConditionalRequestConflict:
                 raised.changed += 1
-            except (Unavailable, Corrupt, BadDigest) as error:
+            except (Corrupt, BadDigest) as error:
+                log.error("blob %s cannot be read, and keeps its scheme: %s", blob.blob_id.hex(), error)
+                raised.unreadable += 1
+            except Unavailable as error:
                 log.warning("blob %s keeps its scheme for now: %s", blob.blob_id.hex(), error)
                 raised.waiting += 1
             else:
@@ -131,19 +136,24 @@ class SchemeRaiser:
         return row.etag, row.attributes, row.checksum
 
     async def _full_owner(self, owner: Owner, blob: BlobRef) -> Owner:
-        """With the key, which rows of parts do not have, and records do. Raises ReadQuorumLost and the like where none can be read."""
+        """With the key, which rows of parts do not have, and records do. Raises DataLost where no drive has a record that can be read,
+        Unavailable where one of them cannot be asked."""
         if not owner.part_number:
             return owner
-        placement = self._context.placement()
+        placement, away = self._context.placement(), False
         for index, nominal in enumerate(placement.belongs(blob.blob_id, blob.scheme.width)):
             for drive in [nominal, *placement.elsewhere(blob.blob_id, index)]:
                 try:
                     place = await drive.open(blob.blob_id, index) if drive is not None and drive.readable else None
-                except (Unavailable, BadRecord):
+                except BadRecord:
+                    continue
+                except Unavailable:
+                    away = True
                     continue
                 if place is not None:
                     return place.header.owner
-        raise Unavailable
+                away |= drive is not None and not drive.readable
+        raise Unavailable if away else DataLost
 
     async def _throttled(self, views: AsyncIterator[memoryview]) -> AsyncIterator[memoryview]:
         async for view in views:

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed, Unavailable
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, StorageFull, Unavailable
 from anvil.base.limits import MOVE_BLOBS_IN_FLIGHT, MOVE_BYTES_PER_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
@@ -39,9 +39,9 @@ T = TypeVar("T")
 
 
 class Moved(msgspec.Struct):
-    """Shards that were copied and `rebuilt` (with the `bytes` of both). What is left: `waiting`, for a drive that failed, is full or not to
-    be reached from here; `away`, whose own drive is down, so that they stay where they are; `lost`, of blobs with too few good shards
-    anywhere."""
+    """Shards that were copied and `rebuilt` (with the `bytes` of both). What is left: `waiting`, for a drive that failed or is not to be
+    reached from here; `away`, whose own drive is down or full, so that they stay where they are: a move that waited for room would never
+    end, since only its end gives any; `lost`, of blobs with too few good shards anywhere."""
 
     shards: int = 0
     bytes: int = 0
@@ -96,7 +96,7 @@ class Rebalancer:
 
     async def partition(self, number: int, known: Held | None = None) -> Moved:
         """One partition. Nothing is `waiting` afterwards: every owned blob that was met has every shard on its own drive, as far as that is
-        up. Raises DatabaseUnavailable."""
+        up and has room. Raises DatabaseUnavailable."""
         moved = Moved()
         found = await take(self._placement.drives.values(), number, known)
         moved.waiting += len(found.failed)
@@ -156,28 +156,30 @@ class Rebalancer:
                 continue
             elif (copied := await self._copy(met, index, nominal)) is None:
                 rebuild[index] = nominal
-            elif copied:
+            elif copied is Result.REPAIRED:
                 moved.shards += 1
                 moved.bytes += blob.geometry.shard_bytes
                 written.append((met, nominal, index))
+            elif copied is Result.FULL:
+                moved.away += 1
             else:
                 moved.waiting += 1
         if rebuild:
             await self._rebuild(met, rebuild, moved, written)
 
-    async def _copy(self, met: Met, index: int, target: Drive) -> bool | None:
-        """Whether it is on the target now. None where there is no good copy to be had."""
+    async def _copy(self, met: Met, index: int, target: Drive) -> Result | None:
+        """REPAIRED when it is on the target now, or WAITING, or FULL. None where there is no good copy to be had."""
         for drive, place in sorted(met.copies.get(index, ()), key=lambda copy: not copy[0].local):
             try:
                 await self._copy_from(drive, place, target)
-                return True
+                return Result.REPAIRED
             except _Unreachable:
                 continue
             except _Spoiled:
                 self._events.damage("corrupt", drive.label, place.header.blob.blob_id, index)
             except Unavailable as error:
                 log.warning("shard %d of blob %s waits: %s", index, met.header.blob.blob_id.hex(), error)
-                return False
+                return Result.FULL if isinstance(error, StorageFull) else Result.WAITING
         return None
 
     async def _copy_from(self, drive: Drive, place: ShardPlace, target: Drive) -> None:
@@ -216,7 +218,13 @@ class Rebalancer:
         if len(good) >= k:
             await self.throttle.take((k + len(targets)) * blob.geometry.shard_bytes)
             result = await self._repairer.rebuild(header.owner, blob, targets, good, {})
-        if result is Result.REPAIRED:
+        if result is Result.FULL:
+            if len(targets) == 1:
+                moved.away += 1
+                return
+            for index, drive in targets.items():  # the others have room
+                await self._rebuild(met, {index: drive}, moved, written)
+        elif result is Result.REPAIRED:
             moved.rebuilt += len(targets)
             moved.bytes += len(targets) * blob.geometry.shard_bytes
             written.extend((met, drive, index) for index, drive in targets.items())

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import chain
 
 from anvil._ec.stripe import NotEnoughUnits, RebuildJob
-from anvil.base.errors import AnvilError, BadRecord, DriveFailed, DriveStalled, Unavailable
+from anvil.base.errors import AnvilError, BadRecord, DriveFailed, DriveStalled, StorageFull, Unavailable
 from anvil.base.limits import REPAIR_BATCH, REPAIR_BLOBS_IN_FLIGHT, REPAIR_RETRY_S, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Drive, LargeShard, Metadata
@@ -33,6 +33,7 @@ class Result(StrEnum):
     HEALTHY = "healthy"  # they were in place after all (a straggler, a drive that came back)
     GONE = "gone"  # the object was deleted meanwhile
     WAITING = "waiting"  # too few drives to put or read shards now
+    FULL = "full"  # a drive that is to have one has no room
     LOST = "lost"  # fewer than k good shards exist
 
 
@@ -64,7 +65,7 @@ class Repairer:
             for debt in debts:
                 result = await self.repair(debt)
                 results.append(result)
-                if result in (Result.WAITING, Result.LOST):
+                if result in (Result.WAITING, Result.FULL, Result.LOST):
                     unpaid.append(debt.blob.blob_id)
 
         await side_by_side(REPAIR_BLOBS_IN_FLIGHT, work)
@@ -103,22 +104,28 @@ class Repairer:
 
     async def rebuild(self, owner: Owner, blob: BlobRef, targets: dict[int, Drive], good: Places, found: Places) -> Result:
         """Write these shards anew, each to its target, from k of the `good` ones; one that `found` has is removed as soon as its successor
-        is ready. Whoever calls this has asked whether the owner still names the blob. REPAIRED when all are durable, or WAITING."""
+        is ready. Whoever calls this has asked whether the owner still names the blob. REPAIRED when all are durable,
+        or WAITING, or FULL."""
         try:
             await self._rebuild(blob, targets, good, found)
         except NotEnoughUnits:
             # One of the shards believed to be good is not: have every one of them looked at next time.
             await self._metadata.add_debt([(owner, blob.blob_id, (1 << blob.scheme.width) - 1)])
             return Result.WAITING
+        except StorageFull as error:
+            log.warning("blob %s not repaired yet: %s", blob.blob_id.hex(), error)
+            return Result.FULL
         except (Unavailable, BadRecord) as error:
             log.warning("blob %s not repaired yet: %s", blob.blob_id.hex(), error)
             return Result.WAITING
         return Result.REPAIRED
 
     def away(self, blob: BlobRef) -> bool:
-        """Whether a drive that may hold some of it cannot be asked."""
+        """Whether a drive that may hold some of it cannot be asked, and may return. One that the region knows no more (it was replaced, or
+        its node was removed) is not waited for."""
         homes = [self._placement.homes(blob.blob_id, index) for index in range(blob.scheme.width)]
-        return any(home is None or not home.readable for home in [*chain(*homes), *self._placement.order(blob.blob_id)])
+        drives = [*chain(*homes), *self._placement.order(blob.blob_id)]
+        return any(drive is not None and not drive.readable for drive in drives)
 
     def _lost(self, blob: BlobRef) -> Result:
         log.error("blob %s has fewer than %d good shards: its object cannot be read", blob.blob_id.hex(), blob.scheme.k)

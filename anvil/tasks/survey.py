@@ -20,6 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from anvil.base.errors import AnvilError, DriveFailed, SlowDown
+from anvil.base.limits import SURVEY_REMOVAL_TRIES
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, Ownership
@@ -104,15 +105,20 @@ class Survey:
                 findings.corrupt += 1
 
     async def _drop(self, blob_id: BlobId, places: list[tuple[Drive, int]], what: str) -> int:
-        dropped = 0
-        for drive, index in places:
+        return sum([await self._drop_one(drive, blob_id, index, what) for drive, index in places])
+
+    async def _drop_one(self, drive: Drive, blob_id: BlobId, index: int, what: str) -> bool:
+        """Whether it went. What came to another node too late is asked for again, if that is still right."""
+        for tries in range(SURVEY_REMOVAL_TRIES):
             if self._hold() or (what != "orphan" and not self._alone()):
-                break
+                return False
             try:
-                dropped += await drive.remove(blob_id, index)
+                return await drive.remove(blob_id, index)
             except AnvilError as error:
-                log.warning("%s stays on %s: %s", what, drive.label, error)
-        return dropped
+                if isinstance(error, DriveFailed) or tries + 1 == SURVEY_REMOVAL_TRIES:
+                    log.warning("%s stays on %s: %s", what, drive.label, error)
+                    break
+        return False
 
     def _alone(self) -> bool:
         """Whether everybody who removes superfluous copies keeps the same ones."""

@@ -3,13 +3,15 @@
     make storm ARGS="--seed 7 --seconds 600"
 
 Owns: the choice of faults. The budget: at most m nodes are impaired at a time, and a drive is wiped only while every blob would survive it,
-which debts that are not paid count against. At the end everything is mended, read back, compared with what was acknowledged, and what is on
-the drives with what the rows name. The seed decides the order of faults and load; processes and time decide the rest.
+which debts that are not paid count against. At the end everything is mended, read back and compared with what was acknowledged; then all
+nodes are restarted, so that no writer may yet commit anything, and every byte on the drives is compared with what the rows name. The seed
+decides the order of faults and load; processes and time decide the rest.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
 import shutil
@@ -158,11 +160,14 @@ class Storm:
         load.check(self._nodes)
         self.say(f"{len(load.model)} keys read back: all as acknowledged")
         wait_until("the outbox is empty", lambda: self._cluster.sql("SELECT count(*) FROM outbox") == [(0,)], 120)
+        self._cluster.restart()
         self._cluster.wait_clean()
         self.say("the drives hold what the rows name, and nothing else")
-        done = self._cluster.nodes[0].anvil("admin", "fsck", "--json", timeout_s=300)
+        done = self._cluster.nodes[0].anvil("admin", "fsck", "--deep", "--json", timeout_s=600)
         assert done.returncode == Exit.OK, f"fsck: {done.stdout} {done.stderr}"
-        self.say("fsck is clean")
+        found = json.loads(done.stdout)
+        assert found["rows"] and not (found["unsettled"] or found["superfluous"] or found["misplaced"]), found
+        self.say(f"fsck is clean: it has read {found['shards']} shards")
 
 
 def _kind(error: str) -> str:

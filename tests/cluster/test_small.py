@@ -1,5 +1,5 @@
 """In small what test_changes.py and test_cuts.py look at closely: nodes join, are cut off from each other and drain under load, and nobody
-notices. One cluster for all."""
+notices. One cluster for all, whose nodes have two workers each, and whose garbage stays for some seconds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.workload import Workload
 @pytest.fixture(scope="module")
 def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """Six nodes and a seventh that is not started, with networks of their own where that can be."""
-    env = {"ANVIL_REPAIR_DELAY_S": "3600", "ANVIL_SCHEME": "4+2"}
+    env = {"ANVIL_REPAIR_DELAY_S": "3600", "ANVIL_SCHEME": "4+2", "ANVIL_WORKERS": "2", "ANVIL_GC_GRACE_S": "3"}
     yield from shared(tmp_path_factory, nodes=7, start=6, network=can_make_networks(), env=env)
 
 

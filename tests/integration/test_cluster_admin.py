@@ -11,7 +11,7 @@ import pytest
 from anvil.base.config import Config
 from anvil.base.errors import AnvilError, Conflict, InvalidArgument, Unavailable, UnknownName
 from anvil.base.limits import LAYOUT_SLICES
-from anvil.meta.cluster import ClusterTables, DriveRow
+from anvil.meta.cluster import ClusterTables, DriveNow, DriveRow
 from anvil.meta.holdings import Holdings
 from anvil.meta.migrate import Database
 from anvil.model.cluster import Holding, NodeState
@@ -104,6 +104,19 @@ def test_of_drives_at_once_as_many_go_as_there_is_room_for(postgres: Postgres) -
         assert (states.count(NodeState.ACTIVE), states.count(NodeState.DRAINING)) == (6, 2)
         assert all("is draining" in one.message for one in refused)
         assert sum(result.startswith("refused: ") for _, _, result in AUDIT) == 6
+
+    region(postgres, 8, body)
+
+
+def test_a_drain_is_refused_where_the_others_have_no_room(postgres: Postgres) -> None:
+    async def body(admin: ClusterAdmin, tables: ClusterTables, beside: asyncpg.Connection, url: str) -> None:
+        await beside.execute("INSERT INTO usage_folded VALUES (1, 1, $1, 0, 0)", 100 << 30)
+        await beside.execute("INSERT INTO usage_deltas VALUES (1, 1, 0, 1, $1)", 100 << 30)
+        for number in range(8):
+            await tables.drives_are(node_id(number), [DriveNow(drive_id(number), True, 1 << 30)])
+        with pytest.raises(Conflict, match=r"holds about 37\.5 GiB"):
+            await admin.node_drain("n0")
+        assert AUDIT[-1][2].startswith("refused: n0")
 
     region(postgres, 8, body)
 

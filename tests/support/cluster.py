@@ -77,6 +77,7 @@ class AnvilCluster:
     ) -> None:
         self.folder = folder
         self._drives = drives
+        self._more: Counter[int] = Counter()  # drives that nodes were given later
         self._first = nodes if start is None else start
         self._zones = zones
         self._network = Network(nodes) if network else None
@@ -169,6 +170,15 @@ class AnvilCluster:
         """In order: SIGTERM, and wait."""
         self.nodes[number].stop()
 
+    def restart(self) -> None:
+        """All members at once, in order: no writer session of before is left, so whatever it did not commit is nobody's."""
+        before = self._sessions()
+        with ThreadPoolExecutor(len(self.members)) as pool:
+            list(pool.map(self.stop, self.members))
+        self.start(*self.members)
+        self.wait_active()
+        assert before.isdisjoint(self._sessions())
+
     def drain(self, number: int) -> subprocess.CompletedProcess[str]:
         """Ask another node's `anvil admin` to. It may refuse."""
         by = next(one for one in self.members if one != number)
@@ -193,6 +203,14 @@ class AnvilCluster:
         self.anvil("admin", "node", "remove", self.node_id(number).hex(), "--yes", by=self.members[0])
         assert self.state(number) == "removed"
         self.wait_active()
+
+    def add_drive(self, number: int) -> Path:
+        """One more for that node, which is restarted for it. Returns its folder."""
+        self._more[number] += 1
+        self.nodes[number].stop()
+        self.nodes[number].configure(ANVIL_DRIVES=",".join(map(str, self.drives(number))))
+        self.start(number)
+        return self.drives(number)[-1]
 
     # -- faults ------------------------------------------------------------------------------------------------------------------
 
@@ -282,7 +300,7 @@ class AnvilCluster:
         return [number for number, node in enumerate(self.nodes) if node.launched and number not in self.left]
 
     def drives(self, number: int) -> list[Path]:
-        return [self.folder / f"n{number}-drive{drive}" for drive in range(self._drives)]
+        return [self.folder / f"n{number}-drive{drive}" for drive in range(self._drives + self._more[number])]
 
     def s3(self, number: int = 0, config: Config | None = None) -> Any:
         """A client of that node that tries once, so that a failure is seen. All nodes know the same key pair."""
@@ -384,13 +402,16 @@ class AnvilCluster:
         expected = {(blob_id, index) for blob_id, scheme in rows for index in range(Scheme.unpack(scheme).width)}
         places = [(drive, shard) for number in self.members for drive in self.drives(number) for shard in shards_held(drive)]
         held = Counter(shard for _, shard in places)
-        sessions = {row[0] for row in self.sql("SELECT session_id FROM writer_sessions")}
+        sessions = self._sessions()
         orphans = {shard[0] for drive, shard in places if shard not in expected and session_of(drive, *shard) not in sessions}
         return Holdings(
             missing={blob_id.hex() for blob_id, index in expected if not held[blob_id, index]},
             orphans={blob_id.hex() for blob_id in orphans},
             doubled={blob_id.hex() for (blob_id, index), copies in held.items() if copies > 1},
         )
+
+    def _sessions(self) -> set[bytes]:
+        return {row[0] for row in self.sql("SELECT session_id FROM writer_sessions")}
 
     def look(self) -> None:
         """Have every node look for its shards now: what is missing becomes a debt, what is left over goes. By themselves they do that every

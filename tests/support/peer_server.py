@@ -65,7 +65,7 @@ async def main(node_id: bytes, folder: Path, port: int) -> None:
         settings=DriveSettings(floor_bytes=0),
     )
     drives = {drive.drive_id: drive, DROPS: DroppingDrive(DROPS)}
-    host = shard_host(node_id, SECRET, lambda: drives, Buffers(asyncio.get_running_loop()))
+    host = shard_host(node_id, SECRET, lambda: drives, Buffers(asyncio.get_running_loop()), lambda: True)
     server = await serve(nothing, [("127.0.0.1", port)], grpc=host, limits=port_limits())
     print(server.addresses[0][1], drive.drive_id.hex(), DROPS.hex(), flush=True)
     await asyncio.Event().wait()

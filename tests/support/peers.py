@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -55,7 +56,13 @@ def node_row(node_id: NodeId, address: str) -> NodeRow:
 
 @asynccontextmanager
 async def served(
-    drives: Sequence[Drive], *, node_id: NodeId | None = None, secret: str = SECRET, port: int = 0
+    drives: Sequence[Drive],
+    *,
+    node_id: NodeId | None = None,
+    secret: str = SECRET,
+    port: int = 0,
+    removable: Callable[[], bool] = lambda: True,
+    now_s: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[ServedNode]:
     node_id = node_id or random_id()
     table: dict[DriveId, Drive] = {drive.drive_id: drive for drive in drives}
@@ -64,7 +71,7 @@ async def served(
         return table
 
     buffers = Buffers(asyncio.get_running_loop())
-    host = shard_host(node_id, secret, here, buffers)
+    host = shard_host(node_id, secret, here, buffers, removable, now_s)
     server = await serve(nothing, [("127.0.0.1", port)], grpc=host, limits=port_limits())
     try:
         yield ServedNode(node_id, server, buffers, table)

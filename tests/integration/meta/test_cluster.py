@@ -12,7 +12,7 @@ import pytest
 
 from anvil.base.errors import WriterFenced
 from anvil.base.limits import LAYOUT_SLICES
-from anvil.meta.cluster import ClusterTables, DriveRow
+from anvil.meta.cluster import ClusterTables, DriveNow, DriveRow
 from anvil.meta.migrate import Database, migrations
 from anvil.meta.regional import RegionalStore
 from anvil.model.cluster import ClusterDrive, LayoutState, NodeState
@@ -74,6 +74,8 @@ def test_a_node_joins_rests_and_joins_again(postgres: Postgres) -> None:
             assert await region.mark_down() == []
             assert await region.renew_node(A, -1.0)
             assert await region.mark_down() == [A]
+            [node] = (await region.view()).nodes
+            assert 0 <= node.state_s < 30, "since now, however long its lease was over"
             assert await region.mark_down() == []
             assert await region.renew_node(A, 60.0), "its lease runs again"
             assert (await region.view()).nodes[0].state is NodeState.DOWN, "but only a leader takes it back"
@@ -465,5 +467,45 @@ def test_a_database_of_one_node_is_taken_over(postgres: Postgres) -> None:
             assert await connection.fetchval(slices) == LAYOUT_SLICES
         finally:
             await connection.close()
+
+    asyncio.run(main())
+
+
+def test_a_node_says_how_its_own_drives_are(postgres: Postgres) -> None:
+    one, gone, others = (bytes([n]) * 16 for n in (1, 2, 3))
+
+    async def main() -> None:
+        told = 0
+
+        def count() -> None:
+            nonlocal told
+            told += 1
+
+        async with tables(postgres) as (_, [region], url):
+            for node in (A, B):
+                await region.register_node(node, "n", "", "h:1")
+            await region.put_drives(A, [DriveRow(one, "/a", 1000), DriveRow(gone, "/b", 1000, "gone")])
+            await region.put_drives(B, [DriveRow(others, "/a", 1000)])
+
+            async def states() -> dict[bytes, tuple[str, int | None]]:
+                return {drive.drive_id: (drive.state, drive.free_bytes) for drive in (await region.view()).drives}
+
+            assert await states() == {one: ("active", None), others: ("active", None)}
+            before = (await region.view()).shape
+            await region.drives_are(A, [DriveNow(drive_id, True, 700) for drive_id in (one, gone, others)])
+            assert await states() == {one: ("active", 700), others: ("active", None)}
+            assert (await region.view()).shape == before, "nobody follows that"
+            await region.drives_are(A, [DriveNow(one, False, 700)])
+            assert (await states())[one] == ("failed", 700)
+            async with ClusterTables(url, changed=count):
+                told = 0
+                await region.drives_are(A, [DriveNow(one, False, 600)])
+                await region.drives_are(A, [DriveNow(one, True, 600)])
+                async with asyncio.timeout(10):
+                    while not told:
+                        await asyncio.sleep(0.01)
+                assert told == 1, "room tells nobody"
+            assert (await states())[one] == ("active", 600), "it came back"
+            assert await region.stored_bytes() == 0
 
     asyncio.run(main())

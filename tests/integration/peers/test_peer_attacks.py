@@ -12,7 +12,7 @@ import pytest
 from anvil.base import instruments
 from anvil.base.errors import SlowDown
 from anvil.base.ids import random_id
-from anvil.base.limits import GRPC_MESSAGE_BYTES_MAX, MIB, PEER_BATCH_OPS_MAX
+from anvil.base.limits import GRPC_MESSAGE_BYTES_MAX, MIB, PEER_BATCH_OPS_MAX, PEER_REMOVAL_S
 from anvil.peers import service
 from anvil.peers.directory import Peers
 from anvil.peers.documents import document, encode_plain, seal
@@ -126,6 +126,40 @@ async def test_what_was_overheard_is_of_no_use_elsewhere() -> None:
         assert not one.shards and two.shards
         for asked in (here, there):
             asked.close()
+
+
+@on_loop
+async def test_a_removal_that_comes_late_or_to_who_must_not_is_refused() -> None:
+    """What was a second copy when it was sent may be the only one."""
+    drive, keys, path = MemoryDrive(b"d" * 16), Keys(random_id(), SECRET), f"/{SERVICE}/Batch"
+    header = make_header(4096)
+    await drive.put(header, make_frames(header), make_footer())
+    now, free = [1000.0], [True]
+    async with served([drive], removable=lambda: free[0], now_s=lambda: now[0]) as node:
+        asked = await client(node)
+
+        def removal() -> tuple[Call, bytes]:
+            call = keys.call(path, node.node_id)
+            op = pb.Op(kind=pb.Op.REMOVE, blob_id=header.blob.blob_id, index=0, superseded=True)
+            return call, framed(seal(call.sealer, Kind.LAST, *document(pb.BatchRequest(drive_id=b"d" * 16, ops=[op]))))
+
+        ping = keys.call(f"/{SERVICE}/Ping", node.node_id)
+        message = framed(seal(ping.sealer, Kind.LAST, *document(pb.PingRequest())))
+        assert status(await asked.ask("POST", f"/{SERVICE}/Ping", head(ping), message)) == "0"
+        call, message = removal()
+        now[0] += PEER_REMOVAL_S + 1
+        assert status(await asked.ask("POST", path, head(call), message)) == "0"
+        assert drive.shards, "too long on its way"
+        now[0] = 1000.0
+        free[0] = False
+        call, message = removal()
+        assert status(await asked.ask("POST", path, head(call), message)) == "0"
+        assert drive.shards, "removals are held"
+        free[0] = True
+        call, message = removal()
+        assert status(await asked.ask("POST", path, head(call), message)) == "0"
+        assert not drive.shards
+        asked.close()
 
 
 @on_loop

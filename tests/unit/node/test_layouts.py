@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from anvil.base.config import StorageConfig
-from anvil.base.limits import HOLD_FRESH_S, LAYOUT_SETTLE_S
+from anvil.base.limits import DRIVE_FLOOR_BYTES, GIB, HOLD_FRESH_S, LAYOUT_SETTLE_S
 from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState, SliceRow
 from anvil.model.layout import Layout
 from anvil.node.layouts import LayoutKeeper
@@ -25,6 +25,7 @@ class Region:
         self.layouts: list[Layout] = []
         self.left: list[SliceRow] = []
         self.behind = 0
+        self.stored = 0
         self.asked: list[tuple[int, tuple[int, ...]]] = []
         self.now_s = 0.0
         self.keeper = LayoutKeeper(StorageConfig(), DELAY_S, self._move, lambda: self.now_s)
@@ -51,6 +52,9 @@ class Region:
 
     async def slices(self, version: int) -> Sequence[SliceRow]:
         return self.left
+
+    async def stored_bytes(self) -> int:
+        return self.stored
 
     async def retire(self, version: int) -> bool:
         self.layouts = self.layouts[-1:]
@@ -167,7 +171,7 @@ def test_a_node_that_is_down_leaves_only_after_the_repair_delay() -> None:
     region.change(name(0), state=NodeState.DOWN, lease_left_s=-DELAY_S + 1)
     region.settled()
     assert name(0) in region.holders()
-    region.change(name(0), lease_left_s=-DELAY_S - 1)
+    region.change(name(0), lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
     region.settled()
     assert name(0) not in region.holders()
     region.change(name(0), lease_left_s=5.0)
@@ -176,25 +180,47 @@ def test_a_node_that_is_down_leaves_only_after_the_repair_delay() -> None:
     assert region.nodes[name(0)].state is NodeState.ACTIVE
 
 
+def test_time_without_the_database_is_no_time_that_a_node_was_down() -> None:
+    """No node could renew its lease, and the leader is back first."""
+    region = Region(7)
+    region.settled()
+    region.change(name(0), state=NodeState.DOWN, lease_left_s=-DELAY_S - 60, state_s=2.0)
+    region.settled()
+    assert name(0) in region.holders()
+
+
 def test_a_node_that_is_down_stays_where_the_others_could_not_hold_the_scheme() -> None:
     region = Region(6)  # 4+2 on one drive each: five drives have no place for six shards
     region.settled()
-    region.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    region.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
     region.settled()
     assert name(5) in region.holders()
     wide = Region(6, drives=2)  # two of a blob's six shards on one node: another loss is still borne
     wide.settled()
-    wide.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    wide.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
     wide.settled()
     assert name(5) not in wide.holders()
+
+
+def test_a_node_that_is_down_stays_where_the_others_have_no_room_for_it() -> None:
+    region = Region(8)
+    region.settled()
+    region.drives = [msgspec.structs.replace(one, free_bytes=20 * GIB + DRIVE_FLOOR_BYTES) for one in region.drives]
+    region.stored = 800 * GIB  # an eighth of it, coded, is 150 GiB, and seven times 20 are free
+    region.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
+    region.settled()
+    assert name(5) in region.holders()
+    region.stored = 700 * GIB
+    region.settled()
+    assert name(5) not in region.holders()
 
 
 def test_a_node_that_left_because_it_was_down_is_not_brought_back_by_another_loss() -> None:
     region = Region(7)
     region.settled()
-    region.change(name(0), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    region.change(name(0), state=NodeState.DOWN, lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
     assert name(0) not in {drive.node_id for drive in region.settled().drives}
-    region.change(name(1), state=NodeState.DOWN, lease_left_s=-DELAY_S - 1)
+    region.change(name(1), state=NodeState.DOWN, lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
     region.settled()
     assert region.holders() == set(region.nodes) - {name(0)}, (
         "the others cannot do without the second, and the first holds nothing"

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from anvil.base.errors import Conflict
+from anvil.base.limits import DRIVE_FLOOR_BYTES, GIB
 from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeRow, NodeState
 from anvil.model.layout import Layout, LayoutDrive
 from anvil.model.scheme import Scheme
@@ -48,38 +49,54 @@ def everywhere(scheme: Scheme = FOUR_TWO, missing: int = 0) -> list[Holding]:
 def test_a_drain_leaves_as_many_nodes_as_the_scheme_is_wide(nodes: int, fine: bool) -> None:
     view = region([ACTIVE] * nodes)
     if fine:
-        may_drain(view, view.nodes[0], FOUR_TWO)
+        may_drain(view, view.nodes[0], FOUR_TWO, 0)
         return
     with pytest.raises(Conflict, match=rf"{nodes - 1} active nodes would be left, and 4\+2 needs 6"):
-        may_drain(view, view.nodes[0], FOUR_TWO)
+        may_drain(view, view.nodes[0], FOUR_TWO, 0)
 
 
 @pytest.mark.parametrize("other", [DRAINING, DOWN])
 def test_nodes_that_leave_or_are_away_do_not_count(other: NodeState) -> None:
     seven = region([ACTIVE] * 7 + [other])
-    may_drain(seven, seven.nodes[0], FOUR_TWO)
+    may_drain(seven, seven.nodes[0], FOUR_TWO, 0)
     six = region([ACTIVE] * 6 + [other])
     with pytest.raises(Conflict, match=rf"5 active nodes would be left \(n6 .* is {other}\)"):
-        may_drain(six, six.nodes[0], FOUR_TWO)
+        may_drain(six, six.nodes[0], FOUR_TWO, 0)
 
 
 def test_a_node_that_has_just_joined_counts_once_it_holds_something() -> None:
     view = region([ACTIVE] * 7, layout_of(range(6)))
     with pytest.raises(Conflict, match="5 active nodes would be left"):
-        may_drain(view, view.nodes[0], FOUR_TWO)
+        may_drain(view, view.nodes[0], FOUR_TWO, 0)
 
 
 @pytest.mark.parametrize("state", [DOWN, NodeState.JOINING, NodeState.REMOVED])
 def test_only_active_nodes_drain(state: NodeState) -> None:
     view = region([ACTIVE] * 8 + [state])
     with pytest.raises(Conflict, match=f"is {state}"):
-        may_drain(view, view.nodes[-1], FOUR_TWO)
+        may_drain(view, view.nodes[-1], FOUR_TWO, 0)
 
 
 def test_the_last_node_does_not_drain() -> None:
     view = region([ACTIVE])
     with pytest.raises(Conflict, match="0 active nodes"):
-        may_drain(view, view.nodes[0], Scheme(1, 0))
+        may_drain(view, view.nodes[0], Scheme(1, 0), 0)
+
+
+@pytest.mark.parametrize(("stored_gib", "fine"), [(600, True), (800, False)])
+def test_a_drain_needs_room_on_the_others(stored_gib: int, fine: bool) -> None:
+    """Eight nodes with an eighth of everything each; on the seven others 20 GiB are free, and some of that is never used."""
+    view = region([ACTIVE] * 8)
+    drives = tuple(msgspec.structs.replace(drive, free_bytes=20 * GIB + DRIVE_FLOOR_BYTES) for drive in view.drives)
+    full = msgspec.structs.replace(view, drives=drives)
+    may_drain(full, view.nodes[0], FOUR_TWO, 0)
+    if fine:
+        may_drain(full, view.nodes[0], FOUR_TWO, stored_gib * GIB)
+        return
+    with pytest.raises(Conflict, match=r"holds about 150\.0 GiB, .* have room for 140\.0 GiB"):
+        may_drain(full, view.nodes[0], FOUR_TWO, stored_gib * GIB)
+    unknown = msgspec.structs.replace(full, drives=(*drives[:7], view.drives[7]))
+    may_drain(unknown, view.nodes[0], FOUR_TWO, stored_gib * GIB)
 
 
 # -- removing
@@ -100,7 +117,7 @@ def test_what_no_layout_names_goes_without_questions() -> None:
     assert not holds(view, node_id(6))
     with pytest.raises(Conflict, match="d6 was not found empty yet"):
         may_remove(view, view.nodes[6], False)
-    assert not may_remove(view, view.nodes[6], True)
+    assert may_remove(view, view.nodes[6], True), "but not without asking what would be lost"
     found = {
         empty: msgspec.structs.replace(view, drives=(*view.drives[:6], msgspec.structs.replace(view.drives[6], empty=empty)))
         for empty in (True, False)
@@ -108,12 +125,35 @@ def test_what_no_layout_names_goes_without_questions() -> None:
     assert not may_remove(found[True], view.nodes[6], False)
     with pytest.raises(Conflict):
         may_remove(found[False], view.nodes[6], False)
+    unread = msgspec.structs.replace(view, drives=(*view.drives[:6], msgspec.structs.replace(view.drives[6], state="failed")))
+    with pytest.raises(Conflict):
+        may_remove(unread, view.nodes[6], False)
     for state in (DOWN, NodeState.JOINING):
         other = region([ACTIVE] * 6 + [state], layout_of(range(6)))
         assert not may_remove(other, other.nodes[6], False), "rebuilt without it, or never in use"
     moving = region([ACTIVE] * 6 + [DRAINING], layout_of(range(7)), layout_of(range(6)))
     with pytest.raises(Conflict):
         may_remove(moving, moving.nodes[6], False)
+
+
+def test_what_was_left_on_a_drive_that_drained_counts() -> None:
+    """It may be one shard of any blob."""
+    view = region([ACTIVE] * 6 + [DRAINING], layout_of(range(6)))
+    assert would_lose(view, {node_id(6)}, everywhere()) == 0
+    assert would_lose(view, {node_id(6)}, everywhere(missing=0b11)) == 4096
+    assert would_lose(view, {node_id(0), node_id(1), node_id(6)}, everywhere()) == 4096
+    two_down = region([ACTIVE] * 4 + [DOWN, DOWN, DRAINING], layout_of(range(6)))
+    with pytest.raises(Conflict, match=r"n6 .* could lose 4096 .* n4 .*, n5"):
+        assert_nothing_lost(two_down, two_down.nodes[6], everywhere())
+    drives = (*view.drives[:6], msgspec.structs.replace(view.drives[6], empty=True))
+    assert would_lose(msgspec.structs.replace(view, drives=drives), {node_id(6)}, everywhere(missing=0b11)) == 0
+    many = msgspec.structs.replace(
+        view, drives=(*view.drives, *(msgspec.structs.replace(view.drives[6], label=f"{n}") for n in "ab"))
+    )
+    assert would_lose(many, {node_id(6)}, everywhere()) == 0, "on however many drives of it"
+    away = msgspec.structs.replace(view, nodes=(*view.nodes[:6], msgspec.structs.replace(view.nodes[6], lease_left_s=-1.0)))
+    with pytest.raises(Conflict, match=r"n0 .* could lose \d+ .* on n6 "):
+        assert_nothing_lost(away, away.nodes[0], everywhere(missing=0b1))
 
 
 def test_the_last_one_stays() -> None:
@@ -184,3 +224,8 @@ def test_a_drive_that_is_gone_or_failed_is_lost_too() -> None:
     known = tuple(drive for drive in view.drives if drive.node_id != node_id(5))
     without = ClusterView(view.nodes, known, view.layouts)
     assert would_lose(without, {node_id(0), node_id(1)}, everywhere()) == 4096
+    failed = ClusterView(view.nodes, (*known, msgspec.structs.replace(view.drives[5], state="failed")), view.layouts)
+    assert would_lose(failed, {node_id(0), node_id(1)}, everywhere()) == 4096
+    down = msgspec.structs.replace(failed, nodes=(row(0), row(1, DOWN), *failed.nodes[2:]))
+    with pytest.raises(Conflict, match=r"on n1 .*, d5 of n5 .*, which do not answer"):
+        assert_nothing_lost(down, down.nodes[0], everywhere())

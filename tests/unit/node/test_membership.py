@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from anvil.base.config import StorageConfig
 from anvil.base.limits import HOLD_FRESH_S
+from anvil.meta.cluster import DriveNow
 from anvil.model.cluster import ClusterDrive, ClusterView, NodeRow, NodeState
 from anvil.model.layout import LayoutDrive, compute
 from anvil.node import membership as module
@@ -21,6 +23,7 @@ class Tables:
     def __init__(self, leads: bool = False) -> None:
         self.leads = leads
         self.renewed = 0
+        self.told: list[list[tuple[bool, int]]] = []
 
     async def __aenter__(self) -> Tables:
         return self
@@ -32,11 +35,22 @@ class Tables:
         self.renewed += 1
         return True
 
+    async def drives_are(self, node_id: bytes, drives: Sequence[DriveNow]) -> None:
+        self.told.append([(one.readable, one.free_bytes) for one in drives])
+
     async def view(self) -> ClusterView:
         return view()
 
     async def lead(self) -> bool:
         return self.leads
+
+
+class Folder:
+    """What of a local drive is used here."""
+
+    drive_id = bytes(16)
+    local = readable = True
+    free_bytes = 500
 
 
 def view() -> ClusterView:
@@ -88,5 +102,24 @@ def test_a_leaders_turn_that_takes_long_does_not_cost_its_lease(monkeypatch: pyt
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert ended, "nothing is left running"
+
+    asyncio.run(main())
+
+
+def test_a_drive_that_dies_is_told_of_at_once_and_room_now_and_then() -> None:
+    async def lead(tables: object, seen: ClusterView) -> None:
+        raise AssertionError("somebody else leads")
+
+    async def main() -> None:
+        drive, tables = Folder(), Tables()
+        region = Region(StorageConfig(), OWN, view(), {drive.drive_id: drive}, None)  # type: ignore[dict-item]
+        membership = Membership(lambda changed: tables, OWN, region, lead)  # type: ignore[arg-type,return-value]
+        await membership.look(tables)  # type: ignore[arg-type]
+        drive.free_bytes = 400
+        await membership.look(tables)  # type: ignore[arg-type]
+        assert tables.told == [[(True, 500)]], "room can wait"
+        drive.readable = False
+        await membership.look(tables)  # type: ignore[arg-type]
+        assert tables.told[1:] == [[(False, 400)]]
 
     asyncio.run(main())

@@ -179,6 +179,25 @@ def test_under_hold_nothing_is_removed(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_hold_that_begins_while_the_drive_is_busy_leaves_the_entry_too(tmp_path: Path) -> None:
+    answers: list[bool] = []
+
+    async def main() -> None:
+        async with opened(tmp_path / "d", hold=lambda: answers.pop(0)) as drive:
+            small, large = await put(drive), await put_large(drive)
+            for header, frames in (small, large):
+                answers[:] = [False, True]  # asked for, and when its turn has come
+                with pytest.raises(Unavailable):
+                    await drive.remove(header.blob.blob_id, 0)
+                assert await get(drive, header) == frames
+            answers[:] = [False] * 8
+            for header, _ in (small, large):
+                assert await drive.remove(header.blob.blob_id, 0)
+                assert await drive.open(header.blob.blob_id, 0) is None
+
+    run(main())
+
+
 def test_the_second_drive_object_of_a_process_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(tmp_path / "d") as drive:

@@ -103,6 +103,27 @@ def test_everything_gets_the_present_scheme_and_nothing_else_changes() -> None:
     on_region(scenario)
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_part_of_which_no_record_is_left_is_unreadable_unless_a_drive_is_away(away: bool) -> None:
+    async def scenario(made: Region) -> None:
+        present, made.scheme = made.scheme, Scheme(1, 1)
+        upload = await made.engine.create_upload(made.bucket, "parts", Attributes(), "AK", None, None)
+        await made.engine.put_part(made.bucket, "parts", upload.upload_id, 1, Bytes(data_of(200_000)), plain_spec())
+        made.scheme = present
+        [part] = await made.metadata.list_parts(made.bucket.bucket_id, upload.upload_id, 0, 1)
+        assert part.content is not None
+        blob = part.content.blob
+        for index in range(2):
+            made.nominal(blob, index).lose(blob.blob_id, index)
+        others = {drive for drive in made.all if not drive.shards}
+        for drive in list(others)[:1] if away else ():
+            drive.away = True
+        raised = await raised_all(made)
+        assert (raised.waiting >= 1, raised.unreadable) == ((True, 0) if away else (False, 1))
+
+    on_region(scenario, nodes=12)
+
+
 def test_parts_of_completed_uploads_are_raised_too() -> None:
     async def scenario(made: Region) -> None:
         present, made.scheme = made.scheme, Scheme(1, 1)
@@ -183,7 +204,7 @@ def test_damaged_bytes_are_not_written_anew() -> None:
         for index in range(2):
             made.nominal(blob, index).flip(blob.blob_id, index, 100)
         raised = await raised_all(made)
-        assert (raised.raised, raised.waiting) == (2, 1)
+        assert (raised.raised, raised.waiting, raised.unreadable) == (2, 0, 1), "nothing waits for it"
         assert (await made.blob("large")).blob_id == blob.blob_id
 
     on_region(scenario)

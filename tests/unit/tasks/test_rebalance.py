@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull
-from anvil.base.limits import COLLECT_TRIES
+from anvil.base.errors import DatabaseUnavailable, DriveFailed, DriveStalled, StorageFull, Unavailable
+from anvil.base.limits import COLLECT_TRIES, SURVEY_REMOVAL_TRIES
 from anvil.model.layout import partition, slice_partitions
 from anvil.model.records import NO_CONDITION, BlobRef
 from anvil.model.scheme import Scheme
@@ -169,14 +169,39 @@ def test_what_cannot_be_done_now_waits() -> None:
             drive: sum(made.nominal(b, i) is drive for b in blobs.values() for i in range(b.scheme.width)) for drive in made.all
         }
         done = await moved(made, *blobs.values())
-        assert done.waiting == on[full] + on[failing]
-        assert done.away == on[down]
+        assert done.waiting == on[failing]
+        assert done.away == on[down] + on[full], "where there is no room there is none before the old copies go"
         for drive in (full, failing):
             drive.faults.put = drive.faults.create = drive.faults.write = None
         down.away = False
         done = await moved(made, *blobs.values())
         assert (done.shards, done.waiting, done.away) == (on[full] + on[failing] + on[down], 0, 0)
         assert all(made.at_home(blob) for blob in blobs.values())
+
+    on_region(scenario)
+
+
+def test_a_full_drive_ends_the_move_and_gets_its_own_once_there_is_room() -> None:
+    """What nobody has is rebuilt on the others at once; the full one's is a debt then, which is paid where there is room."""
+
+    async def scenario(made: Region) -> None:
+        copied, rebuilt = await made.put("copied", data_of(3_000_000)), await made.put("rebuilt", data_of(300_000))
+        for index in range(2):
+            made.nominal(rebuilt, index).lose(rebuilt.blob_id, index)
+        replaced(made)
+        full = made.nominal(rebuilt, 0)
+        full.faults.put = full.faults.create = StorageFull()
+        there = sum(made.nominal(copied, index) is full for index in range(6))
+        done = await moved(made, copied, rebuilt)
+        assert (done.rebuilt, done.waiting, done.away) == (1, 0, 1 + there)
+        made.retire()
+        assert await surveyed(made, copied, rebuilt) == {"superseded": 5 + 4 + (not there), "missing": 1, "misplaced": there}
+        assert [debt.missing for debt in await made.metadata.debts(10)] == [1]
+        assert await made.repairer.run() == [Result.FULL]
+        full.faults.put = full.faults.create = None
+        assert await made.repairer.run() == [Result.REPAIRED]
+        assert (await moved(made, copied, rebuilt)).shards == there
+        assert made.at_home(copied) and made.at_home(rebuilt)
 
     on_region(scenario)
 
@@ -195,6 +220,24 @@ def test_what_cannot_be_read_by_anybody_is_lost_and_stops_nothing() -> None:
         made.down(0)
         again = await moved(made, bad)
         assert (again.lost, again.waiting) == (0, 3)
+
+    on_region(scenario)
+
+
+def test_what_only_a_replaced_drive_had_is_lost_and_stops_nothing() -> None:
+    """A drive that nobody knows any more brings nothing back, so nobody waits for it."""
+
+    async def scenario(made: Region) -> None:
+        bad = await made.put("k", data_of(3_000_000))
+        for index in range(2):
+            made.nominal(bad, index).lose(bad.blob_id, index)
+        node = next(number for number, drives in made.drives.items() if made.nominal(bad, 2) in drives)
+        made.drives[node].clear()
+        await made.metadata.add_debt([(await made.owner("k"), bad.blob_id, 0b111)])
+        made.begin([*(number for number in range(6) if number != node), made.add_node(1)])
+        done = await moved(made, bad)
+        assert (done.lost, done.waiting) == (3, 0)
+        assert await made.repairer.run() == [Result.LOST]
 
     on_region(scenario)
 
@@ -460,6 +503,28 @@ def test_second_copies_stay_until_the_old_layout_is_retired_and_known_to_be() ->
         assert await surveyed(made, *blobs.values()) == {"superseded": shards}
         assert all(made.at_home(blob) and len(made.holders(blob, 0)) == 1 for blob in blobs.values())
         await assert_readable(made)
+
+    on_region(scenario)
+
+
+@pytest.mark.parametrize(("refused", "left"), [(1, 0), (SURVEY_REMOVAL_TRIES, 1)])
+def test_a_removal_that_came_late_is_asked_for_again(refused: int, left: int) -> None:
+    async def scenario(made: Region) -> None:
+        blob = await made.put("k", data_of(300_000))
+        busy, calls = made.nominal(blob, 3), 0
+        replaced(made)
+        await moved(made, blob)
+        made.retire()
+
+        async def late(operation: str) -> None:
+            nonlocal calls
+            calls += operation == "remove"
+            if operation == "remove" and calls <= refused:
+                raise Unavailable
+
+        busy.faults.delay = late
+        assert await surveyed(made, blob) == {"superseded": 6 - left}
+        assert len(made.holders(blob, 3)) == 1 + left
 
     on_region(scenario)
 
