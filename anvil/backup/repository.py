@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -63,9 +64,9 @@ class Unread(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a snapshot is. `key`: fingerprint of the master key; `server`: version of the databases' server, `tool`: of pg_dump (major
-    numbers); `migrations`: number of the newest one by database; `widest`: shards of the widest scheme, which takes as many drives.
-    `unread`: blobs that the drives could not give; `examples` of them."""
+    """What a snapshot is. `key`: fingerprint of the master key. By database: `servers`, the major version of its server, `tools`, that of
+    pg_dump, and `migrations`, the number of the newest one. `widest`: shards of the widest scheme, which takes as many drives. `unread`:
+    blobs that the drives could not give; `examples` of them. `server`, `tool`: of both databases, where `servers` and `tools` are not."""
 
     snapshot: str
     repository: str
@@ -75,8 +76,6 @@ class Manifest(msgspec.Struct, frozen=True):
     region: str
     cluster_epoch: int
     key: str
-    server: int
-    tool: int
     migrations: dict[str, int]
     files: dict[str, StoredFile]
     counts: dict[str, int]
@@ -87,21 +86,32 @@ class Manifest(msgspec.Struct, frozen=True):
     copied_bytes: int
     unread: int = 0
     examples: tuple[Unread, ...] = ()
+    servers: dict[str, int] = {}
+    tools: dict[str, int] = {}
+    server: int = 0
+    tool: int = 0
 
     @property
     def complete(self) -> bool:
         return not self.unread
+
+    def server_of(self, database: str) -> int:
+        return self.servers.get(database, self.server)
+
+    def tool_of(self, database: str) -> int:
+        return self.tools.get(database, self.tool)
 
 
 class _Sealed(msgspec.Struct, frozen=True):
     """As in the file: with a digest of the encoded manifest, so that a flipped bit is not believed."""
 
     format: int
-    manifest: Manifest
+    manifest: dict[str, Any]
     sha256: str
 
 
-def _digest(manifest: Manifest) -> str:
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of what is in the file, be it of a release that knew more or less of it."""
     return hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest()
 
 
@@ -220,12 +230,12 @@ class Repository:
         try:
             data = (self.folder(snapshot) / MANIFEST).read_bytes()
             sealed = msgspec.json.decode(data, type=_Sealed)
+            manifest = msgspec.convert(sealed.manifest, Manifest)
         except FileNotFoundError:
             raise BadRecord(f"snapshot {snapshot} has no manifest: it was never finished, or the file is lost") from None
         except (msgspec.DecodeError, OSError) as error:
             raise BadRecord(f"the manifest of snapshot {snapshot} cannot be read: {error}") from None
-        manifest = sealed.manifest
-        if sealed.format != fmt.FORMAT or sealed.sha256 != _digest(manifest):
+        if sealed.format != fmt.FORMAT or sealed.sha256 != _digest(sealed.manifest):
             raise BadRecord(f"the manifest of snapshot {snapshot} is damaged")
         if manifest.snapshot != snapshot or manifest.repository != self.head.repository:
             raise BadRecord(f"the manifest of snapshot {snapshot} is that of another one")
@@ -247,7 +257,8 @@ class Repository:
     def finish(self, manifest: Manifest) -> None:
         """The snapshot is there on return. Its files must be flushed, packs closed."""
         folder = self.snapshots_folder / f"{manifest.snapshot}{UNMADE}"
-        sealed = _Sealed(fmt.FORMAT, manifest, _digest(manifest))
+        written: dict[str, Any] = msgspec.to_builtins(manifest)
+        sealed = _Sealed(fmt.FORMAT, written, _digest(written))
         write_file(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
         folder.rename(self.snapshots_folder / manifest.snapshot)
         sync_folder(self.snapshots_folder)

@@ -245,6 +245,7 @@ BACKUP_HOLD_LEASE_S: Final = 900.0  # how long a backup that died keeps holding 
 BACKUP_HOLD_RENEW_S: Final = 60.0
 BACKUP_EXAMPLES: Final = 20  # blobs that could not be copied, written back or found, by name
 DUMP_SAID_BYTES_MAX: Final = 8 * KIB  # of what pg_dump and pg_restore say, kept for the error message
+RESTORE_PIPE_BYTES: Final = 64 * KIB  # from pg_restore to psql at a time; what it sets first is in the first of these
 RECOVERY_LOOK_S: Final = 10.0  # how often a node asks whether its region is in recovery mode
 RECOVERY_WARN_S: Final = 3600.0  # how often it says so in its log
 

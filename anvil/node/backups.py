@@ -27,10 +27,8 @@ from anvil.base.limits import BACKUP_EXAMPLES, BACKUP_HOLD_RENEW_S, LISTED_READ_
 from anvil.base.version import VERSION
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.meta import dumps
-from anvil.meta.dumps import Facts
 from anvil.meta.migrate import Database
 from anvil.meta.recovery import RegionNotes
-from anvil.meta.tools import Tool
 from anvil.model.records import BlobRef
 from anvil.tasks.copying import Copier
 
@@ -90,7 +88,7 @@ class BlobList:
 
 
 class Backup:
-    """Makes snapshots. `holder`: names this node's hold. `key`: fingerprint of the master key."""
+    """Makes snapshots. `urls`: of the global and of the regional database. `holder`: names this node's hold. `key`: fingerprint of the master key."""
 
     def __init__(
         self,
@@ -104,7 +102,7 @@ class Backup:
         region: str,
         key: str,
     ) -> None:
-        self._global_url, self._regional_url = urls
+        self._urls = {Database.REGIONAL: urls[1], Database.GLOBAL: urls[0]}
         self._notes = notes
         self._placement = placement
         self._buffers = buffers
@@ -132,10 +130,7 @@ class Backup:
 
     async def _create(self, repository: Repository, blocking: Thread, phase: Phase, moved: Callable[[int], None]) -> Manifest:
         started_us = _now_us()
-        tools = (
-            await dumps.dump_tool(self._regional_url, Database.REGIONAL),
-            await dumps.dump_tool(self._global_url, Database.GLOBAL),
-        )
+        tools = {database: await dumps.dump_tool(url, database) for database, url in self._urls.items()}
         await blocking(repository.sweep)
         snapshot = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime(started_us / 1e6)) + random_id().hex()[:6]
         phase("waiting until nothing is being removed", 0)
@@ -144,7 +139,10 @@ class Backup:
             folder = await blocking(repository.begin, snapshot)
             listed = await blocking(BlobList, folder / BLOBS)
             try:
-                facts = await self._dump(folder, tools, listed)
+                facts = await dumps.dump_regional(
+                    self._urls[Database.REGIONAL], tools[Database.REGIONAL], folder / REGIONAL, listed.write
+                )
+                server, migration = await dumps.dump_global(self._urls[Database.GLOBAL], tools[Database.GLOBAL], folder / GLOBAL)
             finally:
                 await blocking(listed.close)
             phase("comparing", 0)
@@ -167,9 +165,9 @@ class Backup:
             region=self._region,
             cluster_epoch=facts.epoch,
             key=self._key,
-            server=facts.server,
-            tool=max(tool.major for tool in tools),
-            migrations=facts.migrations,
+            servers={Database.REGIONAL.value: facts.server, Database.GLOBAL.value: server},
+            tools={database.value: tool.major for database, tool in tools.items()},
+            migrations={Database.REGIONAL.value: facts.migration, Database.GLOBAL.value: migration},
             files=files,
             counts=facts.counts,
             blobs=listed.blobs,
@@ -185,11 +183,6 @@ class Backup:
             await self._notes.note_backup(manifest.finished_us)
         log.info("a backup is over", extra={"snapshot": snapshot, "copied": copier.copied, "unread": len(unread)})
         return manifest
-
-    async def _dump(self, folder: Path, tools: tuple[Tool, Tool], listed: BlobList) -> Facts:
-        facts = await dumps.dump_regional(self._regional_url, tools[0], folder / REGIONAL, listed.write)
-        facts.migrations[Database.GLOBAL.value] = await dumps.dump_global(self._global_url, tools[1], folder / GLOBAL)
-        return facts
 
     def _new(self, blocking: Thread, folder: Path, packs: list[Pack]) -> AsyncIterator[BlobRef]:
         """The listed blobs that no pack has yet."""
@@ -216,7 +209,7 @@ class Backup:
         """Whose they are, as far as rows still tell."""
         if not unread:
             return ()
-        owners = await dumps.owners_of(self._regional_url, [blob.blob_id for blob in unread])
+        owners = await dumps.owners_of(self._urls[Database.REGIONAL], [blob.blob_id for blob in unread])
         return tuple(Unread(blob.blob_id.hex(), *owners.get(blob.blob_id, (0, "", 0))) for blob in unread)
 
     @asynccontextmanager
