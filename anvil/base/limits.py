@@ -241,6 +241,7 @@ LISTED_ROWS: Final = 5000  # fetched at a time while the list is being made
 BACKUP_BYTES_PER_S: Final = 256 * MIB  # of blobs, copied out of or back to the drives
 BACKUP_STRIPES_AHEAD: Final = 16  # being read before the one that is being written
 RESTORE_BLOBS_IN_FLIGHT: Final = 8  # being written back at a time
+RESTORE_SUSPECTS_MAX: Final = 100_000  # blobs with damage met, by id (8 MiB); with more, everything that is there is read
 BACKUP_HOLD_LEASE_S: Final = 900.0  # how long a backup that died keeps holding removals
 BACKUP_HOLD_RENEW_S: Final = 60.0
 BACKUP_EXAMPLES: Final = 20  # blobs that could not be copied, written back or found, by name

@@ -266,14 +266,16 @@ def restore_metadata(
 
 @restore.command("data")
 @click.argument("repository", metavar="REPO")
+@click.option("--deep", is_flag=True, help="Read what is there, too, and replace what is damaged.")
 @as_json
 @click.pass_obj
-def restore_data(session: Session, repository: str, as_json: bool) -> int:
-    """Have the node write everything that the database names and the drives lack, out of the packs in REPO. What is there is left alone, so
-    this may be repeated. Exit code 1 when something could not be brought back."""
+def restore_data(session: Session, repository: str, deep: bool, as_json: bool) -> int:
+    """Have the node write everything that the database names and the drives lack, out of the packs in REPO. What is there is left alone
+    (but for damage that was met before, or is with --deep), so this may be repeated. Exit code 1 when something could not be brought
+    back."""
     from anvil.node.jobs import RefillWanted
 
-    report = _job(session, as_json, "restore", "refill.ask", RefillWanted(_path(repository))).report
+    report = _job(session, as_json, "restore", "refill.ask", RefillWanted(_path(repository), deep)).report
     if report is None:
         raise Unavailable("the node does not say what came of it: repeat this, which does only what is left")
     refilled = report.refilled

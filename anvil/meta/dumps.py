@@ -147,6 +147,19 @@ async def owners_of(url: str, blob_ids: list[bytes]) -> dict[bytes, tuple[int, s
         connection.terminate()
 
 
+async def corrupt_blobs(url: str, limit: int) -> set[bytes] | None:
+    """Blobs of which a shard was met with wrong content and is not known to be mended; None where there are more than `limit`. Raises
+    DatabaseUnavailable."""
+    connection = await connect(url, Database.REGIONAL)
+    try:
+        rows = await connection.fetch("SELECT blob_id FROM degraded WHERE corrupt <> 0 LIMIT $1", limit + 1)
+        return {row["blob_id"] for row in rows} if len(rows) <= limit else None
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        raise DatabaseUnavailable(f"the regional database does not answer: {error}") from error
+    finally:
+        connection.terminate()
+
+
 async def list_blobs(url: str, write: Callable[[list[BlobRef]], None]) -> None:
     """The blobs that rows name now, as `dump_regional` lists them. Raises DatabaseUnavailable, OSError."""
     connection = await connect(url, Database.REGIONAL)

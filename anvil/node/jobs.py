@@ -30,7 +30,10 @@ class BackupWanted(msgspec.Struct, frozen=True):
 
 
 class RefillWanted(msgspec.Struct, frozen=True):
+    """`deep`: what is there is read, too."""
+
     path: str
+    deep: bool = False
 
 
 class JobState(msgspec.Struct, frozen=True):
@@ -74,7 +77,7 @@ class Jobs:
         wanted = msgspec.msgpack.decode(body, type=RefillWanted)
 
         async def work() -> None:
-            self._set(report=await self._refiller.run(Path(wanted.path), self._phase, self._moved))
+            self._set(report=await self._refiller.run(Path(wanted.path), self._phase, self._moved, wanted.deep))
 
         return self._begin(work)
 

@@ -71,8 +71,8 @@ def refiller(bench: Bench, folder: Path) -> Refiller:
     return Refiller(url_of(bench), bench.metadata, context.placement(), context.buffers, context.native, codec_for, folder)
 
 
-async def refill(bench: Bench, folder: Path, path: Path) -> Any:
-    return await refiller(bench, folder).run(path, lambda name, total: None, lambda size: None)
+async def refill(bench: Bench, folder: Path, path: Path, deep: bool = False) -> Any:
+    return await refiller(bench, folder).run(path, lambda name, total: None, lambda size: None, deep)
 
 
 def files_of(drive: Path) -> dict[str, bytes]:
