@@ -12,6 +12,7 @@ Everything here blocks. Not here: where blobs and dumps come from.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -19,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -110,6 +111,27 @@ class _Sealed(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class Packs(NamedTuple):
+    """Those that can be used, and what is wrong with the others, by name. `unreadable`: what is in them is not known to be damaged."""
+
+    good: list[Pack]
+    damaged: dict[str, str]
+    unreadable: dict[str, str]
+
+    @property
+    def bad(self) -> dict[str, str]:
+        return self.damaged | self.unreadable
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a file is to blame. Else it could not be read for now: no right, no descriptor, a server away."""
+    return not isinstance(error, OSError) or error.errno == errno.EIO
+
+
+def said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
 def _digest(manifest: dict[str, Any]) -> str:
     """Of what is in the file, be it of a release that knew more or less of it."""
     return hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest()
@@ -179,17 +201,15 @@ class Repository:
     def pack_names(self) -> list[str]:
         return sorted(entry.name for entry in self.packs_folder.iterdir() if entry.name.endswith(SUFFIX))
 
-    def packs(self) -> tuple[list[Pack], dict[str, str]]:
-        """Those that can be used, and what is wrong with the others, by name."""
-        good, bad = [], {}
+    def packs(self) -> Packs:
+        """Sorted out. Raises OSError where the folder cannot be read."""
+        found = Packs([], {}, {})
         for name in self.pack_names():
             try:
-                good.append(Pack(self.packs_folder / name, self.id))
-            except (BadRecord, ValueError) as error:
-                bad[name] = str(error)
-            except OSError as error:
-                bad[name] = error.strerror or str(error)
-        return good, bad
+                found.good.append(Pack(self.packs_folder / name, self.id))
+            except (BadRecord, ValueError, OSError) as error:
+                (found.damaged if is_damage(error) else found.unreadable)[name] = said(error)
+        return found
 
     def sweep(self) -> None:
         """Remove what an interrupted backup left. Inside of `writing`."""
@@ -216,9 +236,13 @@ class Repository:
         return self.snapshots_folder / snapshot
 
     def snapshots(self) -> tuple[list[Manifest], dict[str, str]]:
-        """Manifests, oldest first; and what is wrong with the snapshots that have no good one, by id."""
+        """Manifests, oldest first; and what is wrong with the snapshots that have no good one, by id. Other things in that folder are
+        passed over."""
         good, bad = [], {}
-        for name in sorted(entry.name for entry in self.snapshots_folder.iterdir() if not entry.name.endswith(UNMADE)):
+        for entry in sorted(self.snapshots_folder.iterdir()):
+            if entry.name.startswith(".") or entry.name.endswith(UNMADE) or not entry.is_dir():
+                continue
+            name = entry.name
             try:
                 good.append(self.manifest(name))
             except BadRecord as error:
@@ -233,7 +257,7 @@ class Repository:
             manifest = msgspec.convert(sealed.manifest, Manifest)
         except FileNotFoundError:
             raise BadRecord(f"snapshot {snapshot} has no manifest: it was never finished, or the file is lost") from None
-        except (msgspec.DecodeError, OSError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
             raise BadRecord(f"the manifest of snapshot {snapshot} cannot be read: {error}") from None
         if sealed.format != fmt.FORMAT or sealed.sha256 != _digest(sealed.manifest):
             raise BadRecord(f"the manifest of snapshot {snapshot} is damaged")
@@ -290,7 +314,7 @@ class Repository:
                 f"snapshot {snapshot} is gone, and no pack was removed: snapshot {[*bad, *damaged][0]} is damaged, so that it is not known "
                 "what it needs"
             )
-        packs, _ = self.packs()
+        packs = self.packs().good
         wanted = self._wanted(packs, [one.snapshot for one in good])
         gone = [pack.name for pack in packs if pack.name not in wanted]
         for name in gone:

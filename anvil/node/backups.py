@@ -147,8 +147,9 @@ class Backup:
             finally:
                 await blocking(listed.close)
             phase("comparing", 0)
-            packs, bad = await blocking(repository.packs)
-            for name, why in bad.items():
+            found = await blocking(repository.packs)
+            packs = found.good
+            for name, why in found.bad.items():
                 log.error(
                     "a pack of the backup repository is not used: what it holds is copied again", extra={"pack": name, "why": why}
                 )

@@ -80,8 +80,8 @@ class Refiller:
                 raise Conflict(
                     f"some blobs have {listed.widest} shards, and the layout has places for {width}: add drives or nodes, then repeat this"
                 )
-            packs, bad = await blocking(repository.packs)
-            for name, why in bad.items():
+            packs = await blocking(repository.packs)
+            for name, why in packs.bad.items():
                 log.error("a pack cannot be used", extra={"pack": name, "why": why})
             suspects = None if deep else await dumps.corrupt_blobs(self._url, RESTORE_SUSPECTS_MAX)
             phase("writing", listed.bytes)
@@ -91,8 +91,8 @@ class Refiller:
                 moved,
                 suspects,
             )
-            await run.all(drawn(blocking, pair(read_list(self._list), walk(packs))))
-            return RefillReport(run.refilled, tuple(sorted(bad)), await self._named(run.troubled))
+            await run.all(drawn(blocking, pair(read_list(self._list), walk(packs.good))))
+            return RefillReport(run.refilled, tuple(sorted(packs.bad)), await self._named(run.troubled))
         finally:
             self._list.unlink(missing_ok=True)
             blocking.close()
