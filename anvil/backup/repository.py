@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,10 +201,11 @@ class Repository:
     def pack_names(self) -> list[str]:
         return sorted(entry.name for entry in self.packs_folder.iterdir() if entry.name.endswith(SUFFIX))
 
-    def packs(self) -> Packs:
-        """Sorted out. Raises OSError where the folder cannot be read."""
+    def packs(self, told: Callable[[], None] = lambda: None) -> Packs:
+        """Sorted out; `told` of each. Raises OSError where the folder cannot be read."""
         found = Packs([], {}, {})
         for name in self.pack_names():
+            told()
             try:
                 found.good.append(Pack(self.packs_folder / name, self.id))
             except (BadRecord, ValueError, OSError) as error:

@@ -244,6 +244,9 @@ RESTORE_BLOBS_IN_FLIGHT: Final = 8  # being written back at a time
 RESTORE_SUSPECTS_MAX: Final = 100_000  # blobs with damage met, by id (8 MiB); with more, everything that is there is read
 BACKUP_HOLD_LEASE_S: Final = 900.0  # how long a backup that died keeps holding removals
 BACKUP_HOLD_RENEW_S: Final = 60.0
+BACKUP_STALLED_S: Final = 1800.0  # a backup in which nothing was read or written for so long is given up: it holds all removals
+JOB_CANCEL_S: Final = 5.0  # how long a job that is given up may take for each of its steps back ...
+JOB_CANCEL_STEPS: Final = 6  # ... before it is left where it hangs
 BACKUP_EXAMPLES: Final = 20  # blobs that could not be copied, written back or found, by name
 DUMP_SAID_BYTES_MAX: Final = 8 * KIB  # of what pg_dump and pg_restore say, kept for the error message
 RESTORE_PIPE_BYTES: Final = 64 * KIB  # from pg_restore to psql at a time; what it sets first is in the first of these
@@ -437,6 +440,7 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
+assert BACKUP_HOLD_RENEW_S * 10 < BACKUP_STALLED_S
 assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CATALOG_PAUSE_S < CATALOG_PUSH_S

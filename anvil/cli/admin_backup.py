@@ -206,6 +206,18 @@ def backup_forget(repository: str, snapshot: str, yes: bool, as_json: bool) -> N
     emit({"snapshot": snapshot, "packs": gone}, as_json, f"snapshot {snapshot} is gone, and {len(gone)} packs with it")
 
 
+@backup.command("cancel")
+@as_json
+@click.pass_obj
+def backup_cancel(session: Session, as_json: bool) -> None:
+    """Have the node give up the backup, or `restore data`, that it is doing. Removals are held no more. What was copied is used by the next
+    backup."""
+    from anvil.node.admin import cancel_job
+
+    cancelled = asyncio.run(cancel_job(_config(session)))
+    emit({"cancelled": cancelled}, as_json, "cancelled" if cancelled else "the node does neither")
+
+
 @backup.command("hold")
 @click.option("--hours", type=click.FloatRange(0.01, 24 * 31), default=HOLD_HOURS, show_default=True, help="At most so long.")
 @as_json

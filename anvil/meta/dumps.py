@@ -105,8 +105,11 @@ async def dump_global(url: str, tool: tools.Tool, target: Path) -> tuple[int, in
 
 
 async def _dump(url: str, tool: tools.Tool, target: Path, *arguments: str) -> None:
-    with target.open("xb") as file:
+    file = await asyncio.to_thread(target.open, "xb")  # as closing it, this may take as long as a mount hangs
+    try:
         await tools.run(tool.path, url, ["-Fc", "--no-owner", "--no-privileges", *arguments], file)
+    finally:
+        await asyncio.to_thread(file.close)
 
 
 async def dump_tool(url: str, database: Database) -> tools.Tool:

@@ -151,8 +151,10 @@ class _Run:
         for pack, offset in places:
             try:
                 entry = await self._reading(Entry, pack.path, offset, blob.blob_id)
-                with entry:
+                try:
                     await self._refill.refill(blob, entry, lacking, self.refilled)
+                finally:
+                    await self._reading(entry.close)
                 return
             except (BadRecord, OSError) as error:
                 log.error("blob %s in pack %s: %s", blob.blob_id.hex(), pack.name, error)
