@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -126,9 +127,9 @@ def index_entry(blob_id: BlobId, offset: int, length: int) -> bytes:
     return _INDEX.pack(blob_id, offset, length)
 
 
-def index_entries(data: bytes) -> list[tuple[BlobId, int, int]]:
-    """Blob id, offset and length of whole index entries."""
-    return list(_INDEX.iter_unpack(data))
+def index_entries(data: bytes) -> Iterator[tuple[BlobId, int, int]]:
+    """Blob id, offset and length of whole index entries, unpacked one by one: packed, they take a sixth."""
+    return _INDEX.iter_unpack(data)
 
 
 def pack_end(pack: bytes, index: Buffer, offset: int, entries: int) -> bytes:

@@ -1,9 +1,10 @@
 """Packs: append-only files of a repository that hold blobs, each with an index at its end.
 
 Owns: writing one so that it is whole or not there, reading it, and the walk through many side by side in the order of blob ids. Invariants:
-a pack has its name only once everything in it is flushed; what is not named so was never finished and is nobody's; no walk keeps more of an
-index in memory than INDEX_READ_ENTRIES of each pack. Everything here blocks: it runs on a thread. Not here: the bytes (`format.py`), which
-blobs belong in (`tasks/copying.py`).
+a pack has its name only once everything in it is flushed; what is not named so was never finished and is nobody's; a walk has one file open
+at a time, however many packs there are, and keeps no more of all indexes in memory than INDEX_READ_BYTES_MAX, nor of one than
+INDEX_READ_ENTRIES. Everything here blocks: it runs on a thread. Not here: the bytes (`format.py`), which blobs belong in
+(`tasks/copying.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import BinaryIO, Self
 from anvil.backup import format as fmt
 from anvil.backup.format import PackedBlob
 from anvil.base.errors import BadRecord
-from anvil.base.limits import INDEX_READ_ENTRIES, PACK_BYTES, PACK_WRITE_BYTES
+from anvil.base.limits import INDEX_READ_BYTES_MAX, INDEX_READ_ENTRIES, INDEX_READ_ENTRIES_MIN, PACK_BYTES, PACK_WRITE_BYTES
 from anvil.base.types import Buffer
 from anvil.model.records import BlobId
 from anvil.model.scheme import CHECKSUM_BYTES
@@ -160,14 +161,17 @@ class Pack:
             digest.update(fmt.end_body(end))
             fmt.assert_index(pack, digest.digest(), end)
 
-    def index(self) -> Iterator[tuple[BlobId, int, int]]:
-        """Blob id, offset and length of every entry, in the order of blob ids. The file is open only while it is being read."""
-        size = INDEX_READ_ENTRIES * fmt.INDEX_ENTRY_BYTES
+    def index(self, read_entries: int = INDEX_READ_ENTRIES) -> Iterator[tuple[BlobId, int, int]]:
+        """Blob id, offset and length of every entry, in the order of blob ids. `read_entries`: so many are in memory, packed. Between two
+        entries the file is closed."""
+        size = read_entries * fmt.INDEX_ENTRY_BYTES
         end = self.index_offset + self.entries * fmt.INDEX_ENTRY_BYTES
         for at in range(self.index_offset, end, size):
-            with self.path.open("rb") as file:
-                file.seek(at)
-                yield from fmt.index_entries(file.read(min(size, end - at)))
+            with self.path.open("rb", 0) as file:
+                data = os.pread(file.fileno(), min(size, end - at), at)
+            if len(data) != min(size, end - at):
+                raise BadRecord(f"pack {self.name} became shorter while it was being read")
+            yield from fmt.index_entries(data)
 
 
 class Entry:
@@ -206,11 +210,14 @@ class Entry:
             at, length = at + len(piece), length - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def close(self) -> None:
+        self._file.close()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
+        self.close()
 
 
 Where = tuple[Pack, int]
@@ -219,11 +226,14 @@ Where = tuple[Pack, int]
 
 def walk(packs: Iterable[Pack]) -> Iterator[tuple[BlobId, list[Where]]]:
     """Every blob of all packs once, in the order of blob ids, with the places where it is."""
-    entries = heapq.merge(*(_placed(pack) for pack in packs), key=itemgetter(0))
+    packs = list(packs)
+    fair = INDEX_READ_BYTES_MAX // fmt.INDEX_ENTRY_BYTES // max(1, len(packs))
+    read_entries = max(INDEX_READ_ENTRIES_MIN, min(INDEX_READ_ENTRIES, fair))
+    entries = heapq.merge(*(_placed(pack, read_entries) for pack in packs), key=itemgetter(0))
     for blob_id, found in groupby(entries, key=itemgetter(0)):
         yield blob_id, [where for _, where in found]
 
 
-def _placed(pack: Pack) -> Iterator[tuple[BlobId, Where]]:
-    for blob_id, offset, _ in pack.index():
+def _placed(pack: Pack, read_entries: int) -> Iterator[tuple[BlobId, Where]]:
+    for blob_id, offset, _ in pack.index(read_entries):
         yield blob_id, (pack, offset)

@@ -12,13 +12,15 @@ Everything here blocks. Not here: where blobs and dumps come from.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -63,9 +65,9 @@ class Unread(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a snapshot is. `key`: fingerprint of the master key; `server`: version of the databases' server, `tool`: of pg_dump (major
-    numbers); `migrations`: number of the newest one by database; `widest`: shards of the widest scheme, which takes as many drives.
-    `unread`: blobs that the drives could not give; `examples` of them."""
+    """What a snapshot is. `key`: fingerprint of the master key. By database: `servers`, the major version of its server, `tools`, that of
+    pg_dump, and `migrations`, the number of the newest one. `widest`: shards of the widest scheme, which takes as many drives. `unread`:
+    blobs that the drives could not give; `examples` of them. `server`, `tool`: of both databases, where `servers` and `tools` are not."""
 
     snapshot: str
     repository: str
@@ -75,8 +77,6 @@ class Manifest(msgspec.Struct, frozen=True):
     region: str
     cluster_epoch: int
     key: str
-    server: int
-    tool: int
     migrations: dict[str, int]
     files: dict[str, StoredFile]
     counts: dict[str, int]
@@ -87,21 +87,53 @@ class Manifest(msgspec.Struct, frozen=True):
     copied_bytes: int
     unread: int = 0
     examples: tuple[Unread, ...] = ()
+    servers: dict[str, int] = {}
+    tools: dict[str, int] = {}
+    server: int = 0
+    tool: int = 0
 
     @property
     def complete(self) -> bool:
         return not self.unread
+
+    def server_of(self, database: str) -> int:
+        return self.servers.get(database, self.server)
+
+    def tool_of(self, database: str) -> int:
+        return self.tools.get(database, self.tool)
 
 
 class _Sealed(msgspec.Struct, frozen=True):
     """As in the file: with a digest of the encoded manifest, so that a flipped bit is not believed."""
 
     format: int
-    manifest: Manifest
+    manifest: dict[str, Any]
     sha256: str
 
 
-def _digest(manifest: Manifest) -> str:
+class Packs(NamedTuple):
+    """Those that can be used, and what is wrong with the others, by name. `unreadable`: what is in them is not known to be damaged."""
+
+    good: list[Pack]
+    damaged: dict[str, str]
+    unreadable: dict[str, str]
+
+    @property
+    def bad(self) -> dict[str, str]:
+        return self.damaged | self.unreadable
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether a file is to blame. Else it could not be read for now: no right, no descriptor, a server away."""
+    return not isinstance(error, OSError) or error.errno == errno.EIO
+
+
+def said(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Of what is in the file, be it of a release that knew more or less of it."""
     return hashlib.sha256(msgspec.json.encode(manifest, order="sorted")).hexdigest()
 
 
@@ -169,17 +201,16 @@ class Repository:
     def pack_names(self) -> list[str]:
         return sorted(entry.name for entry in self.packs_folder.iterdir() if entry.name.endswith(SUFFIX))
 
-    def packs(self) -> tuple[list[Pack], dict[str, str]]:
-        """Those that can be used, and what is wrong with the others, by name."""
-        good, bad = [], {}
+    def packs(self, told: Callable[[], None] = lambda: None) -> Packs:
+        """Sorted out; `told` of each. Raises OSError where the folder cannot be read."""
+        found = Packs([], {}, {})
         for name in self.pack_names():
+            told()
             try:
-                good.append(Pack(self.packs_folder / name, self.id))
-            except (BadRecord, ValueError) as error:
-                bad[name] = str(error)
-            except OSError as error:
-                bad[name] = error.strerror or str(error)
-        return good, bad
+                found.good.append(Pack(self.packs_folder / name, self.id))
+            except (BadRecord, ValueError, OSError) as error:
+                (found.damaged if is_damage(error) else found.unreadable)[name] = said(error)
+        return found
 
     def sweep(self) -> None:
         """Remove what an interrupted backup left. Inside of `writing`."""
@@ -206,9 +237,13 @@ class Repository:
         return self.snapshots_folder / snapshot
 
     def snapshots(self) -> tuple[list[Manifest], dict[str, str]]:
-        """Manifests, oldest first; and what is wrong with the snapshots that have no good one, by id."""
+        """Manifests, oldest first; and what is wrong with the snapshots that have no good one, by id. Other things in that folder are
+        passed over."""
         good, bad = [], {}
-        for name in sorted(entry.name for entry in self.snapshots_folder.iterdir() if not entry.name.endswith(UNMADE)):
+        for entry in sorted(self.snapshots_folder.iterdir()):
+            if entry.name.startswith(".") or entry.name.endswith(UNMADE) or not entry.is_dir():
+                continue
+            name = entry.name
             try:
                 good.append(self.manifest(name))
             except BadRecord as error:
@@ -220,12 +255,12 @@ class Repository:
         try:
             data = (self.folder(snapshot) / MANIFEST).read_bytes()
             sealed = msgspec.json.decode(data, type=_Sealed)
+            manifest = msgspec.convert(sealed.manifest, Manifest)
         except FileNotFoundError:
             raise BadRecord(f"snapshot {snapshot} has no manifest: it was never finished, or the file is lost") from None
-        except (msgspec.DecodeError, OSError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
             raise BadRecord(f"the manifest of snapshot {snapshot} cannot be read: {error}") from None
-        manifest = sealed.manifest
-        if sealed.format != fmt.FORMAT or sealed.sha256 != _digest(manifest):
+        if sealed.format != fmt.FORMAT or sealed.sha256 != _digest(sealed.manifest):
             raise BadRecord(f"the manifest of snapshot {snapshot} is damaged")
         if manifest.snapshot != snapshot or manifest.repository != self.head.repository:
             raise BadRecord(f"the manifest of snapshot {snapshot} is that of another one")
@@ -247,7 +282,8 @@ class Repository:
     def finish(self, manifest: Manifest) -> None:
         """The snapshot is there on return. Its files must be flushed, packs closed."""
         folder = self.snapshots_folder / f"{manifest.snapshot}{UNMADE}"
-        sealed = _Sealed(fmt.FORMAT, manifest, _digest(manifest))
+        written: dict[str, Any] = msgspec.to_builtins(manifest)
+        sealed = _Sealed(fmt.FORMAT, written, _digest(written))
         write_file(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(sealed)) + b"\n")
         folder.rename(self.snapshots_folder / manifest.snapshot)
         sync_folder(self.snapshots_folder)
@@ -279,7 +315,7 @@ class Repository:
                 f"snapshot {snapshot} is gone, and no pack was removed: snapshot {[*bad, *damaged][0]} is damaged, so that it is not known "
                 "what it needs"
             )
-        packs, _ = self.packs()
+        packs = self.packs().good
         wanted = self._wanted(packs, [one.snapshot for one in good])
         gone = [pack.name for pack in packs if pack.name not in wanted]
         for name in gone:

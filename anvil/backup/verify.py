@@ -12,7 +12,7 @@ import msgspec
 
 from anvil._ec.stripe import BlobKey, SealBroken
 from anvil.backup.packs import Entry, Pack, Where, walk
-from anvil.backup.repository import FILES, Manifest, Repository, pair
+from anvil.backup.repository import BLOBS, FILES, Manifest, Repository, is_damage, pair, said
 from anvil.base.errors import BadRecord
 from anvil.base.limits import BACKUP_EXAMPLES
 from anvil.model.records import BlobId, BlobRef
@@ -22,8 +22,9 @@ Keys = Callable[[int], bytes | None]
 
 
 class Verdict(msgspec.Struct):
-    """`damaged`: packs with anything wrong in them; `missing`: blobs that a snapshot names and of which no pack has a good copy; `keyless`:
-    blobs of buckets that were deleted while the backup ran, whose seal cannot be judged. `troubles`: one line each, the first ones."""
+    """`damaged`: packs with anything wrong in them; `unreadable`: those that could not be read for another reason; `missing`: blobs that a
+    snapshot names and of which no pack has a good copy; `keyless`: blobs of buckets that were deleted while the backup ran, whose seal
+    cannot be judged. `troubles`: one line each, the first ones."""
 
     snapshots: int = 0
     packs: int = 0
@@ -33,15 +34,22 @@ class Verdict(msgspec.Struct):
     missing: int = 0
     keyless: int = 0
     damaged: list[str] = msgspec.field(default_factory=list)
+    unreadable: list[str] = msgspec.field(default_factory=list)
     troubles: list[str] = msgspec.field(default_factory=list)
 
     @property
     def good(self) -> bool:
-        return not (self.troubles or self.damaged or self.missing)
+        return not (self.troubles or self.damaged or self.unreadable or self.missing)
 
     def say(self, line: str) -> None:
         if len(self.troubles) < BACKUP_EXAMPLES:
             self.troubles.append(line)
+
+    def blame(self, pack: str, error: Exception) -> None:
+        """That it could not be read."""
+        names = self.damaged if is_damage(error) else self.unreadable
+        if pack not in names:
+            names.append(pack)
 
 
 class Verification:
@@ -62,42 +70,51 @@ class Verification:
     def run(self, snapshots: Sequence[Manifest]) -> Verdict:
         """Read all packs, then judge these snapshots. Raises OSError where the repository cannot be read at all."""
         verdict = self.verdict
-        packs, bad = self._repository.packs()
-        for name, why in bad.items():
-            verdict.damaged.append(name)
+        found = self._repository.packs()
+        verdict.damaged += found.damaged
+        verdict.unreadable += found.unreadable
+        for name, why in found.bad.items():
             verdict.say(f"pack {name}: {why}")
-        for pack in packs:
-            self._pack(pack)
+        packs = [pack for pack in found.good if self._pack(pack)]
         for manifest in snapshots:
             self._snapshot(manifest, packs)
         return verdict
 
-    def _pack(self, pack: Pack) -> None:
-        """Read every entry, where it lies."""
+    def _pack(self, pack: Pack) -> bool:
+        """Read every entry, where it lies. False where its index cannot be read any more."""
         verdict = self.verdict
         verdict.packs += 1
-        before = len(self._spoiled)
-        for blob_id, offset, length in pack.index():
-            try:
-                with Entry(pack.path, offset, blob_id) as entry:
-                    if entry.length != length:
-                        raise BadRecord("its index gives another length")
-                    for stripe in range(entry.packed.stripes):
-                        self._moved(len(entry.stripe(stripe)))
-            except (BadRecord, OSError) as error:
-                self._spoiled.add((pack.name, offset))
-                verdict.say(f"pack {pack.name}: blob {blob_id.hex()}: {error}")
-        if len(self._spoiled) > before:
-            verdict.damaged.append(pack.name)
+        try:
+            for blob_id, offset, length in pack.index():
+                self._entry(pack, blob_id, offset, length)
+        except (BadRecord, OSError) as error:
+            verdict.blame(pack.name, error)
+            verdict.say(f"pack {pack.name}: {said(error)}")
+            return False
+        return True
+
+    def _entry(self, pack: Pack, blob_id: BlobId, offset: int, length: int) -> None:
+        try:
+            with Entry(pack.path, offset, blob_id) as entry:
+                if entry.length != length:
+                    raise BadRecord("its index gives another length")
+                for stripe in range(entry.packed.stripes):
+                    self._moved(len(entry.stripe(stripe)))
+        except (BadRecord, OSError) as error:
+            self._spoiled.add((pack.name, offset))
+            self.verdict.blame(pack.name, error)
+            self.verdict.say(f"pack {pack.name}: blob {blob_id.hex()}: {said(error)}")
 
     def _snapshot(self, manifest: Manifest, packs: Sequence[Pack]) -> None:
         verdict, name = self.verdict, manifest.snapshot
         verdict.snapshots += 1
-        for file in FILES:
-            if not self._repository.file_is(manifest, file):
-                verdict.say(f"snapshot {name}: {file} is not what was written")
+        wrong = [file for file in FILES if not self._repository.file_is(manifest, file)]
+        for file in wrong:
+            verdict.say(f"snapshot {name}: {file} is not what was written")
         if manifest.unread:
             verdict.say(f"snapshot {name} is incomplete: {manifest.unread} blobs could not be copied when it was made")
+        if BLOBS in wrong:
+            return  # it would name anything
         listed, keys = 0, self._keys(manifest) if self._keys is not None else None
         for blob, places in pair(self._repository.listed(name), self._good(packs)):
             listed += 1
@@ -136,12 +153,11 @@ class Verification:
                     self._moved(len(sealed))
                 verdict.opened += 1
         except SealBroken:
-            self._broken(manifest, blob, pack, "its seal does not open")
+            self._broken(manifest, blob, pack, BadRecord("its seal does not open"))
         except (BadRecord, OSError) as error:
-            self._broken(manifest, blob, pack, str(error))
+            self._broken(manifest, blob, pack, error)
 
-    def _broken(self, manifest: Manifest, blob: BlobRef, pack: Pack, why: str) -> None:
+    def _broken(self, manifest: Manifest, blob: BlobRef, pack: Pack, error: Exception) -> None:
         self.verdict.missing += 1
-        if pack.name not in self.verdict.damaged:
-            self.verdict.damaged.append(pack.name)
-        self.verdict.say(f"snapshot {manifest.snapshot}: blob {blob.blob_id.hex()} in pack {pack.name}: {why}")
+        self.verdict.blame(pack.name, error)
+        self.verdict.say(f"snapshot {manifest.snapshot}: blob {blob.blob_id.hex()} in pack {pack.name}: {said(error)}")

@@ -72,6 +72,11 @@ BACKUP_LAST_SUCCESS = _gauge(
     "When the last backup of the region was complete; absent before the first.",
     merge="max",
 )
+BACKUP_HOLD_AGE = _gauge(
+    "backup_hold_age_seconds",
+    "For how long removals have been held for a backup; 0 while they are not.",
+    merge="max",
+)
 
 # -- tasks -----------------------------------------------------------------------------------------------------------------
 TASKS = _gauge("tasks", "Tasks in the queue.", "type", "status", merge="max")

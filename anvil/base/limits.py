@@ -261,16 +261,23 @@ BENCH_BUCKETS_MIN: Final = 5  # seconds: fewer say nothing about noise
 PACK_BYTES: Final = 256 * MIB  # a pack is closed once it is as long: what an interrupted backup has to copy again, at most
 PACK_HEAD_BYTES_MAX: Final = 64 * KIB  # what an entry says of its blob: key, attributes and checksums have bounds of their own
 PACK_WRITE_BYTES: Final = 1 * MIB  # gathered before they are written, and read at a time
-INDEX_READ_ENTRIES: Final = 128  # of each pack's index in memory: 4 KiB, so 16,000 packs (4 TiB) take 64 MiB
+INDEX_READ_ENTRIES: Final = 128  # of a pack's index read at a time, and kept packed while a walk is on: 4 KiB ...
+INDEX_READ_BYTES_MAX: Final = 64 * MIB  # ... of all packs; of more than 16,000 (4 TiB) less is read at a time ...
+INDEX_READ_ENTRIES_MIN: Final = 8  # ... down to this: 256 bytes beside the 1.5 KiB that each pack takes in a walk anyway
 LISTED_READ_ENTRIES: Final = 4096  # of a snapshot's list of blobs in memory
 LISTED_ROWS: Final = 5000  # fetched at a time while the list is being made
 BACKUP_BYTES_PER_S: Final = 256 * MIB  # of blobs, copied out of or back to the drives
 BACKUP_STRIPES_AHEAD: Final = 16  # being read before the one that is being written
 RESTORE_BLOBS_IN_FLIGHT: Final = 8  # being written back at a time
+RESTORE_SUSPECTS_MAX: Final = 100_000  # blobs with damage met, by id (8 MiB); with more, everything that is there is read
 BACKUP_HOLD_LEASE_S: Final = 900.0  # how long a backup that died keeps holding removals
 BACKUP_HOLD_RENEW_S: Final = 60.0
+BACKUP_STALLED_S: Final = 1800.0  # a backup in which nothing was read or written for so long is given up: it holds all removals
+JOB_CANCEL_S: Final = 5.0  # how long a job that is given up may take for each of its steps back ...
+JOB_CANCEL_STEPS: Final = 6  # ... before it is left where it hangs
 BACKUP_EXAMPLES: Final = 20  # blobs that could not be copied, written back or found, by name
 DUMP_SAID_BYTES_MAX: Final = 8 * KIB  # of what pg_dump and pg_restore say, kept for the error message
+RESTORE_PIPE_BYTES: Final = 64 * KIB  # from pg_restore to psql at a time; what it sets first is in the first of these
 RECOVERY_LOOK_S: Final = 10.0  # how often a node asks whether its region is in recovery mode
 RECOVERY_WARN_S: Final = 3600.0  # how often it says so in its log
 
@@ -470,6 +477,7 @@ assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert HOLD_FRESH_S + PEER_REMOVAL_S <= HOLD_SETTLE_S, "a removal asked for before is over"
 assert PEER_PING_S * 2 < PEER_CLOCK_S
 assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
+assert BACKUP_HOLD_RENEW_S * 10 < BACKUP_STALLED_S
 assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
 assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
 assert CATALOG_PAUSE_S < CATALOG_PUSH_S

@@ -206,6 +206,18 @@ def backup_forget(repository: str, snapshot: str, yes: bool, as_json: bool) -> N
     emit({"snapshot": snapshot, "packs": gone}, as_json, f"snapshot {snapshot} is gone, and {len(gone)} packs with it")
 
 
+@backup.command("cancel")
+@as_json
+@click.pass_obj
+def backup_cancel(session: Session, as_json: bool) -> None:
+    """Have the node give up the backup, or `restore data`, that it is doing. Removals are held no more. What was copied is used by the next
+    backup."""
+    from anvil.node.admin import cancel_job
+
+    cancelled = asyncio.run(cancel_job(_config(session)))
+    emit({"cancelled": cancelled}, as_json, "cancelled" if cancelled else "the node does neither")
+
+
 @backup.command("hold")
 @click.option("--hours", type=click.FloatRange(0.01, 24 * 31), default=HOLD_HOURS, show_default=True, help="At most so long.")
 @as_json
@@ -266,14 +278,16 @@ def restore_metadata(
 
 @restore.command("data")
 @click.argument("repository", metavar="REPO")
+@click.option("--deep", is_flag=True, help="Read what is there, too, and replace what is damaged.")
 @as_json
 @click.pass_obj
-def restore_data(session: Session, repository: str, as_json: bool) -> int:
-    """Have the node write everything that the database names and the drives lack, out of the packs in REPO. What is there is left alone, so
-    this may be repeated. Exit code 1 when something could not be brought back."""
+def restore_data(session: Session, repository: str, deep: bool, as_json: bool) -> int:
+    """Have the node write everything that the database names and the drives lack, out of the packs in REPO. What is there is left alone
+    (but for damage that was met before, or is with --deep), so this may be repeated. Exit code 1 when something could not be brought
+    back."""
     from anvil.node.jobs import RefillWanted
 
-    report = _job(session, as_json, "restore", "refill.ask", RefillWanted(_path(repository))).report
+    report = _job(session, as_json, "restore", "refill.ask", RefillWanted(_path(repository), deep)).report
     if report is None:
         raise Unavailable("the node does not say what came of it: repeat this, which does only what is left")
     refilled = report.refilled

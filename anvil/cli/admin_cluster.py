@@ -187,7 +187,7 @@ def task_list(session: Session, status: str | None, kind: str | None, limit: int
 @as_json
 @click.pass_obj
 def task_retry(session: Session, number: int, as_json: bool) -> None:
-    """Have a dead task, or one that waits, tried now."""
+    """Have a dead or cancelled task, or one that waits, tried now."""
     session.run(lambda ops: ops.task_retry(number))
     emit({"task": number, "status": "pending"}, as_json, f"task {number} is tried again")
 

@@ -34,14 +34,16 @@ _EMPTY_SQL: Final = """
     SELECT NOT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') AND n.nspname NOT LIKE 'pg_temp%')"""
 
+_HAS_TRANSACTION_TIMEOUT: Final = 17  # pg_restore of this version and later sets it, and servers before it refuse that
+_TRANSACTION_TIMEOUT: Final = b"SET transaction_timeout = 0;\n"
+
 
 class Facts(msgspec.Struct, frozen=True):
-    """Of the regional snapshot. `migrations`: the newest of either database."""
+    """Of the regional snapshot. `server`: major version. `migration`: the newest."""
 
     server: int
-    tool: int
     epoch: int
-    migrations: dict[str, int]
+    migration: int
     counts: dict[str, int]
 
 
@@ -70,7 +72,7 @@ async def dump_regional(url: str, tool: tools.Tool, target: Path, write: Callabl
                 await asyncio.gather(dumping, return_exceptions=True)
         assert facts is not None
         counts = {name: facts[name] for name in ("objects", "versions", "parts", "buckets")}
-        return Facts(server_major(connection), tool.major, facts["epoch"], {Database.REGIONAL.value: facts["migration"]}, counts)
+        return Facts(server_major(connection), facts["epoch"], facts["migration"], counts)
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
         if isinstance(error, OSError) and not isinstance(error, ConnectionError):
             raise
@@ -90,12 +92,12 @@ async def _list(connection: asyncpg.Connection, write: Callable[[list[BlobRef]],
         await asyncio.to_thread(write, blobs)
 
 
-async def dump_global(url: str, tool: tools.Tool, target: Path) -> int:
-    """Returns the number of its newest migration. Raises DatabaseUnavailable, OSError."""
+async def dump_global(url: str, tool: tools.Tool, target: Path) -> tuple[int, int]:
+    """Returns the major version of its server, and the number of its newest migration. Raises DatabaseUnavailable, OSError."""
     connection = await connect(url, Database.GLOBAL)
     try:
         await _dump(url, tool, target)
-        return int(await connection.fetchval("SELECT max(number) FROM schema_migrations"))
+        return server_major(connection), int(await connection.fetchval("SELECT max(number) FROM schema_migrations"))
     except asyncpg.PostgresError as error:
         raise DatabaseUnavailable(f"the global database could not be dumped: {error}") from error
     finally:
@@ -103,17 +105,25 @@ async def dump_global(url: str, tool: tools.Tool, target: Path) -> int:
 
 
 async def _dump(url: str, tool: tools.Tool, target: Path, *arguments: str) -> None:
-    with target.open("xb") as file:
+    file = await asyncio.to_thread(target.open, "xb")  # as closing it, this may take as long as a mount hangs
+    try:
         await tools.run(tool.path, url, ["-Fc", "--no-owner", "--no-privileges", *arguments], file)
+    finally:
+        await asyncio.to_thread(file.close)
 
 
 async def dump_tool(url: str, database: Database) -> tools.Tool:
     """The `pg_dump` for that database. Raises DatabaseUnavailable, InvalidSetting."""
     connection = await connect(url, database)
     try:
-        return await tools.find("pg_dump", server_major(connection))
+        return await tools.find("pg_dump", server_major(connection), encrypted=await _encrypted(connection))
     finally:
         connection.terminate()
+
+
+async def _encrypted(connection: asyncpg.Connection) -> bool:
+    """Whether this connection is: by what the server says, as `sslmode=prefer` leaves it open."""
+    return bool(await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
 
 
 def server_major(connection: asyncpg.Connection) -> int:
@@ -134,6 +144,19 @@ async def owners_of(url: str, blob_ids: list[bytes]) -> dict[bytes, tuple[int, s
     try:
         rows = await connection.fetch(sql, blob_ids)
         return {row["blob_id"]: (row["bucket_id"], row["key"], row["number"]) for row in rows}
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        raise DatabaseUnavailable(f"the regional database does not answer: {error}") from error
+    finally:
+        connection.terminate()
+
+
+async def corrupt_blobs(url: str, limit: int) -> set[bytes] | None:
+    """Blobs of which a shard was met with wrong content and is not known to be mended; None where there are more than `limit`. Raises
+    DatabaseUnavailable."""
+    connection = await connect(url, Database.REGIONAL)
+    try:
+        rows = await connection.fetch("SELECT blob_id FROM degraded WHERE corrupt <> 0 LIMIT $1", limit + 1)
+        return {row["blob_id"] for row in rows} if len(rows) <= limit else None
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
         raise DatabaseUnavailable(f"the regional database does not answer: {error}") from error
     finally:
@@ -179,7 +202,7 @@ async def prepare_load(url: str, database: Database, dumped_by: int, made_by: in
                 f"the {database} database is not empty: a backup is only restored into an empty one. Create another, or drop this one if "
                 "nothing of it is wanted"
             )
-        return await tools.find("pg_restore", server, dumped_by)
+        return await tools.find("pg_restore", server, dumped_by, encrypted=await _encrypted(connection))
     finally:
         connection.terminate()
 
@@ -189,10 +212,14 @@ async def load(url: str, database: Database, tool: tools.Tool, dump: Path) -> No
     connection = await connect(url, database)
     try:
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {RESTORING}")
+        server = server_major(connection)
     finally:
         connection.terminate()
-    arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction", "--dbname="]  # PGDATABASE says which
-    await tools.run(tool.path, url, [*arguments, str(dump)])
+    arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]
+    if server < _HAS_TRANSACTION_TIMEOUT <= tool.major:
+        await tools.run_through_psql(tool.path, url, [*arguments, "--file=-", str(dump)], _TRANSACTION_TIMEOUT)
+    else:
+        await tools.run(tool.path, url, [*arguments, "--dbname=", str(dump)])  # PGDATABASE says which
 
 
 async def readable(dump: Path, dumped_by: int) -> None:

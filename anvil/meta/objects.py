@@ -312,6 +312,8 @@ REPLACE: Final = Operation(
 
 # -- delete --------------------------------------------------------------------------------------------------------------
 
+# What a salvage has found under the key and nobody has accepted goes as well: accepted later, it would undo the delete. As garbage it is
+# known to a salvage that is repeated.
 _DELETE_SQL: Final = f"""
     WITH {FENCES},
     input AS MATERIALIZED (
@@ -323,6 +325,16 @@ _DELETE_SQL: Final = f"""
         WHERE {FENCED} AND {SAME_KEY}
           AND condition_holds(o.etag, i.if_match, i.if_none_match)
         RETURNING i.ord
+    ),
+    hidden AS (
+        DELETE FROM salvage s USING input i
+        WHERE {FENCED} AND s.bucket_id = ANY (ARRAY[i.bucket_id]) AND s.key = ANY (ARRAY[i.key COLLATE "C"]) AND s.part_number = 0
+          AND (i.if_match IS NULL AND i.if_none_match IS NULL OR i.ord = ANY (ARRAY(SELECT ord FROM removed)))
+        RETURNING s.bucket_id, s.key, s.version_id, s.part_number, s.blob_id, s.scheme
+    ),
+    garbage AS (
+        INSERT INTO outbox (bucket_id, key, version_id, part_number, blob_id, scheme)
+        SELECT bucket_id, key, version_id, part_number, blob_id, scheme FROM hidden
     )
     SELECT i.ord, r.ord IS NOT NULL AS removed, i.session_id IN (SELECT session_id FROM live) AS live,
            i.bucket_id IN (SELECT bucket_id FROM fence) AS fence,

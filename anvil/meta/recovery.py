@@ -27,7 +27,7 @@ _SET_SQL: Final = """
     ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, changed_us = now_us()"""
 _HOLD_SQL: Final = """
     INSERT INTO settings (name, value)
-    VALUES ($1, jsonb_build_object('by', $2::text, 'until_us', now_us() + $3::bigint))
+    VALUES ($1, jsonb_build_object('by', $2::text, 'since_us', now_us(), 'until_us', now_us() + $3::bigint))
     ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value, changed_us = now_us()"""
 _RENEW_SQL: Final = """
     UPDATE settings SET value = jsonb_set(value, '{until_us}', to_jsonb(now_us() + $2::bigint)), changed_us = now_us()
@@ -38,6 +38,9 @@ _EXPIRED_SQL: Final = """
 _STATE_SQL: Final = """
     SELECT name, value::text AS value, changed_us FROM settings
     WHERE name IN ('recovery', 'last_fsck', 'last_backup', 'cluster_epoch', 'backup_hold') OR starts_with(name, 'backup_hold/')"""
+_HELD_SQL: Final = """
+    SELECT coalesce(max(now_us() - coalesce((value ->> 'since_us')::bigint, changed_us)), 0) FROM settings
+    WHERE name = 'backup_hold' OR (starts_with(name, 'backup_hold/') AND (value ->> 'until_us')::bigint > now_us())"""
 _NOW_SQL: Final = "SELECT now_us()"
 
 _MEMBERS: Final = ("layout_slices", "layouts", "drives", "nodes")
@@ -117,6 +120,10 @@ class RegionNotes:
     async def release(self, holder: str) -> bool:
         """False if there was none."""
         return bool(await self._query(_RELEASE_SQL, _HOLD + holder))
+
+    async def held_s(self) -> float:
+        """For how long removals have been held, 0 while they are not."""
+        return int((await self._query(_HELD_SQL))[0][0]) / 1e6
 
     async def state(self) -> State:
         rows = {row["name"]: (row["value"], row["changed_us"]) for row in await self._query(_STATE_SQL)}

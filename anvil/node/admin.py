@@ -148,6 +148,12 @@ async def job(config: Config, method: str, wanted: object, look: Callable[[JobSt
             await asyncio.sleep(SURVEY_LOOK_S)
 
 
+async def cancel_job(config: Config) -> bool:
+    """Have the running node give up its long job. False where none runs. Raises Unavailable."""
+    async with node_channel(config) as channel:
+        return await channel.call("job.cancel", None, bool)
+
+
 @asynccontextmanager
 async def node_channel(config: Config) -> AsyncIterator[Channel]:
     """The background process of the node that runs on this data directory. Raises Unavailable."""

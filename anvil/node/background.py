@@ -30,7 +30,7 @@ from anvil.node.catalog import CatalogServer, CatalogSource
 from anvil.node.channel import Channel, Handler, Listener, listen_socket
 from anvil.node.child import Child, Members
 from anvil.node.exposition import ProcessMetrics, exposition
-from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, Standing, WorkerReport
+from anvil.node.health import Check, DriveProbe, HealthMonitor, HealthSnapshot, Standings, WorkerReport
 from anvil.node.process_use import ProcessUse
 from anvil.node.rights import RightsServer, RightsSource
 from anvil.node.worker import Hello, Welcome
@@ -66,7 +66,7 @@ class BackgroundParts:
     rights: RightsSource
     checks: Sequence[Check]
     drives: Sequence[DriveProbe]
-    standing: Callable[[int], Standing]
+    standing: Standings
     region: RegionSource | None = None
     tasks: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     handlers: dict[str, Handler] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 Owns: the order that makes a snapshot consistent. Invariants: removals are held, and the hold is effective, before the metadata is dumped,
 and until the last shard is copied, so every blob that the dump names has its shards meanwhile; regional before global; the manifest last; a
-snapshot that lacks a blob says so. Not here: reading shards (`tasks/copying.py`), the repository's bytes (`backup/`), who asks (`jobs.py`).
+snapshot that lacks a blob says so; a backup that does not come on holds nothing for ever. Not here: reading shards (`tasks/copying.py`),
+the repository's bytes (`backup/`), who asks (`jobs.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -23,14 +24,12 @@ from anvil.backup.packs import Pack, PackWriter, walk
 from anvil.backup.repository import BLOBS, FILES, GLOBAL, REGIONAL, Manifest, Repository, Unread, describe, pair, read_list
 from anvil.base.errors import AnvilError
 from anvil.base.ids import random_id
-from anvil.base.limits import BACKUP_EXAMPLES, BACKUP_HOLD_RENEW_S, LISTED_READ_ENTRIES
+from anvil.base.limits import BACKUP_EXAMPLES, BACKUP_HOLD_RENEW_S, BACKUP_STALLED_S, LISTED_READ_ENTRIES
 from anvil.base.version import VERSION
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.meta import dumps
-from anvil.meta.dumps import Facts
 from anvil.meta.migrate import Database
 from anvil.meta.recovery import RegionNotes
-from anvil.meta.tools import Tool
 from anvil.model.records import BlobRef
 from anvil.tasks.copying import Copier
 
@@ -41,16 +40,54 @@ Phase = Callable[[str, int], None]
 
 
 class Thread:
-    """One thread for all that may have to wait for the repository's disk, in order."""
+    """One thread for all that may have to wait for the repository's disk, in order. `told`: whenever something was done."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, told: Callable[[], None] = lambda: None) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._told = told
 
     async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+        result = await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+        self._told()
+        return result
+
+    async def at_last(self, function: Callable[..., object], *arguments: object) -> None:
+        """Have that done, too, also where whoever waits for it is cancelled. Nothing comes after it."""
+        await asyncio.wait({asyncio.wrap_future(self._pool.submit(function, *arguments))})
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)
+
+
+class Progress:
+    """When a backup came on last: something was done in the repository, bytes were copied, or a dump in `folder` became longer."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self._at = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="repository-look")
+        self._looking: Future[int] | None = None
+        self._size = 0
+
+    def __call__(self) -> None:
+        self._at = time.monotonic()
+
+    def idle_s(self) -> float:
+        """By what is known now; looks at the dumps for the next time."""
+        looking = self._looking
+        if looking is not None and looking.done() and looking.exception() is None and looking.result() != self._size:
+            self._size = looking.result()
+            self()
+        if self.folder is not None and (looking is None or looking.done()):
+            self._looking = self._pool.submit(_bytes_in, self.folder)
+        return time.monotonic() - self._at
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(entry.stat().st_size for entry in folder.iterdir())
 
 
 async def drawn(blocking: Thread, items: Iterator[T]) -> AsyncIterator[T]:
@@ -90,7 +127,8 @@ class BlobList:
 
 
 class Backup:
-    """Makes snapshots. `holder`: names this node's hold. `key`: fingerprint of the master key."""
+    """Makes snapshots. `urls`: of the global and the regional database. `holder`: names this node's hold. `key`: fingerprint of the master
+    key."""
 
     def __init__(
         self,
@@ -104,7 +142,7 @@ class Backup:
         region: str,
         key: str,
     ) -> None:
-        self._global_url, self._regional_url = urls
+        self._urls = {Database.REGIONAL: urls[1], Database.GLOBAL: urls[0]}
         self._notes = notes
         self._placement = placement
         self._buffers = buffers
@@ -113,10 +151,25 @@ class Backup:
         self._holder = holder
         self._region = region
         self._key = key
+        self._keeping: asyncio.Task[None] | None = None
 
-    async def create(self, path: Path, new_key: bool, phase: Phase, moved: Callable[[int], None]) -> Manifest:
-        """Raises InvalidSetting, Conflict (somebody writes there), DatabaseUnavailable, OSError."""
-        blocking = Thread("repository")
+    async def create(
+        self,
+        path: Path,
+        new_key: bool,
+        phase: Phase,
+        moved: Callable[[int], None],
+        give_up: Callable[[str], None] = lambda why: None,
+    ) -> Manifest:
+        """`give_up`: told why, once nothing has come on for BACKUP_STALLED_S; removals are held no more then. Raises InvalidSetting,
+        Conflict (somebody writes there), DatabaseUnavailable, OSError."""
+        progress = Progress()
+        blocking = Thread("repository", progress)
+
+        def moving(size: int) -> None:
+            progress()
+            moved(size)
+
         try:
             making = Repository.making(path, self._key, _now_us())
             repository = await blocking(making.__enter__)
@@ -124,32 +177,53 @@ class Backup:
                 if new_key:
                     await blocking(repository.rekey, self._key)
                 repository.assert_key(self._key)
-                return await self._create(repository, blocking, phase, moved)
+                return await self._create(repository, blocking, phase, moving, progress, give_up)
             finally:
-                making.__exit__(None, None, None)
+                await blocking.at_last(making.__exit__, None, None, None)
         finally:
             blocking.close()
+            progress.close()
 
-    async def _create(self, repository: Repository, blocking: Thread, phase: Phase, moved: Callable[[int], None]) -> Manifest:
+    async def let_go(self) -> None:
+        """Hold removals no more, whatever the backup is waiting for."""
+        keeping, self._keeping = self._keeping, None
+        if keeping is None:
+            return
+        if keeping is not asyncio.current_task():
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+        with suppress(AnvilError):  # else its lease runs out
+            await self._notes.release(self._holder)
+
+    async def _create(
+        self,
+        repository: Repository,
+        blocking: Thread,
+        phase: Phase,
+        moved: Callable[[int], None],
+        progress: Progress,
+        give_up: Callable[[str], None],
+    ) -> Manifest:
         started_us = _now_us()
-        tools = (
-            await dumps.dump_tool(self._regional_url, Database.REGIONAL),
-            await dumps.dump_tool(self._global_url, Database.GLOBAL),
-        )
+        tools = {database: await dumps.dump_tool(url, database) for database, url in self._urls.items()}
         await blocking(repository.sweep)
         snapshot = time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime(started_us / 1e6)) + random_id().hex()[:6]
         phase("waiting until nothing is being removed", 0)
-        async with self._held(snapshot):
+        async with self._held(snapshot, progress, give_up):
             phase("dumping the databases", 0)
-            folder = await blocking(repository.begin, snapshot)
+            progress.folder = folder = await blocking(repository.begin, snapshot)
             listed = await blocking(BlobList, folder / BLOBS)
             try:
-                facts = await self._dump(folder, tools, listed)
+                facts = await dumps.dump_regional(
+                    self._urls[Database.REGIONAL], tools[Database.REGIONAL], folder / REGIONAL, listed.write
+                )
+                server, migration = await dumps.dump_global(self._urls[Database.GLOBAL], tools[Database.GLOBAL], folder / GLOBAL)
             finally:
                 await blocking(listed.close)
             phase("comparing", 0)
-            packs, bad = await blocking(repository.packs)
-            for name, why in bad.items():
+            found = await blocking(repository.packs, progress)
+            packs = found.good
+            for name, why in found.bad.items():
                 log.error(
                     "a pack of the backup repository is not used: what it holds is copied again", extra={"pack": name, "why": why}
                 )
@@ -167,9 +241,9 @@ class Backup:
             region=self._region,
             cluster_epoch=facts.epoch,
             key=self._key,
-            server=facts.server,
-            tool=max(tool.major for tool in tools),
-            migrations=facts.migrations,
+            servers={Database.REGIONAL.value: facts.server, Database.GLOBAL.value: server},
+            tools={database.value: tool.major for database, tool in tools.items()},
+            migrations={Database.REGIONAL.value: facts.migration, Database.GLOBAL.value: migration},
             files=files,
             counts=facts.counts,
             blobs=listed.blobs,
@@ -185,11 +259,6 @@ class Backup:
             await self._notes.note_backup(manifest.finished_us)
         log.info("a backup is over", extra={"snapshot": snapshot, "copied": copier.copied, "unread": len(unread)})
         return manifest
-
-    async def _dump(self, folder: Path, tools: tuple[Tool, Tool], listed: BlobList) -> Facts:
-        facts = await dumps.dump_regional(self._regional_url, tools[0], folder / REGIONAL, listed.write)
-        facts.migrations[Database.GLOBAL.value] = await dumps.dump_global(self._global_url, tools[1], folder / GLOBAL)
-        return facts
 
     def _new(self, blocking: Thread, folder: Path, packs: list[Pack]) -> AsyncIterator[BlobRef]:
         """The listed blobs that no pack has yet."""
@@ -216,28 +285,31 @@ class Backup:
         """Whose they are, as far as rows still tell."""
         if not unread:
             return ()
-        owners = await dumps.owners_of(self._regional_url, [blob.blob_id for blob in unread])
+        owners = await dumps.owners_of(self._urls[Database.REGIONAL], [blob.blob_id for blob in unread])
         return tuple(Unread(blob.blob_id.hex(), *owners.get(blob.blob_id, (0, "", 0))) for blob in unread)
 
     @asynccontextmanager
-    async def _held(self, snapshot: str) -> AsyncIterator[None]:
-        """Nothing is unlinked inside."""
+    async def _held(self, snapshot: str, progress: Progress, give_up: Callable[[str], None]) -> AsyncIterator[None]:
+        """Nothing is unlinked inside, until it is let go."""
         by = f"backup {snapshot}"
-        keeping: asyncio.Task[None] | None = None
+        keeping = self._keeping = asyncio.create_task(self._keep(by, progress, give_up))
         try:
             await self._notes.hold(self._holder, by)
-            keeping = asyncio.create_task(self._keep(by))
+            progress()
             yield
         finally:
-            if keeping is not None:
-                keeping.cancel()
-                await asyncio.gather(keeping, return_exceptions=True)
-            with suppress(AnvilError):  # else its lease runs out
-                await self._notes.release(self._holder)
+            if self._keeping is keeping:  # else the hold may be that of another one by now
+                await self.let_go()
 
-    async def _keep(self, by: str) -> None:
+    async def _keep(self, by: str, progress: Progress, give_up: Callable[[str], None]) -> None:
         while True:
             await asyncio.sleep(BACKUP_HOLD_RENEW_S)
+            if (idle_s := progress.idle_s()) > BACKUP_STALLED_S:
+                await self.let_go()
+                give_up(
+                    f"nothing has come on for {idle_s / 60:.0f} minutes: does the repository's disk answer, and the database?"
+                )
+                return
             try:
                 if not await self._notes.renew(self._holder):
                     log.warning("the hold on removals had run out: what was deleted long ago may be gone before it was copied")

@@ -6,17 +6,15 @@ Owns: the check that runs, or ran last. Not here: what is checked (`tasks/fsck.p
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Protocol
 
 import msgspec
 
-from anvil.base.errors import AnvilError
 from anvil.meta.recovery import Checked
 from anvil.node.channel import Channel, Handler
+from anvil.node.commanded import told
 from anvil.tasks.fsck import Fsck, Report
 
-log = logging.getLogger("anvil.fsck")
 _REMEMBERED = ("orphans", "missing", "corrupt", "lost", "dangling", "unseen", "debts")
 
 
@@ -94,9 +92,8 @@ class Checking:
                     began_us = await self._notes.now_us()
                     await self._fsck.run(self._report, deep=self._running.deep, repair=self._running.repair)
                     await self._notes.note_fsck(checked(began_us, self._report))
-                except AnvilError as error:
-                    self._failed = str(error) or type(error).__name__
-                    log.warning("the check was not ended: %s", self._failed)
+                except Exception as error:
+                    self._failed = told(error, "the check")
                 finally:
                     self._running = None
 

@@ -21,6 +21,19 @@ log = logging.getLogger("anvil.commanded")
 Report = TypeVar("Report")
 
 
+def told(error: Exception, what: str) -> str:
+    """Why something long was not ended, for who began it; logged. What nobody expects is a failure as well, never a success."""
+    if isinstance(error, AnvilError):
+        why = error.message or type(error).__name__
+    elif isinstance(error, OSError):
+        why = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+    else:
+        log.error("%s failed", what, exc_info=error)
+        return f"it failed: {error!r}; the log says more"
+    log.warning("%s was not ended: %s", what, why)
+    return why
+
+
 class Run(msgspec.Struct, Generic[Report], frozen=True):
     """Of the last run. `number` counts those of this process. `failed`: why it could not be ended."""
 
@@ -67,8 +80,7 @@ class Commanded(Generic[Report]):
             self._running, self._number, self._failed, self._report = True, self._number + 1, "", self._fresh()
             try:
                 await self._work(self._report, wanted)
-            except AnvilError as error:
-                self._failed = str(error) or type(error).__name__
-                log.warning("%s was not ended: %s", self._name, self._failed)
+            except Exception as error:
+                self._failed = told(error, self._name)
             finally:
                 self._running = False

@@ -16,6 +16,7 @@ import msgspec
 from anvil.base import instruments
 from anvil.meta.admin import BucketUsage, tenant_totals
 from anvil.meta.catalog import GlobalCatalog
+from anvil.meta.recovery import RegionNotes
 from anvil.meta.regional import RegionalStore
 from anvil.model.task import TaskCount
 
@@ -44,6 +45,7 @@ class Gauges:
         publish_tasks(await self._catalog.tasks.counts())
         publish_usage(await self._catalog.admin.usage())
         publish_backup(await self._metadata.noted(LAST_BACKUP))
+        instruments.BACKUP_HOLD_AGE.set(await RegionNotes(self._metadata.query).held_s())
         return False
 
 

@@ -56,9 +56,13 @@ class Standing(msgspec.Struct, frozen=True):
     nodes: int = 1
 
 
-def lone(k: int, quorum: int) -> Callable[[int], Standing]:
+Standings = Callable[[int, frozenset[str]], Standing]
+"""Told how many of the node's drives take a write, and which do not, by label."""
+
+
+def lone(k: int, quorum: int) -> Standings:
     """Of a node that is alone: `k` and `quorum` drives are needed to read, and to write."""
-    return lambda good: Standing(k, good >= quorum)
+    return lambda good, bad: Standing(k, good >= quorum)
 
 
 class HealthSnapshot(msgspec.Struct, frozen=True):
@@ -128,7 +132,7 @@ class DriveProbe:
 class HealthMonitor:
     """Runs the checks every READY_EVERY_S and keeps the last snapshot.
 
-    `standing`: given how many of the node's drives take a write. `reports`: the heartbeats of the connected workers. `draining`: whether
+    `reports`: the heartbeats of the connected workers. `draining`: whether
     the node is about to stop.
     """
 
@@ -137,7 +141,7 @@ class HealthMonitor:
         node: str,
         checks: Sequence[Check],
         drives: Sequence[DriveProbe],
-        standing: Callable[[int], Standing],
+        standing: Standings,
         expected_workers: int,
         reports: Callable[[], Sequence[WorkerReport]],
         draining: Callable[[], bool] = lambda: False,
@@ -171,9 +175,10 @@ class HealthMonitor:
         outcomes = await asyncio.gather(*(self._one(check) for check in self._checks))
         checks = {check.name: outcome[0] for check, outcome in zip(self._checks, outcomes, strict=True)}
         reasons = [outcome[1] for check, outcome in zip(self._checks, outcomes, strict=True) if outcome[1] and check.vital]
-        good = sum(checks[name].ok for name in self._drives)
+        bad = self._bad(checks)
+        good = len(self._drives) - len(bad)
         if self._drives:
-            needed = self._standing(good).drives_needed
+            needed = self._standing(good, bad).drives_needed
             checks["drives"] = CheckResult(good >= needed, max(checks[name].ms for name in self._drives))
             if good < needed:
                 reasons.append(f"drives: {good} of {len(self._drives)} take a write, {needed} are needed to serve anything")
@@ -182,10 +187,10 @@ class HealthMonitor:
         for label in {label for report in self._reports() for label in report.unwritable}:
             if (name := f"drive:{label}") in checks and checks[name].ok:
                 checks[name] = CheckResult(False, checks[name].ms)
-                good -= 1
         for name in self._drives:
             instruments.STORAGE_DRIVE_UP.labels(name.removeprefix("drive:")).set(float(checks[name].ok))
-        standing = self._standing(good)
+        bad = self._bad(checks)
+        standing = self._standing(len(self._drives) - len(bad), bad)
         instruments.CLUSTER_WRITE_QUORUM.set(float(standing.write_quorum))
         self._started = self._started or (not reasons and len(self._reports()) >= self._expected_workers)
         status = "draining" if self._draining() else "starting" if not self._started else "not_ready" if reasons else "ready"
@@ -195,6 +200,10 @@ class HealthMonitor:
             reasons.insert(0, "the node is stopping")
         readiness = Readiness(status, self._node, VERSION, checks, tuple(reasons), self._notices())
         return HealthSnapshot(taken_at, readiness, standing)
+
+    def _bad(self, checks: dict[str, CheckResult]) -> frozenset[str]:
+        """Labels of the drives that take no write."""
+        return frozenset(name.removeprefix("drive:") for name in self._drives if not checks[name].ok)
 
     def _judge_workers(self, checks: dict[str, CheckResult]) -> list[str]:
         reports = self._reports()

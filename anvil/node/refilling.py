@@ -17,7 +17,7 @@ import msgspec
 from anvil.backup.packs import Entry, Where, walk
 from anvil.backup.repository import Repository, Unread, pair, read_list
 from anvil.base.errors import BadRecord, Conflict, Unavailable
-from anvil.base.limits import BACKUP_EXAMPLES, RESTORE_BLOBS_IN_FLIGHT
+from anvil.base.limits import BACKUP_EXAMPLES, RESTORE_BLOBS_IN_FLIGHT, RESTORE_SUSPECTS_MAX
 from anvil.engine.context import Buffers, Codecs, Executor, Placement
 from anvil.engine.ports import Metadata
 from anvil.meta import dumps
@@ -63,8 +63,9 @@ class Refiller:
         self._codecs = codecs
         self._list = folder / "refill.blobs"
 
-    async def run(self, path: Path, phase: Phase, moved: Callable[[int], None]) -> RefillReport:
-        """Raises UnknownName, InvalidSetting (no repository), Conflict (too few drives), DatabaseUnavailable, OSError."""
+    async def run(self, path: Path, phase: Phase, moved: Callable[[int], None], deep: bool = False) -> RefillReport:
+        """`deep`: shards that are there are read, too; else only those of blobs in which damage was met. Raises UnknownName, InvalidSetting
+        (no repository), Conflict (too few drives), DatabaseUnavailable, OSError."""
         blocking, reading = Thread("refill-list"), Thread("refill-packs")
         try:
             repository = await blocking(Repository, path)
@@ -79,15 +80,19 @@ class Refiller:
                 raise Conflict(
                     f"some blobs have {listed.widest} shards, and the layout has places for {width}: add drives or nodes, then repeat this"
                 )
-            packs, bad = await blocking(repository.packs)
-            for name, why in bad.items():
+            packs = await blocking(repository.packs)
+            for name, why in packs.bad.items():
                 log.error("a pack cannot be used", extra={"pack": name, "why": why})
+            suspects = None if deep else await dumps.corrupt_blobs(self._url, RESTORE_SUSPECTS_MAX)
             phase("writing", listed.bytes)
             run = _Run(
-                Refill(self._metadata, self._placement, self._buffers, self._native, self._codecs, reading), reading, moved
+                Refill(self._metadata, self._placement, self._buffers, self._native, self._codecs, reading),
+                reading,
+                moved,
+                suspects,
             )
-            await run.all(drawn(blocking, pair(read_list(self._list), walk(packs))))
-            return RefillReport(run.refilled, tuple(sorted(bad)), await self._named(run.troubled))
+            await run.all(drawn(blocking, pair(read_list(self._list), walk(packs.good))))
+            return RefillReport(run.refilled, tuple(sorted(packs.bad)), await self._named(run.troubled))
         finally:
             self._list.unlink(missing_ok=True)
             blocking.close()
@@ -101,10 +106,13 @@ class Refiller:
 
 
 class _Run:
-    def __init__(self, refill: Refill, reading: Thread, moved: Callable[[int], None]) -> None:
+    """`suspects`: the blobs whose shards are read before they count as there; None: all."""
+
+    def __init__(self, refill: Refill, reading: Thread, moved: Callable[[int], None], suspects: set[bytes] | None) -> None:
         self._refill = refill
         self._reading = reading
         self._moved = moved
+        self._suspects = suspects
         self._lock = asyncio.Lock()
         self.refilled = Refilled()
         self.troubled: list[BlobRef] = []
@@ -136,15 +144,17 @@ class _Run:
         self._moved(blob.size)
 
     async def _bring(self, blob: BlobRef, places: list[Where]) -> None:
-        lacking = await self._refill.lacking(blob)
+        lacking = await self._refill.lacking(blob, self._suspects is None or blob.blob_id in self._suspects)
         if not lacking:
             self.refilled.present += 1
             return
         for pack, offset in places:
             try:
                 entry = await self._reading(Entry, pack.path, offset, blob.blob_id)
-                with entry:
+                try:
                     await self._refill.refill(blob, entry, lacking, self.refilled)
+                finally:
+                    await self._reading(entry.close)
                 return
             except (BadRecord, OSError) as error:
                 log.error("blob %s in pack %s: %s", blob.blob_id.hex(), pack.name, error)

@@ -96,11 +96,12 @@ class QuorumWatch:
         self._known: dict[frozenset[int], bool] = {}
         self._version = 0
 
-    def __call__(self, good: int) -> Standing:
-        """`good`: how many of this node's own drives take a write."""
+    def __call__(self, good: int, bad: frozenset[str]) -> Standing:
+        """`good`: how many of this node's own drives take a write; `bad`: which do not, by label. What this process has met of them itself
+        is not enough: a probe or a worker may have met more."""
         region = self._region
         if region.peers is None:
-            return lone(region.scheme.k, region.scheme.quorum)(good)
+            return lone(region.scheme.k, region.scheme.quorum)(good, bad)
         layout = region.view.layout
         if layout.version != self._version:
             self._known, self._version = {}, layout.version
@@ -108,7 +109,7 @@ class QuorumWatch:
         away = frozenset(
             number
             for number, place in enumerate(layout.drives)
-            if (drive := drives.get(place.drive_id)) is None or not drive.writable
+            if (drive := drives.get(place.drive_id)) is None or not drive.writable or (drive.local and drive.label in bad)
         )
         ours = frozenset(number for number, place in enumerate(layout.drives) if place.drive_id in region.local)
         up = {node.node_id for node in region.view.nodes if node.leased}

@@ -10,13 +10,13 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from anvil.backup.repository import GLOBAL, REGIONAL, Manifest, Repository
+from anvil.backup.repository import GLOBAL, Manifest, Repository
 from anvil.backup.verify import Keys, Verdict, Verification
 from anvil.base.config import Config
 from anvil.base.errors import AnvilError, Corrupt, InvalidSetting
 from anvil.meta import dumps
 from anvil.meta.keyring import Keyring
-from anvil.node.restoring import fingerprint
+from anvil.node.restoring import FILES, fingerprint
 
 
 async def verify(path: Path, snapshot: str, deep: Config | None, moved: Callable[[int], None]) -> Verdict:
@@ -57,11 +57,12 @@ async def _dumps(
             "ANVIL_SECRET_ENCRYPTION_KEY to the key of then, or leave --deep away"
         )
     folder, trouble = repository.folder(manifest.snapshot), []
-    for name in (REGIONAL, GLOBAL):
+    for database, name in FILES.items():
+        tool = manifest.tool_of(database.value)
         try:
-            await dumps.readable(folder / name, manifest.tool)
+            await dumps.readable(folder / name, tool)
             if name == GLOBAL and deep is not None:
-                sealed[manifest.snapshot] = await dumps.sealed_bucket_keys(folder / name, manifest.tool)
+                sealed[manifest.snapshot] = await dumps.sealed_bucket_keys(folder / name, tool)
         except InvalidSetting:
             raise  # no pg_restore
         except (AnvilError, ValueError) as error:

@@ -100,7 +100,13 @@ async def restore_metadata(
         if not repository.file_is(manifest, name):
             raise BadRecord(f"{name} of snapshot {manifest.snapshot} is not what was written: choose another snapshot")
     tools = {
-        database: await dumps.prepare_load(url, database, manifest.tool, manifest.server, manifest.migrations[database.value])
+        database: await dumps.prepare_load(
+            url,
+            database,
+            manifest.tool_of(database.value),
+            manifest.server_of(database.value),
+            manifest.migrations[database.value],
+        )
         for database, url in urls.items()
     }
     for database, url in urls.items():

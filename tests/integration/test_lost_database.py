@@ -18,6 +18,7 @@ from tests.support.samples import PART_BYTES, put_all, put_parts
 
 BUCKET, LATER = "salvaged", "later-bucket"
 ODD = ("a", "a/b", "ü/ñ€😀", " spaced  out ", "tab\tand\nline", "%2F..%00", "x" * 1024)
+GONE, UNSEEN = " spaced  out ", "later, and deleted unseen"
 ONCE = Config(retries={"max_attempts": 1, "mode": "standard"})
 
 
@@ -63,6 +64,8 @@ def go_on(s3: Any, rng: random.Random) -> dict[str, bytes]:
     for _ in range(2):  # of two the second
         later["a/b"] = rng.randbytes(150_000)
         s3.put_object(Bucket=BUCKET, Key="a/b", Body=later["a/b"], ContentType="text/later")
+    for key in (GONE, UNSEEN):
+        s3.put_object(Bucket=BUCKET, Key=key, Body=rng.randbytes(120_000))
     s3.put_object(Bucket=BUCKET, Key="later inline", Body=b"in the row alone")
     s3.delete_object(Bucket=BUCKET, Key="65536")
     put_parts(s3, BUCKET, "later parts", rng.randbytes(PART_BYTES + 5000))
@@ -120,13 +123,24 @@ def test_a_region_comes_back_as_of_its_dump_and_what_is_later_when_it_is_asked_f
     listed = command(node, "salvage", "list")
     obstacles = {(one["key"], one["obstacle"]) for one in listed}
     assert obstacles == {
-        *((key, "") for key in later),
+        *((key, "") for key in (*later, GONE, UNSEEN)),
         ("open", ""),
         ("k", ""),
         ("later parts", "no upload"),
     }
     assert sum(one["key"] == "a/b" for one in listed) == 2
     assert {one["key"] for one in command(node, "salvage", "list", "--bucket", LATER)} == {"k"}
+
+    # What a client deletes now stays deleted, whether it could see it or not, and whatever is accepted later.
+    assert code_of(s3.delete_object, Bucket=BUCKET, Key="a/b", IfMatch='"other"') == (412, "PreconditionFailed")
+    s3.delete_object(Bucket=BUCKET, Key=GONE)
+    s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": UNSEEN}]})
+    del objects[GONE]
+    listed = command(node, "salvage", "list")
+    assert {one["key"] for one in listed} == {*later, "open", "k", "later parts"}
+    again = command(node, "fsck", "--rebuild-metadata")
+    assert again["garbage"] == report["garbage"] + 3, "two that waited, and the one of the dump"
+    assert {one["key"] for one in command(node, "salvage", "list")} == {*later, "open", "k", "later parts"}
 
     assert command(node, "salvage", "accept", "--bucket", BUCKET, "a/b") == {"accepted": 1, "older": 1, "refused": {}}
     assert contents(s3) == {**objects, "a/b": later["a/b"]}

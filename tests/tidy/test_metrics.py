@@ -42,6 +42,7 @@ OF_DATABASES = {
     "anvil_bucket_objects",
     "anvil_usage_last_update_timestamp_seconds",
     "anvil_backup_last_success_timestamp_seconds",
+    "anvil_backup_hold_age_seconds",
 }
 
 

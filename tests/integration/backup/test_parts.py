@@ -71,8 +71,8 @@ def refiller(bench: Bench, folder: Path) -> Refiller:
     return Refiller(url_of(bench), bench.metadata, context.placement(), context.buffers, context.native, codec_for, folder)
 
 
-async def refill(bench: Bench, folder: Path, path: Path) -> Any:
-    return await refiller(bench, folder).run(path, lambda name, total: None, lambda size: None)
+async def refill(bench: Bench, folder: Path, path: Path, deep: bool = False) -> Any:
+    return await refiller(bench, folder).run(path, lambda name, total: None, lambda size: None, deep)
 
 
 def files_of(drive: Path) -> dict[str, bytes]:
@@ -304,7 +304,8 @@ def test_dump_and_list_are_of_one_moment(postgres: Postgres, tmp_path: Path) -> 
         await asyncio.gather(*writers)
         assert manifest.complete
         repository = Repository(path)
-        tool = await dumps.prepare_load(empty_url, Database.REGIONAL, manifest.tool, manifest.server, 1)
+        made_by = manifest.tool_of("regional"), manifest.server_of("regional")
+        tool = await dumps.prepare_load(empty_url, Database.REGIONAL, *made_by, 1)
         await dumps.load(empty_url, Database.REGIONAL, tool, repository.folder(manifest.snapshot) / REGIONAL)
         connection = await asyncpg.connect(empty_url)
         named = {row[0] for row in await connection.fetch("SELECT blob_id FROM objects WHERE blob_id IS NOT NULL")}
@@ -328,14 +329,14 @@ def test_loading_is_refused_or_finished(postgres: Postgres, tmp_path: Path) -> N
         tool = await dumps.dump_tool(source, Database.REGIONAL)
         dump = tmp_path / REGIONAL
         facts = await dumps.dump_regional(source, tool, dump, lambda blobs: None)
-        newest = facts.migrations["regional"]
+        newest = facts.migration
         with pytest.raises(Conflict, match="not empty"):
-            await dumps.prepare_load(source, Database.REGIONAL, facts.tool, facts.server, newest)
+            await dumps.prepare_load(source, Database.REGIONAL, tool.major, facts.server, newest)
         with pytest.raises(InvalidSetting, match="newer Anvil"):
-            await dumps.prepare_load(target, Database.REGIONAL, facts.tool, facts.server, newest + 1)
+            await dumps.prepare_load(target, Database.REGIONAL, tool.major, facts.server, newest + 1)
         with pytest.raises(InvalidSetting, match="PostgreSQL 99"):
-            await dumps.prepare_load(target, Database.REGIONAL, facts.tool, 99, newest)
-        restore = await dumps.prepare_load(target, Database.REGIONAL, facts.tool, facts.server, newest)
+            await dumps.prepare_load(target, Database.REGIONAL, tool.major, 99, newest)
+        restore = await dumps.prepare_load(target, Database.REGIONAL, tool.major, facts.server, newest)
         broken = tmp_path / "broken.dump"
         shutil.copy(dump, broken)
         broken.write_bytes(dump.read_bytes()[:5000])
@@ -343,7 +344,7 @@ def test_loading_is_refused_or_finished(postgres: Postgres, tmp_path: Path) -> N
             await dumps.load(target, Database.REGIONAL, restore, broken)
         with pytest.raises(InvalidSetting, match="interrupted"):
             await migrate(target, Database.REGIONAL)
-        await dumps.prepare_load(target, Database.REGIONAL, facts.tool, facts.server, newest)  # half of it is nothing
+        await dumps.prepare_load(target, Database.REGIONAL, tool.major, facts.server, newest)  # half of it is nothing
         await dumps.load(target, Database.REGIONAL, restore, dump)
         with pytest.raises(InvalidSetting, match="interrupted"):
             await migrate(target, Database.REGIONAL)

@@ -39,6 +39,8 @@ ONE_ROW = """
     INSERT INTO uploads (bucket_id, upload_id, key, initiated_us, owner) VALUES (1, uuid_send(gen_random_uuid()), 'k', 1, 'x');
     INSERT INTO parts (bucket_id, upload_id, number, size, etag) SELECT 1, upload_id, 1, 0, 'e' FROM uploads;
     INSERT INTO outbox (bucket_id, key, version_id, part_number, blob_id, scheme) SELECT 1, '', upload_id, 1, upload_id, 0 FROM uploads;
+    INSERT INTO salvage
+        VALUES (uuid_send(gen_random_uuid()), 1, 'k', uuid_send(gen_random_uuid()), 0, 1, 1, 1, 0, 'e', 1, '{}', NULL, 0, true);
     VACUUM ANALYZE;"""
 
 

@@ -214,7 +214,14 @@ def test_retry_and_cancel(postgres: Postgres) -> None:
             assert not await queue.complete(task)
             assert not await queue.fail(task, "no")
             assert await queue.heartbeat([task], 60.0) == frozenset()
-            assert (await queue.list())[0].last_error == "cancelled"
+            [row] = await queue.list()
+            assert (row.status, row.last_error) == (TaskStatus.CANCELLED, "cancelled")
+            assert await queue.list(TaskStatus.DEAD) == [], "nobody has to be told of what an operator did"
+            assert [one.task_id for one in await queue.list(TaskStatus.CANCELLED)] == [task.task_id]
+            assert [(count.status, count.count) for count in await queue.counts()] == [(TaskStatus.CANCELLED, 1)]
+            assert await queue.retry(task.task_id), "it may be tried again all the same"
+            assert [one.status for one in await queue.list()] == [TaskStatus.PENDING]
+            assert await queue.cancel(task.task_id)
             assert await queue.enqueue("t", {}, dedupe_key="k", delay_s=3600.0)
             assert not await queue.retry(task.task_id), "its like is pending"
             later = (await queue.list())[0].task_id
@@ -231,6 +238,10 @@ def test_retry_and_cancel(postgres: Postgres) -> None:
             pending = (await queue.list(TaskStatus.PENDING))[0].task_id
             assert await queue.cancel(pending)
             assert await queue.list(TaskStatus.PENDING) == []
+
+            await queue.enqueue("u", {}, max_attempts=1)
+            await queue.fail((await claim(queue, type="u"))[0], "cancelled")
+            assert [row.status for row in await queue.list(None, "u")] == [TaskStatus.DEAD], "that is what its last error said"
 
     asyncio.run(main())
 

@@ -179,5 +179,5 @@ def test_another_repository_s_pack_is_not_taken(tmp_path: Path) -> None:
     writer.end()
     writer.close()
     (one.packs_folder / writer.packs[0]).rename(other.packs_folder / writer.packs[0])
-    good, bad = other.packs()
-    assert not good and "another" in bad[writer.packs[0]]
+    found = other.packs()
+    assert not found.good and "another" in found.damaged[writer.packs[0]]

@@ -13,7 +13,7 @@ from anvil.base.errors import DatabaseUnavailable
 from anvil.base.limits import METRICS_SERIES_MAX, READY_STALE_S
 from anvil.base.metrics import Registry, merge
 from anvil.node.exposition import ProcessMetrics, exposition
-from anvil.node.health import Check, DriveProbe, HealthMonitor, WorkerReport, judged, lone
+from anvil.node.health import Check, DriveProbe, HealthMonitor, Standing, WorkerReport, judged, lone
 from anvil.node.process_use import ProcessUse
 from tests.support.toy_parts import marked
 
@@ -175,3 +175,19 @@ def test_process_totals_are_those_of_the_kernel() -> None:
     assert totals.resident_bytes > 10 << 20
     assert totals.open_fds >= 3
     assert totals.start_s > 1_700_000_000
+
+
+def test_the_region_is_judged_without_what_workers_cannot_write_to(tmp_path: Path) -> None:
+    told: list[tuple[int, frozenset[str]]] = []
+
+    def standing(good: int, bad: frozenset[str]) -> Standing:
+        told.append((good, bad))
+        return Standing(1, not bad)
+
+    health, _, reports = monitor(tmp_path, drives=3)
+    health._standing = standing
+    (tmp_path / "d2" / "drive.json").unlink()
+    reports[0] = WorkerReport(0.0, True, {"d0": "full", "not here": "?"})
+    snapshot = asyncio.run(health.take())
+    assert told == [(2, frozenset({"d2"})), (1, frozenset({"d0", "d2"}))]
+    assert snapshot.readiness.status == "ready" and not snapshot.standing.write_quorum

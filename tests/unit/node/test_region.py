@@ -11,7 +11,7 @@ import pytest
 from anvil.base.config import StorageConfig
 from anvil.model.cluster import ClusterDrive, ClusterView, NodeId, NodeRow, NodeState
 from anvil.model.layout import LayoutDrive, compute
-from anvil.node.region import Region
+from anvil.node.region import QuorumWatch, Region
 from tests.contract.memory_drive import MemoryDrive
 
 NODES = 4
@@ -123,5 +123,24 @@ def test_a_node_is_cut_off_where_others_are_up_and_none_of_them_answers() -> Non
         assert made.cut_off_from == 0
         alone, _ = region(view(n1=NodeState.DOWN, n2=NodeState.DOWN, n3=NodeState.DOWN))
         assert alone.cut_off_from == 0
+
+    asyncio.run(main())
+
+
+def test_a_drive_of_its_own_that_a_probe_or_worker_finds_bad_counts_for_nothing() -> None:
+    """Though this process has met nothing of it."""
+
+    async def main() -> None:
+        made, peers = region(view())
+        for drive in peers.drives.values():
+            drive.away = False
+        watch = QuorumWatch(made)
+        assert watch(1, frozenset()).write_quorum and watch(1, frozenset()).without_this
+        for drive in list(peers.drives.values())[: NODES - made.scheme.quorum]:
+            drive.away = True
+        standing = watch(1, frozenset())
+        assert (standing.write_quorum, standing.without_this) == (True, False), "it hangs on this one's drive"
+        assert not watch(0, frozenset({"own"})).write_quorum
+        assert watch(1, frozenset({"n1"})).write_quorum, "a label is one of this node's"
 
     asyncio.run(main())
