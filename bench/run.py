@@ -28,6 +28,7 @@ BENCHES = (
     "bench.micro.codec",
     "bench.micro.digests",
     "bench.micro.sigv4",
+    "bench.micro.wire",
     "bench.micro.metrics",
     "bench.micro.tokens",
     "bench.micro.segments",

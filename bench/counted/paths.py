@@ -228,11 +228,8 @@ def http2() -> Iterator[Call]:
         header_fields_max=HEADER_FIELDS_MAX,
         free_actions=H2_FREE_ACTIONS_MAX,
     )
-    window = (1 << 30).to_bytes(4, "big")
-    session.receive(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"\0\x04" + window) + frame(8, 0, 0, window))
-    get, _ = heads()
-    fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", get.authority), (b":path", get.path), *get.headers]
-    block = b"".join(b"\x10" + text(name) + text(value) for name, value in fields if name not in (b"connection", b"host"))
+    session.receive(preface())
+    block = request_block()
     answer = [(b":status", b"200"), (b"content-length", b"4096"), (b"etag", b'"d41d8cd98f00b204e9800998ecf8427e"')]
     streams, body = count(1, 2), bytes(SMALL)
 
@@ -251,6 +248,18 @@ def http2() -> Iterator[Call]:
         assert sent > SMALL
 
     yield call
+
+
+def preface() -> bytes:
+    """What a client begins with: SETTINGS and WINDOW_UPDATE that open the windows wide."""
+    window = (1 << 30).to_bytes(4, "big")
+    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"\0\x04" + window) + frame(8, 0, 0, window)
+
+
+def request_block() -> bytes:
+    get, _ = heads()
+    fields = [(b":method", b"GET"), (b":scheme", b"http"), (b":authority", get.authority), (b":path", get.path), *get.headers]
+    return b"".join(b"\x10" + text(name) + text(value) for name, value in fields if name not in (b"connection", b"host"))
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
