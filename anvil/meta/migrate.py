@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from enum import StrEnum
 from importlib import resources
 from typing import Final
@@ -17,7 +18,7 @@ import asyncpg
 import msgspec
 
 from anvil.base.errors import DatabaseUnavailable, InvalidSetting
-from anvil.base.limits import CONNECT_TIMEOUT_S
+from anvil.base.limits import CONNECT_TIMEOUT_S, MIGRATION_LOCK_S, MIGRATION_PAUSE_S, MIGRATION_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,21 @@ async def migrate(url: str, database: Database, *, restoring: bool = False) -> i
         done = 0
         for migration in await pending(connection, database):
             log.info("%s database: applying %s", database, migration.name)
+            await _apply(connection, database, migration)
+            done += 1
+        return done
+    finally:
+        await asyncio.shield(connection.close())  # also releases the lock
+
+
+async def _apply(connection: asyncpg.Connection, database: Database, migration: Migration) -> None:
+    """Raises DatabaseUnavailable. It waits for locks a moment at a time: behind one that waits for a table, everybody else's reading of it
+    would wait as well, on all nodes, for as long as a dump holds that table."""
+    until = time.monotonic() + MIGRATION_WAIT_S
+    while True:
+        try:
             async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {int(MIGRATION_LOCK_S * 1000)}")
                 await connection.execute(migration.sql)
                 await connection.execute(
                     "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)",
@@ -84,10 +99,14 @@ async def migrate(url: str, database: Database, *, restoring: bool = False) -> i
                     migration.name,
                     migration.checksum,
                 )
-            done += 1
-        return done
-    finally:
-        await asyncio.shield(connection.close())  # also releases the lock
+            return
+        except asyncpg.LockNotAvailableError as error:
+            if time.monotonic() > until:
+                raise DatabaseUnavailable(
+                    f"{migration.name} waits for a table of the {database} database that is locked, by a backup perhaps: start again later"
+                ) from error
+            log.warning("%s waits for a table that is locked, by a backup perhaps", migration.name)
+            await asyncio.sleep(MIGRATION_PAUSE_S)
 
 
 async def pending(connection: asyncpg.Connection, database: Database, *, running: bool = False) -> list[Migration]:

@@ -74,9 +74,17 @@ def share(layout: Layout, leaving: Callable[[LayoutDrive], bool]) -> float:
     return ours / sum(places.values())
 
 
-def to_move(part: float, scheme: Scheme, stored_bytes: int) -> int:
-    """About how many bytes have to be moved off drives with that part of all places, where `stored_bytes` are stored, all by `scheme`."""
-    return int(part * stored_bytes * scheme.width / scheme.k)
+def used(drives: Iterable[ClusterDrive]) -> int | None:
+    """How many bytes these hold. None where one has not said yet."""
+    taken = [None if one.free_bytes is None else one.capacity_bytes - one.free_bytes for one in drives]
+    return sum(max(0, one) for one in taken if one is not None) if None not in taken else None
+
+
+def to_move(part: float, scheme: Scheme, stored_bytes: int, held_bytes: int | None) -> int:
+    """About how many bytes have to be moved off drives with that part of all places, where `stored_bytes` are stored, all by `scheme`: not
+    more than the drives hold (`used`), since what is small is in the database alone."""
+    moved = int(part * stored_bytes * scheme.width / scheme.k)
+    return moved if held_bytes is None else min(moved, held_bytes)
 
 
 class ClusterView(msgspec.Struct, frozen=True):

@@ -65,7 +65,7 @@ from anvil.node.region import Region
 from anvil.node.upkeep import Hold
 from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
-from anvil.peers.service import port_limits, shard_host
+from anvil.peers.service import Removals, port_limits, shard_host
 
 log = logging.getLogger(__name__)
 CODING_THREADS: Final = 2  # per worker, beside one for the digest lanes
@@ -112,7 +112,7 @@ class Worker:
         owned: OwnedTasks,
         buffers: Buffers,
         certificate: Certificate | None,
-        removable: Callable[[], bool],
+        removals: Removals,
         opened: AsyncExitStack,
     ) -> None:
         self.handler: Handler = api
@@ -126,7 +126,7 @@ class Worker:
         self._owned = owned
         self._buffers = buffers
         self._certificate = certificate
-        self._removable = removable
+        self._removals = removals
         self._opened = opened
         self._server: Server | None = None
         self._cluster: Server | None = None
@@ -141,7 +141,7 @@ class Worker:
 
     async def listen(self, handler: Handler) -> None:
         if self._plan.cluster_port:
-            self._cluster = await serve_peers(self._process, self._region, self._removable)
+            self._cluster = await serve_peers(self._process, self._region, self._removals)
         self._server = await serve(
             handler,
             listeners(self._plan, self._certificate),
@@ -221,8 +221,8 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         certificate = await _certificate(process)
         if certificate is not None:
             opened.callback(loop.create_task(certificate.keep()).cancel)
-        removable = _removals(process, metadata, session, opened)
-        return Worker(process, api, grpc, metadata, session, region, owned, buffers, certificate, removable, opened.pop_all())
+        removals = _removals(process, metadata, session, opened)
+        return Worker(process, api, grpc, metadata, session, region, owned, buffers, certificate, removals, opened.pop_all())
 
 
 def _leased(session: WriterSession) -> bool:
@@ -232,12 +232,12 @@ def _leased(session: WriterSession) -> bool:
         return False
 
 
-def _removals(process: Child, metadata: RegionalStore, session: WriterSession, opened: AsyncExitStack) -> Callable[[], bool]:
+def _removals(process: Child, metadata: RegionalStore, session: WriterSession, opened: AsyncExitStack) -> Removals:
     """Whether other nodes may have shards removed here now: not while removals are held, or this worker may have missed that."""
     hold = Hold(metadata, process.config.storage.gc_grace_s)
     if process.plan.cluster_port:
         opened.callback(asyncio.get_running_loop().create_task(hold.keep()).cancel)
-    return lambda: _leased(session) and not hold()
+    return Removals(lambda: _leased(session), hold)
 
 
 def _session(metadata: RegionalStore, plan: Plan, layouts: LayoutsInUse, known: list[Placement]) -> WriterSession:
@@ -321,10 +321,10 @@ async def open_region(
     return region
 
 
-async def serve_peers(process: Child, region: Region, removable: Callable[[], bool]) -> Server:
-    """The cluster listener: this worker's drives, for the other nodes, and nothing else. `removable`: see `shard_host`."""
+async def serve_peers(process: Child, region: Region, removals: Removals) -> Server:
+    """The cluster listener: this worker's drives, for the other nodes, and nothing else. `removals`: see `shard_host`."""
     plan, buffers = process.plan, Buffers(asyncio.get_running_loop(), PEER_BUFFERS_BYTES_MAX)
-    host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: {**region.local}, buffers, removable)
+    host = shard_host(plan.node_id, process.config.security.cluster_secret, lambda: {**region.local}, buffers, removals)
     return await serve(
         _nothing_here, [Listener(plan.cluster_host, plan.cluster_port)], grpc=host, limits=port_limits(), reuse_port=True
     )

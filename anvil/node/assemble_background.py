@@ -165,7 +165,7 @@ async def _lease_check(membership: Membership) -> None:
 
 async def _peers_check(region: Region, may_begin: bool) -> None:
     """Whether this node is one of several. `may_begin`: it need not have met another one yet."""
-    if (seen := region.cut_off_from) and len(region.local) < region.scheme.k:
+    if (seen := region.cut_off_from) and not region.serves_alone():
         raise Unavailable(f"none of the {seen} other nodes that are up answers this one: the network between them, or a clock")
     if region.peers is not None and not region.peers.last_seen and not may_begin:
         raise Unavailable("no other node has answered yet (start the first one with --init-cluster)")

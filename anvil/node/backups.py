@@ -227,8 +227,8 @@ class Backup:
                 log.error(
                     "a pack of the backup repository is not used: what it holds is copied again", extra={"pack": name, "why": why}
                 )
-            phase("copying", sum([blob.size async for blob in self._new(blocking, folder, packs)]))
-            copier = await self._copy(repository, blocking, folder, packs, moved)
+            phase("copying", sum([blob.size async for blob in self._new(blocking, folder, packs, progress)]))
+            copier = await self._copy(repository, blocking, folder, packs, moved, progress)
         phase("finishing", 0)
         files = {name: await blocking(describe, folder / name) for name in FILES}
         unread = copier.unread
@@ -260,18 +260,31 @@ class Backup:
         log.info("a backup is over", extra={"snapshot": snapshot, "copied": copier.copied, "unread": len(unread)})
         return manifest
 
-    def _new(self, blocking: Thread, folder: Path, packs: list[Pack]) -> AsyncIterator[BlobRef]:
+    def _new(self, blocking: Thread, folder: Path, packs: list[Pack], progress: Progress) -> AsyncIterator[BlobRef]:
         """The listed blobs that no pack has yet."""
-        pairs = pair(read_list(folder / BLOBS), walk(packs))
-        return drawn(blocking, (blob for blob, places in pairs if not places))
+
+        def new() -> Iterator[BlobRef]:
+            for number, (blob, places) in enumerate(pair(read_list(folder / BLOBS), walk(packs))):
+                if number % LISTED_READ_ENTRIES == 0:
+                    progress()  # where little is new, the next one may be hours away
+                if not places:
+                    yield blob
+
+        return drawn(blocking, new())
 
     async def _copy(
-        self, repository: Repository, blocking: Thread, folder: Path, packs: list[Pack], moved: Callable[[int], None]
+        self,
+        repository: Repository,
+        blocking: Thread,
+        folder: Path,
+        packs: list[Pack],
+        moved: Callable[[int], None],
+        progress: Progress,
     ) -> Copier:
         writer = PackWriter(repository.packs_folder, repository.id)
         copier = Copier(self._placement, self._buffers, self._native, self._codecs, writer, blocking, moved)
         try:
-            await copier.run(self._new(blocking, folder, packs))
+            await copier.run(self._new(blocking, folder, packs, progress))
             if copier.unread:  # a drive that did not answer for a moment should not make a snapshot incomplete
                 again, copier.unread = copier.unread, []
                 await copier.run(drawn(blocking, iter(again)))

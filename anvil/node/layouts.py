@@ -17,7 +17,7 @@ from typing import Protocol
 
 from anvil.base.config import StorageConfig
 from anvil.base.limits import HOLD_SETTLE_S, LAYOUT_SETTLE_S, SPARE_DRIVES
-from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState, SliceRow, room, share, to_move
+from anvil.model.cluster import ClusterView, NodeId, NodeRow, NodeState, SliceRow, room, share, to_move, used
 from anvil.model.layout import Layout, LayoutDrive, compute
 from anvil.model.scheme import Scheme, default_scheme
 
@@ -171,7 +171,8 @@ class LayoutKeeper:
         ids = {drive.drive_id for drive in drives}
         free = room(drive for drive in view.drives if drive.drive_id in ids and drive.state == "active")
         part = share(view.layout, lambda drive: drive.node_id in lost)
-        fits = free is None or to_move(part, self._scheme(view.layout.drives), stored_bytes) <= free
+        held = used(drive for drive in view.drives if drive.node_id in lost and drive.state != "gone")
+        fits = free is None or to_move(part, self._scheme(view.layout.drives), stored_bytes, held) <= free
         if not fits and self._fitted:
             log.error("what nodes that are down held is not rebuilt: the others have no room for it", extra={"free_bytes": free})
         self._fitted = fits

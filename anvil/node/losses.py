@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 from anvil.base.errors import Conflict
 from anvil.base.limits import GIB
-from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState, room, share, to_move
+from anvil.model.cluster import ClusterDrive, ClusterView, Holding, NodeId, NodeRow, NodeState, room, share, to_move, used
 from anvil.model.layout import PARTITIONS
 from anvil.model.records import DriveId
 from anvil.model.scheme import Scheme
@@ -70,7 +70,8 @@ def _assert_room(view: ClusterView, node: NodeRow, staying: Sequence[NodeRow], s
     ids = {other.node_id for other in staying}
     free = room(drive for drive in view.drives if drive.node_id in ids and drive.state == "active")
     part = share(view.layout, lambda drive: drive.node_id == node.node_id)
-    moved = to_move(part, scheme, stored_bytes)
+    held = used(drive for drive in view.drives if drive.node_id == node.node_id and drive.state != "gone")
+    moved = to_move(part, scheme, stored_bytes, held)
     if free is not None and moved > free:
         raise Conflict(
             f"{called(node)} holds about {moved / GIB:.1f} GiB, and the drives of the nodes that would be left have room for "

@@ -71,6 +71,12 @@ class Region:
             return 0
         return len(up)
 
+    def serves_alone(self) -> bool:
+        """Whether this node's own drives hold k shards of every object."""
+        layout, k = self.view.layout, self.scheme.k
+        ours = {number for number, place in enumerate(layout.drives) if place.drive_id in self.local}
+        return all(len(ours.intersection(row[: layout.primaries or None])) >= k for row in layout.rows())
+
     def _drives(self, view: ClusterView) -> dict[DriveId, Drive]:
         """The local ones first."""
         if self.peers is None:

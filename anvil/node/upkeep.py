@@ -92,6 +92,8 @@ class Hold:
                 await self.refresh()
             except Unavailable as error:
                 log.debug("whether removals are held is not known: %s", error)  # who needs the database says that it is away
+            except Exception:
+                log.exception("whether removals are held is not known")  # they are, then, and that must not be for ever
             await asyncio.sleep(HOLD_REFRESH_S)
 
 

@@ -24,7 +24,8 @@ _NOTHING: Final = memoryview(b"")
 
 
 class Batch:
-    """One batch; `data`: what stands behind its document. `assert_removable`: asked before each removal."""
+    """One batch; `data`: what stands behind its document. `assert_removable`: asked before each removal, with its
+    `superseded`."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class Batch:
         request: pb.BatchRequest,
         data: memoryview,
         buffers: Buffers,
-        assert_removable: Callable[[], None],
+        assert_removable: Callable[[bool], None],
     ) -> None:
         """Raises InvalidRequest for one that is larger than it may be."""
         puts = sum([op.length for op in request.ops if op.kind == pb.Op.PUT])
@@ -75,7 +76,7 @@ class Batch:
                     raise BadRecord("the record is gone")
                 return pb.Result(footer=encode_plain(await self._drive.verify(place))), _NOTHING
             if op.kind == pb.Op.REMOVE:
-                self._assert_removable()
+                self._assert_removable(op.superseded)
                 had = await self._drive.remove(op.blob_id, op.index, superseded=op.superseded)
                 return pb.Result(found=had), _NOTHING
             raise InvalidRequest("Another node asks for something that is not known here.")

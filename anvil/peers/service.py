@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -62,18 +62,25 @@ _INVALID_ARGUMENT: Final = 3
 _INTERNAL: Final = 13
 
 
+class Removals(NamedTuple):
+    """Whether other nodes may have shards removed here now: `leased`: this process holds the lease of its session; `held`: removals are."""
+
+    leased: Callable[[], bool] = lambda: True
+    held: Callable[[], bool] = lambda: False
+
+
 def shard_host(
     own: NodeId,
     secret: str,
     drives: Drives,
     buffers: Buffers,
-    removable: Callable[[], bool],
+    removals: Removals,
     now_s: Callable[[], float] = uptime_s,
 ) -> TrailingHandler:
     """What serves this process's drives (`net.server.serve(grpc=...)`, with `port_limits()`). `buffers`: a pool of its own. In one with the
-    requests of this node, two nodes could each hold all of theirs and wait for the other's. `removable`: whether
-    other nodes may have shards removed now. `now_s`: a clock that goes on while the machine stands still."""
-    service = ShardService(Keys(own, secret), own, drives, buffers, removable, Ages(now_s))
+    requests of this node, two nodes could each hold all of theirs and wait for the other's. `now_s`: a clock that goes on while the
+    machine stands still."""
+    service = ShardService(Keys(own, secret), own, drives, buffers, removals, Ages(now_s))
     host = GrpcHost(admit=service.admit, describe=service.describe, observe=service.over)
     host.add_registered_method_handlers(
         SERVICE,
@@ -105,14 +112,12 @@ def _takes_raw(method: F) -> F:
 class ShardService:
     """The methods; each gets the stream of its call."""
 
-    def __init__(
-        self, keys: Keys, own: NodeId, drives: Drives, buffers: Buffers, removable: Callable[[], bool], ages: Ages
-    ) -> None:
+    def __init__(self, keys: Keys, own: NodeId, drives: Drives, buffers: Buffers, removals: Removals, ages: Ages) -> None:
         self._keys: Final = keys
         self._own: Final = own
         self._drives: Final = drives
         self._buffers: Final = buffers
-        self._removable: Final = removable
+        self._removals: Final = removals
         self._ages: Final = ages
         self._calls: Final[Counter[NodeId]] = Counter()
         self._heard: Final[dict[NodeId, float]] = {}
@@ -266,12 +271,14 @@ class ShardService:
     async def _only(self, stream: TrailingStream, context: Context, message: type[Message]) -> tuple[Any, memoryview]:
         return await Requests(stream, context.caller, self._buffers).document(message, last=True)
 
-    def _assert_removable(self, served: Served) -> None:
-        """Raises Unavailable."""
+    def _assert_removable(self, served: Served, superseded: bool) -> None:
+        """What is `superseded` is not held. Raises Unavailable; DriveFailed where the asker had better not wait for this node."""
         if self._ages.of(served.caller, served.sent_s) > PEER_REMOVAL_S:
             raise Unavailable("The removal was too long on its way.")
-        if not self._removable():
-            raise Unavailable("The node holds removals, or its lease is over.")
+        if not self._removals.leased():
+            raise DriveFailed("The node has lost its lease.", reason="lease")
+        if self._removals.held() and not superseded:
+            raise Unavailable("The node holds removals.")
 
     def _drive(self, context: Context, drive_id: DriveId) -> Drive:
         if self._calls[context.caller.caller] > PEER_CALLS_PER_NODE_MAX:

@@ -161,7 +161,7 @@ class Rebalancer:
                 moved.bytes += blob.geometry.shard_bytes
                 written.append((met, nominal, index))
             elif copied is Result.FULL:
-                moved.away += 1
+                moved.away += 1  # it stays where it is, for the survey
             else:
                 moved.waiting += 1
         if rebuild:
@@ -219,11 +219,11 @@ class Rebalancer:
             await self.throttle.take((k + len(targets)) * blob.geometry.shard_bytes)
             result = await self._repairer.rebuild(header.owner, blob, targets, good, {})
         if result is Result.FULL:
-            if len(targets) == 1:
-                moved.away += 1
-                return
-            for index, drive in targets.items():  # the others have room
-                await self._rebuild(met, {index: drive}, moved, written)
+            for index, drive in targets.items():
+                if len(targets) == 1:
+                    await self._owe(met, index, moved)
+                else:  # the others have room
+                    await self._rebuild(met, {index: drive}, moved, written)
         elif result is Result.REPAIRED:
             moved.rebuilt += len(targets)
             moved.bytes += len(targets) * blob.geometry.shard_bytes
@@ -233,6 +233,11 @@ class Rebalancer:
             moved.lost += len(targets)
         else:
             moved.waiting += len(targets)
+
+    async def _owe(self, met: Met, index: int, moved: Moved) -> None:
+        """Nobody has it and its own drive is full: it counts as missing, until the repair finds room for it."""
+        await self._metadata.add_debt([(met.header.owner, met.header.blob.blob_id, 1 << index)])
+        moved.away += 1
 
     async def _lost(self, blob: BlobRef, good: Places) -> bool:
         """Whether there are fewer than k good shards on all drives there are."""

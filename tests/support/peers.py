@@ -17,7 +17,7 @@ from anvil.net.server import Server, serve
 from anvil.net.stream import Stream
 from anvil.peers.directory import Peers
 from anvil.peers.peer import PeerTimes
-from anvil.peers.service import port_limits, shard_host
+from anvil.peers.service import Removals, port_limits, shard_host
 
 SECRET = "a secret of the cluster, of 32 characters or more"
 QUICK = PeerTimes(ping_s=0.1, stalled_s=0.6, answer_s=5.0)
@@ -61,7 +61,7 @@ async def served(
     node_id: NodeId | None = None,
     secret: str = SECRET,
     port: int = 0,
-    removable: Callable[[], bool] = lambda: True,
+    removals: Removals | None = None,
     now_s: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[ServedNode]:
     node_id = node_id or random_id()
@@ -71,7 +71,7 @@ async def served(
         return table
 
     buffers = Buffers(asyncio.get_running_loop())
-    host = shard_host(node_id, secret, here, buffers, removable, now_s)
+    host = shard_host(node_id, secret, here, buffers, removals or Removals(), now_s)
     server = await serve(nothing, [("127.0.0.1", port)], grpc=host, limits=port_limits())
     try:
         yield ServedNode(node_id, server, buffers, table)

@@ -26,6 +26,7 @@ from anvil.base.errors import (
 )
 from anvil.meta import catalog as catalog_module
 from anvil.meta import health
+from anvil.meta import migrate as migrate_module
 from anvil.meta.catalog import GlobalCatalog
 from anvil.meta.keyring import Keyring
 from anvil.meta.migrate import Database, migrate, migrations
@@ -533,6 +534,37 @@ def test_migrations_are_guarded(deployment: Deployment) -> None:
         assert not gone.ok
         with pytest.raises(DatabaseUnavailable):
             await migrate("postgresql://anvil@/nowhere?host=/nonexistent", Database.GLOBAL)
+
+    asyncio.run(scenario())
+
+
+def test_a_migration_waits_for_a_dump_and_holds_nobody_up(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it waits for a table that is being dumped, others read that table."""
+    monkeypatch.setattr(migrate_module, "MIGRATION_LOCK_S", 0.2)
+    monkeypatch.setattr(migrate_module, "MIGRATION_PAUSE_S", 0.1)
+    url = postgres.fresh(Database.GLOBAL)
+
+    async def scenario() -> None:
+        dump, other, starting = [await asyncpg.connect(url) for _ in range(3)]
+        change = migrate_module.Migration(9999, "9999_next.sql", "ALTER TABLE apps ADD COLUMN more int")
+        transaction = dump.transaction()
+        await transaction.start()
+        await dump.execute("LOCK TABLE apps IN ACCESS SHARE MODE")
+        monkeypatch.setattr(migrate_module, "MIGRATION_WAIT_S", 0.5)
+        with pytest.raises(DatabaseUnavailable, match="9999_next"):
+            await migrate_module._apply(starting, Database.GLOBAL, change)
+        monkeypatch.setattr(migrate_module, "MIGRATION_WAIT_S", 60.0)
+        applying = asyncio.create_task(migrate_module._apply(starting, Database.GLOBAL, change))
+        async with asyncio.timeout(10):
+            for _ in range(10):
+                await other.fetch("SELECT * FROM apps")
+                await asyncio.sleep(0.05)
+        assert not applying.done()
+        await transaction.rollback()
+        await applying
+        assert await other.fetchval("SELECT count(*) FROM schema_migrations WHERE number = 9999") == 1
+        for connection in (dump, other, starting):
+            await connection.close()
 
     asyncio.run(scenario())
 

@@ -18,7 +18,7 @@ from anvil.peers.directory import Peers
 from anvil.peers.documents import document, encode_plain, seal
 from anvil.peers.proto import shards_pb2 as pb
 from anvil.peers.sealing import Call, Keys, Kind
-from anvil.peers.service import SERVICE
+from anvil.peers.service import SERVICE, Removals
 from tests.contract.memory_drive import MemoryDrive
 from tests.contract.shard_samples import make_footer, make_frames, make_header
 from tests.integration.net.net_harness import on_loop, until
@@ -134,13 +134,14 @@ async def test_a_removal_that_comes_late_or_to_who_must_not_is_refused() -> None
     drive, keys, path = MemoryDrive(b"d" * 16), Keys(random_id(), SECRET), f"/{SERVICE}/Batch"
     header = make_header(4096)
     await drive.put(header, make_frames(header), make_footer())
-    now, free = [1000.0], [True]
-    async with served([drive], removable=lambda: free[0], now_s=lambda: now[0]) as node:
+    now, leased, held = [1000.0], [True], [False]
+    removals = Removals(lambda: leased[0], lambda: held[0])
+    async with served([drive], removals=removals, now_s=lambda: now[0]) as node:
         asked = await client(node)
 
-        def removal() -> tuple[Call, bytes]:
+        def removal(superseded: bool = False) -> tuple[Call, bytes]:
             call = keys.call(path, node.node_id)
-            op = pb.Op(kind=pb.Op.REMOVE, blob_id=header.blob.blob_id, index=0, superseded=True)
+            op = pb.Op(kind=pb.Op.REMOVE, blob_id=header.blob.blob_id, index=0, superseded=superseded)
             return call, framed(seal(call.sealer, Kind.LAST, *document(pb.BatchRequest(drive_id=b"d" * 16, ops=[op]))))
 
         ping = keys.call(f"/{SERVICE}/Ping", node.node_id)
@@ -151,14 +152,17 @@ async def test_a_removal_that_comes_late_or_to_who_must_not_is_refused() -> None
         assert status(await asked.ask("POST", path, head(call), message)) == "0"
         assert drive.shards, "too long on its way"
         now[0] = 1000.0
-        free[0] = False
+        leased[0] = False
+        call, message = removal(superseded=True)
+        assert status(await asked.ask("POST", path, head(call), message)) == "0"
+        assert drive.shards, "the lease is over"
+        leased[0], held[0] = True, True
         call, message = removal()
         assert status(await asked.ask("POST", path, head(call), message)) == "0"
         assert drive.shards, "removals are held"
-        free[0] = True
-        call, message = removal()
+        call, message = removal(superseded=True)
         assert status(await asked.ask("POST", path, head(call), message)) == "0"
-        assert not drive.shards
+        assert not drive.shards, "what has a successor is not"
         asked.close()
 
 

@@ -205,7 +205,9 @@ def test_a_node_that_is_down_stays_where_the_others_could_not_hold_the_scheme() 
 def test_a_node_that_is_down_stays_where_the_others_have_no_room_for_it() -> None:
     region = Region(8)
     region.settled()
-    region.drives = [msgspec.structs.replace(one, free_bytes=20 * GIB + DRIVE_FLOOR_BYTES) for one in region.drives]
+    region.drives = [
+        msgspec.structs.replace(one, capacity_bytes=400 * GIB, free_bytes=20 * GIB + DRIVE_FLOOR_BYTES) for one in region.drives
+    ]
     region.stored = 800 * GIB  # an eighth of it, coded, is 150 GiB, and seven times 20 are free
     region.change(name(5), state=NodeState.DOWN, lease_left_s=-DELAY_S - 6, state_s=DELAY_S + 1)
     region.settled()

@@ -144,3 +144,13 @@ def test_a_drive_of_its_own_that_a_probe_or_worker_finds_bad_counts_for_nothing(
         assert watch(1, frozenset({"n1"})).write_quorum, "a label is one of this node's"
 
     asyncio.run(main())
+
+
+def test_a_node_serves_alone_where_it_has_enough_of_everything() -> None:
+    async def main() -> None:
+        made, _ = region(view())  # one drive of four: 2+2
+        assert not made.serves_alone()
+        made.local = {one.drive_id: MemoryDrive(one.drive_id, "own") for one in made.view.drives}  # type: ignore[misc]
+        assert made.serves_alone()
+
+    asyncio.run(main())
