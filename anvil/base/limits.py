@@ -22,9 +22,7 @@ PART_NUMBER_MAX: Final = 10_000
 LIST_KEYS_MAX: Final = 1000
 DELETE_KEYS_MAX: Final = 1000
 USER_METADATA_BYTES_MAX: Final = 2 * KIB
-USER_METADATA_NAMES_MAX: Final = (
-    80  # an answer over S3 has a header for each: HTTP clients take about 100 in all, Python's among them
-)
+USER_METADATA_NAMES_MAX: Final = 80  # an answer over S3 has a header for each: HTTP clients take about 100 in all, Python's too
 SYSTEM_METADATA_BYTES_MAX: Final = (
     8 * KIB
 )  # S3's bound on the head of a PUT: what a message says must fit into the head of an answer
@@ -195,7 +193,6 @@ BATCH_SCAN_ROWS_MAX: Final = 1024  # waiting rows looked at to fill one batch (r
 BATCH_RETRIES_MAX: Final = 5  # of a batch that lost a serialization or deadlock race (SQLSTATE class 40)
 CONNECT_TIMEOUT_S: Final = 5.0
 MIGRATION_LOCK_S: Final = 1.0  # how long a migration waits for a table at a time, and everybody else behind it
-MIGRATION_PAUSE_S: Final = 2.0  # between two tries
 MIGRATION_WAIT_S: Final = 600.0  # then the start is given up
 CONNECT_BACKOFF_S_MAX: Final = 1.0
 DATABASE_START_S: Final = 300.0  # embedded PostgreSQL, crash recovery included

@@ -18,7 +18,7 @@ import asyncpg
 import msgspec
 
 from anvil.base.errors import DatabaseUnavailable, InvalidSetting
-from anvil.base.limits import CONNECT_TIMEOUT_S, MIGRATION_LOCK_S, MIGRATION_PAUSE_S, MIGRATION_WAIT_S
+from anvil.base.limits import CONNECT_TIMEOUT_S, MIGRATION_LOCK_S, MIGRATION_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ async def _apply(connection: asyncpg.Connection, database: Database, migration: 
                     f"{migration.name} waits for a table of the {database} database that is locked, by a backup perhaps: start again later"
                 ) from error
             log.warning("%s waits for a table that is locked, by a backup perhaps", migration.name)
-            await asyncio.sleep(MIGRATION_PAUSE_S)
+            await asyncio.sleep(2 * MIGRATION_LOCK_S)
 
 
 async def pending(connection: asyncpg.Connection, database: Database, *, running: bool = False) -> list[Migration]:

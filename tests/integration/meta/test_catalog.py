@@ -541,7 +541,6 @@ def test_migrations_are_guarded(deployment: Deployment) -> None:
 def test_a_migration_waits_for_a_dump_and_holds_nobody_up(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it waits for a table that is being dumped, others read that table."""
     monkeypatch.setattr(migrate_module, "MIGRATION_LOCK_S", 0.2)
-    monkeypatch.setattr(migrate_module, "MIGRATION_PAUSE_S", 0.1)
     url = postgres.fresh(Database.GLOBAL)
 
     async def scenario() -> None:
