@@ -79,11 +79,13 @@ def layer_of(stack: str) -> str:
     """Of one sample, `outer (file:line);...;inner (file:line)`."""
     frames = stack.split(";")
     for frame in reversed(frames):
+        if "(anvil/node/child.py" in frame:
+            return "event loop"  # uvloop, and the kernel below it
         found = re.search(r"\(anvil/(?:(api/\w+|\w+)/)?", frame)
         if found is not None:
             layer = found[1] or "anvil"
             return f"{layer}: send" if frame.startswith(("Outbound.send", "Outbound.write")) else layer
-    return "event loop" if "asyncio" in frames[-1] or "runners.py" in frames[-1] else "other"
+    return "threads"
 
 
 def layers(raw: Path) -> Counter[str]:

@@ -28,13 +28,12 @@ WORKERS_MAX = 8
 # By folder. What takes long begins first, what is in small pieces fills the gaps at the end; a folder that is not named is in between.
 FIRST = ("cluster", "compat", "integration")
 LAST = ("unit",)
-VERY_LAST = ("tests/cluster/test_regions.py",)  # its tests are alone: at the end fewest wait for them
-APART = ("cluster",)  # by folder: its conftest.py starts nothing that its files would share
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Three workers for two processors, since a third of a test is waiting; none, so that all runs in this very process, where a file or a
-    few names were asked for, or a debugger, or the output as it comes. `-n` says otherwise."""
+    few names were asked for, or a debugger, or the output as it comes. `-n` says otherwise. Clusters come one after the other, as one unit:
+    two at once take more than twice as long, since what heals in the background yields to everything else."""
     option = config.option
     if option.collectonly or option.keyword or option.trace or option.capture == "no":
         return 0
@@ -54,15 +53,13 @@ def unit_of(path: PurePosixPath) -> str:
     for folder in path.parents:
         if folder.name == TESTS.name or not folder.name:
             break
-        if (TESTS.parent / folder / "conftest.py").exists() and folder.name not in APART:
+        if (TESTS.parent / folder / "conftest.py").exists():
             return str(folder)
     return str(path)
 
 
 def rank(unit: str) -> int:
     """Lower ones begin first."""
-    if unit in VERY_LAST:
-        return len(FIRST) + len(LAST) + 1
     parts = PurePosixPath(unit).parts
     kind = parts[1] if len(parts) > 1 else ""
     if kind in FIRST:
