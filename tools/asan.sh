@@ -4,7 +4,7 @@
 set -eu
 python=$1
 shift
-[ $# -gt 0 ] || set -- tests/unit/ec tests/unit/wire/test_awschunked.py tests/unit/wire/test_awschunked_fuzz.py tests/unit/wire/test_http2.py tests/unit/wire/test_grpc.py tests/unit/wire/test_fuzz_targets.py tests/unit/auth/test_sigv4.py
+[ $# -gt 0 ] || set -- tests/unit/ec tests/unit/wire/test_awschunked.py tests/unit/wire/test_awschunked_fuzz.py tests/unit/wire/test_http2.py tests/unit/wire/test_grpc.py tests/unit/wire/test_fuzz_targets.py tests/unit/auth/test_sigv4.py tests/unit/bench/test_exchange.py tests/unit/bench/test_http.py tests/unit/bench/test_operations.py
 copy=build/asan
 mkdir -p "$copy"
 rm -rf "$copy/tests"
