@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,7 +137,10 @@ def profile(one: Load) -> None:
         tell(one, outcome, taken, layers(raw))
         FLAMES.mkdir(exist_ok=True)
         ElementTree.parse(flame)  # whole, and what it says it is
-        shutil.copy(flame, FLAMES / f"{one.name}.svg")
+        # py-spy's title is its command line, with the folders of this machine.
+        title = rf"\g<1>{one.name}: a worker\g<2>"
+        drawn = re.sub(r'(<text id="title"[^>]*>)[^<]*(</text>)', title, flame.read_text())
+        (FLAMES / f"{one.name}.svg").write_text(drawn)
 
 
 def tell(one: Load, outcome: load.Outcome, taken: list[float], found: Counter[str]) -> None:
