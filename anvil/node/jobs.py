@@ -133,8 +133,8 @@ class Jobs:
             await asyncio.wait({work, given_up}, return_when=asyncio.FIRST_COMPLETED)
             if given_up.done():
                 log.warning("a job is given up: %s", given_up.result())
-                await self._backup.let_go()
                 self._set(failed=given_up.result(), error=Unavailable.__name__)
+                await self._backup.let_go()
             elif (error := work.exception()) is not None:
                 self._fail(error)
         finally:

@@ -19,18 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.figures import figure
+from bench.native import compiled
 
 TIMEOUT_S = 600
 CHILD = "--below-valgrind"
 
 
 def marks() -> ctypes.CDLL:
-    """`marks.c`, compiled."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "marks.so"
-        source = Path(__file__).with_name("marks.c")
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-        return ctypes.CDLL(str(library))
+    return compiled(Path(__file__).with_name("marks.c"))
 
 
 def count(words: list[str]) -> dict[str, int]:

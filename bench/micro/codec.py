@@ -12,8 +12,6 @@ import argparse
 import asyncio
 import ctypes
 import os
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from anvil.ec.codecs import chosen_kernels
 from anvil.ec.executor import NativeExecutor
 from anvil.model.scheme import CHECKSUM_BYTES, unit_len
 from bench.figures import figure
+from bench.native import compiled
 
 K, M = 4, 2
 STRIPE = 1 << 20
@@ -38,22 +37,15 @@ def buffer(pool: BufferPool, nbytes: int) -> StripeBuffer:
     return got
 
 
-def compiled() -> ctypes.CDLL:
-    """The C loop, built with the compiler and flags the extensions are built with."""
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "libisal"], check=True, capture_output=True, text=True
-    ).stdout.split()
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "isal_loop.so"
-        source = Path(__file__).with_name("isal_loop.c")
-        subprocess.run(["cc", "-O3", "-shared", "-fPIC", str(source), "-o", str(library), *flags], check=True)
-        loaded = ctypes.CDLL(str(library))
+def isal_loop() -> ctypes.CDLL:
+    """ISA-L, called from C."""
+    loaded = compiled(Path(__file__).with_name("isal_loop.c"), "libisal")
     loaded.isal_encode_s.restype = ctypes.c_double
     return loaded
 
 
 def codec_ratio(pool: BufferPool, unit: int, times: int) -> None:
-    isal = compiled()
+    isal = isal_loop()
     units = memoryview(buffer(pool, (K + M) * unit))
     address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(units)))
     codec = Codec(K, M)

@@ -14,11 +14,8 @@ Run: python -m bench.micro.wire
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import hashlib
 import hmac
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +26,7 @@ from anvil.auth import sigv4
 from bench.counted import paths
 from bench.figures import figure
 from bench.micro.sigv4 import APP, heads
+from bench.native import compiled
 
 ROUNDS = 7
 CHUNK = 64 << 10
@@ -95,14 +93,7 @@ def signature() -> tuple[Callable[[], object], Callable[[], object]]:
 
 def bare_nghttp2() -> Callable[[], object]:
     """A hundred requests and answers, in C."""
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "libnghttp2"], check=True, capture_output=True, text=True
-    ).stdout.split()
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "nghttp2_loop.so"
-        source = Path(__file__).with_name("nghttp2_loop.c")
-        subprocess.run(["cc", "-O2", "-shared", "-fPIC", str(source), "-o", str(library), *flags], check=True)
-        loaded = ctypes.CDLL(str(library))
+    loaded = compiled(Path(__file__).with_name("nghttp2_loop.c"), "libnghttp2")
     block = paths.request_block()
     preface = paths.preface()
 
