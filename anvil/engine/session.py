@@ -79,20 +79,26 @@ class WriterSession:
             except TimeoutError:
                 pass
             self._hastened.clear()
-            asked = asyncio.get_running_loop().time()
             try:
-                if self._session is None or not await self._metadata.renew_session(self._session, self._layout_version()):
+                if not await self.renew():
                     log.warning("writer session lost: opening another")
                     self._session = None
                     await self.open()
                 else:
-                    self._good_until = asked + SESSION_LEASE_S
-                    await self._rotate(asked)
+                    await self._rotate(asyncio.get_running_loop().time())
             except Unavailable as error:
                 log.warning("writer session not renewed: %s", error)
             except Exception:
                 # Whatever it is: a loop that ended here would leave a worker that never writes again.
                 log.exception("writer session not renewed")
+
+    async def renew(self) -> bool:
+        """Renew now. Returns whether there still is a session. Raises DatabaseUnavailable."""
+        asked = asyncio.get_running_loop().time()
+        if self._session is None or not await self._metadata.renew_session(self._session, self._layout_version()):
+            return False
+        self._good_until = asked + SESSION_LEASE_S
+        return True
 
     async def _rotate(self, now: float) -> None:
         """Replace a session that is old enough, and look after those that were."""

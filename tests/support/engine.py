@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from anvil._ec.digest import DigestLanes
+from anvil.base.limits import SESSION_RENEW_S
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
 from anvil.ec.codecs import codec_for
@@ -117,6 +118,12 @@ def new_bucket(bucket_id: int = 7) -> Bucket:
     )
 
 
+async def _renew(session: WriterSession) -> None:
+    """Until a test takes the session away: none gets a second one by itself."""
+    while await session.renew():
+        await asyncio.sleep(SESSION_RENEW_S)
+
+
 @asynccontextmanager
 async def engine_bench(
     url: str, folder: Path, *, drives: int = 6, scheme: Scheme | None = None, settings: DriveSettings = SMALL_DRIVE
@@ -171,9 +178,11 @@ async def engine_bench(
     bench.fsck = Fsck(bench.metadata, placement, buffers, bench.survey, nothing, bench.rebalancer.partition)
     bench.bucket = new_bucket()
     await bench.metadata.add_bucket(bench.bucket.bucket_id)
+    renewing = loop.create_task(_renew(bench.session))
     try:
         yield bench
     finally:
+        renewing.cancel()
         await owned.close(10)
         for drive in bench.drives:
             await drive.close()
