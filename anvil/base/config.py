@@ -48,6 +48,7 @@ __all__ = [
     "SecurityConfig",
     "StorageConfig",
     "child_environment",
+    "forget_environment",
     "load",
 ]
 
@@ -90,6 +91,12 @@ def child_environment() -> dict[str, str]:
     package = str(Path(__file__).parents[2])
     paths = [str(Path(path).absolute()) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     return environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *paths]))}
+
+
+def forget_environment() -> None:
+    """Take the settings out of this process's own environment: secrets may be among them, and it starts programs."""
+    for name in [name for name in os.environ if name.startswith("ANVIL_")]:
+        del os.environ[name]
 
 
 def resolved(config: Config) -> Config:

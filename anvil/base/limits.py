@@ -413,6 +413,7 @@ DRIVES_MAX: Final = 64  # per node; each has its own segments and threads (DRIVE
 SECRET_CHARS_MIN: Final = 32
 WORKER_HEALTHY_S: Final = 30.0  # a child that lived this long starts its backoff from the beginning again
 START_S_MAX: Final = 60.0  # how long a child may take until it says that it serves
+FORK_ANSWER_S: Final = 5.0  # how long the fork server may take until there is a child, or until it tells how one ended
 LEAVE_TASKS_S: Final = 1.0  # how long tasks that were cancelled at the end of a start are waited for
 STOP_MARGIN_S: Final = 5.0  # beyond the drain time, before a child that does not stop is killed
 CHANNEL_FRAME_BYTES_MAX: Final = 16 * MIB  # one message between processes; the largest is a metrics snapshot

@@ -59,7 +59,7 @@ from anvil.node.local import (
     use_session,
 )
 from anvil.node.observe import EngineEvents, Requests, batch, connections, internode, rejected_before
-from anvil.node.parts import KeyPair, Parts
+from anvil.node.parts import KeyPair
 from anvil.node.payload import open_body
 from anvil.node.region import Region
 from anvil.node.upkeep import Hold
@@ -90,9 +90,6 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
 
 def embedded(config: Config) -> EmbeddedPostgres:
     return EmbeddedPostgres(config.node.data_path / "postgres")
-
-
-PARTS = Parts(embedded, prepare, "anvil.node.worker", "anvil.node.background")
 
 
 # -- a worker --------------------------------------------------------------------------------------------------------------
@@ -365,7 +362,6 @@ def certificate_ends(config: Config) -> float:
 
 
 __all__ = [
-    "PARTS",
     "NodeDrives",
     "build_worker",
     "certificate_ends",

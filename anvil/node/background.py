@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,7 +24,6 @@ from anvil.base.limits import HEARTBEAT_S, METRICS_GATHER_S, METRICS_PULL_S, WOR
 from anvil.base.metrics import REGISTRY, Snapshot
 from anvil.base.version import COMMIT, VERSION
 from anvil.model.cluster import ClusterView
-from anvil.node import child
 from anvil.node.catalog import CatalogServer, CatalogSource
 from anvil.node.channel import Channel, Handler, Listener, listen_socket
 from anvil.node.child import Child, Members
@@ -234,13 +232,3 @@ async def forever(name: str, task: Callable[[], Awaitable[None]]) -> None:
 async def run_background(process: Child, build: Build) -> None:
     """Build, serve, and end when told to."""
     await Background(process, await build(process)).run()
-
-
-async def _target(process: Child) -> None:
-    from anvil.node.assemble_background import build_background
-
-    await run_background(process, build_background)
-
-
-if __name__ == "__main__":
-    sys.exit(child.main(_target))

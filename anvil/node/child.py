@@ -1,8 +1,8 @@
-"""A child process of the supervisor: how it starts, what it is told, and that it never outlives its parent.
+"""A child process of a node: how it starts, what it is told, and that it never outlives its parent.
 
 Owns: the control connection (an inherited socket pair: the configuration comes over it, then orders), the signals, the
-loop, and the watch on the loop's lag. Invariants: a child dies with its supervisor (PR_SET_PDEATHSIG, and the end of the
-control connection); no secret is on its command line or in its environment; Ctrl-C does not reach it. Not here: what
+loop, and the watch on the loop's lag. Invariants: a child dies with its supervisor (PR_SET_PDEATHSIG on the fork server, and the end
+of the control connection); no secret is on its command line or in its environment; Ctrl-C does not reach it. Not here: what
 workers and the background process do.
 """
 
@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -134,14 +133,10 @@ def bind_to_parent(parent: int, sig: int = signal.SIGKILL) -> None:
         os._exit(1)
 
 
-def main(target: Target) -> int:
-    """Entry point of a child's module, run as `python -m MODULE FD PARENT`: take the plan from the control socket, run
-    `target`.
-    """
-    fd, parent = (int(text) for text in sys.argv[1:3])
+def main(target: Target, control: socket.socket, parent: int) -> int:
+    """What a child does: take the plan from the control socket, run `target`. Returns the exit code. `parent`: who forked it."""
     bind_to_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=fd)
     plan = _receive_plan(control)
     logs.setup(plan.config.log, plan.name)
     logs.protect(*plan.config.secret_values)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from anvil.base.config import Config
+from anvil.node.child import Target
 
 
 class Embedded(Protocol):
@@ -39,10 +40,10 @@ class KeyPair(msgspec.Struct, frozen=True):
 class Parts(msgspec.Struct, frozen=True):
     """`embedded`: the database for a configuration without URLs. `prepare`: migrations, region, tenant and first app,
     drives; gets the configuration with all secrets, the database URLs and the node's id; returns the key pair if it made
-    one. `worker`, `background`: the modules that the child processes run, as `python -m` does.
+    one. `worker`, `background`: what the child processes do.
     """
 
     embedded: Callable[[Config], Embedded]
     prepare: Callable[[Config, str, str, bytes], Coroutine[Any, Any, KeyPair | None]]
-    worker: str
-    background: str
+    worker: Target
+    background: Target

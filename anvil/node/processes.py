@@ -1,46 +1,44 @@
 """Child processes as the supervisor sees them: started, told things, watched, started again when they die, stopped.
 
-Owns: the spawning (fork and exec of a fresh interpreter; plan and orders over a socket pair), the backoff. Invariants: a
-child that dies is reaped; its restarts are counted; a stopped child is never started again. Not here: what they run
-(`node/child.py`), and in which order.
+Owns: the control connection (plan and orders over a socket pair), the backoff. Invariants: the restarts of a child that dies are counted;
+a stopped child is never started again. Not here: fork and reaping (`node/forkserver.py`), what they run (`node/child.py`), in which order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from anvil.base.config import child_environment
 from anvil.base.errors import Unavailable
 from anvil.base.limits import START_S_MAX, WORKER_HEALTHY_S, WORKER_RESTART_BACKOFF_S_MAX
 from anvil.node.channel import Channel
 from anvil.node.child import Drain, Plan
+from anvil.node.forkserver import ForkedChild, ForkServer
 
 log = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.1
 
 
 class ManagedProcess:
-    """One child, kept running until `stop`. `changed` is called when its pid or its count of restarts changes."""
+    """One child, kept running until `stop`. `target`: what it runs, by the name that the fork server knows; `changed` is called when its
+    pid or its count of restarts changes."""
 
-    def __init__(self, plan: Plan, module: str, changed: Callable[[], None]) -> None:
+    def __init__(self, plan: Plan, target: str, forks: ForkServer, changed: Callable[[], None]) -> None:
         self.plan = plan
-        self._module = module
+        self._target = target
+        self._forks = forks
         self.restarts = 0
         self.served = False  # whether it ever got so far
         self.exit_code: int | None = None
         self._changed = changed
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedChild | None = None
         self._control: Channel | None = None
         self._serving = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -48,7 +46,7 @@ class ManagedProcess:
     @property
     def pid(self) -> int | None:
         process = self._process
-        return process.pid if process is not None and process.returncode is None else None
+        return process.pid if process is not None and process.code is None else None
 
     async def run(self) -> None:
         """Keep it running. Returns after `stop`, when it has ended. Raises Unavailable if it ends before it ever served."""
@@ -106,13 +104,18 @@ class ManagedProcess:
     def kill(self) -> None:
         """SIGKILL, if it runs."""
         self._stopping.set()
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.kill()
 
     async def _start(self) -> None:
         self._serving.clear()
-        ours = self._spawn()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = await self._forks.fork(self._target, f"anvil: {self.plan.name}", theirs)
+        except BaseException:
+            ours.close()
+            raise
         plan = msgspec.msgpack.encode(self.plan)
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -126,58 +129,26 @@ class ManagedProcess:
         self._changed()
         loop.call_later(START_S_MAX, self._too_slow, self._process)
 
-    def _spawn(self) -> socket.socket:
-        """Fork and exec (a few ms; from the main thread, since the kernel ties a child's death to that of its parent's
-        thread).
-        """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=child_environment(),
-                process_group=0,  # Ctrl-C at the terminal is for the supervisor alone
-            )
-        return ours
-
     def _is_serving(self) -> None:
         self.served = True
         self._serving.set()
 
-    def _too_slow(self, process: subprocess.Popen[bytes] | None) -> None:
-        if process is not None and process is self._process and not self._serving.is_set() and process.poll() is None:
+    def _too_slow(self, process: ForkedChild | None) -> None:
+        if process is not None and process is self._process and not self._serving.is_set() and process.code is None:
             log.error("%s did not serve in time; killing it", self.plan.name, extra={"after_s": START_S_MAX})
-            process.send_signal(signal.SIGKILL)
+            process.kill()
 
     async def _ended(self) -> int:
         process = self._process
         if process is None:
             return 0
-        code = await exited(process)
+        code = await process.ended()
         if self._control is not None:
             self._control.close()
             self._control = None
         self.exit_code = code
         self._serving.clear()
         return code
-
-
-async def exited(process: subprocess.Popen[bytes]) -> int:
-    """Wait for a process of ours to end, and reap it."""
-    code = process.poll()
-    if code is not None:
-        return code
-    loop = asyncio.get_running_loop()
-    fd = os.pidfd_open(process.pid)
-    over = asyncio.Event()
-    loop.add_reader(fd, over.set)
-    try:
-        await over.wait()
-    finally:
-        loop.remove_reader(fd)
-        os.close(fd)
-    return process.wait()
 
 
 def describe(code: int) -> str:

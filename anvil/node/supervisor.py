@@ -30,6 +30,7 @@ from anvil.base.version import VERSION
 from anvil.net.tls import load
 from anvil.node.child import Drain, Members, Plan
 from anvil.node.datadir import DataDirectory, RunningNode
+from anvil.node.forkserver import ForkServer
 from anvil.node.parts import Embedded, KeyPair, Parts
 from anvil.node.processes import ManagedProcess
 
@@ -46,11 +47,13 @@ def run(config: Config, parts: Parts | None = None) -> int:
     """Run a node until it is told to stop. Returns the exit code. `parts`: the real ones unless given."""
     logs.setup(config.log, "supervisor")
     logs.protect(*config.secret_values)
+    parts = parts or _real_parts()
+    forks = ForkServer({"worker": parts.worker, "background": parts.background})
     directory = DataDirectory(config.node.data_path)
     try:
         directory.open()
         with _signals_raise():
-            return _with_directory(config, parts or _real_parts(), directory)
+            return _with_directory(config, parts, directory, forks)
     except StopEarly:
         return EXIT_OK
     except InvalidSetting as error:
@@ -60,11 +63,12 @@ def run(config: Config, parts: Parts | None = None) -> int:
     except AnvilError as error:
         return _refuse(error, EXIT_FAILED)
     finally:
+        forks.close()
         directory.close()
 
 
 def _real_parts() -> Parts:
-    from anvil.node.assemble import PARTS
+    from anvil.node.program import PARTS
 
     return PARTS
 
@@ -74,7 +78,7 @@ def _refuse(error: AnvilError, code: int) -> int:
     return code
 
 
-def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> int:
+def _with_directory(config: Config, parts: Parts, directory: DataDirectory, forks: ForkServer) -> int:
     config = directory.with_secrets(config)
     logs.protect(*config.secret_values)
     node_id = directory.node_id()
@@ -91,7 +95,7 @@ def _with_directory(config: Config, parts: Parts, directory: DataDirectory) -> i
             keys = _run(parts.prepare(config, *urls, node_id))
             if keys is not None:
                 directory.write_credentials(keys.access_key, keys.secret, config.node.region)
-            supervisor = Supervisor(config, parts, directory, node_id, urls, address, tls_address, embedded, cluster)
+            supervisor = Supervisor(config, forks, directory, node_id, urls, address, tls_address, embedded, cluster)
             return asyncio.run(supervisor.run())
         finally:
             if embedded is not None:
@@ -161,7 +165,7 @@ class Supervisor:
     def __init__(
         self,
         config: Config,
-        parts: Parts,
+        forks: ForkServer,
         directory: DataDirectory,
         node_id: bytes,
         urls: tuple[str, str],
@@ -174,18 +178,20 @@ class Supervisor:
         self.address = address
         self.tls_address = tls_address
         self._directory = directory
+        self._forks = forks
         self._embedded = embedded
         self._urls = urls
-        named = [("background", 0, parts.background)]
-        named += [(f"worker-{index}", index, parts.worker) for index in range(config.node.worker_count)]
+        named = [("background", 0, "background")]
+        named += [(f"worker-{index}", index, "worker") for index in range(config.node.worker_count)]
         tls, cluster = tls_address or Address("", 0), cluster_address or Address("", 0)
         self.processes = [
             ManagedProcess(
                 Plan(name, index, config, *urls, node_id, *_parts(address), *_parts(tls), *_parts(cluster)),
-                module,
+                target,
+                forks,
                 self._tell_members,
             )
-            for name, index, module in named
+            for name, index, target in named
         ]
         self._signal: int | None = None
         self._signalled = asyncio.Event()
@@ -218,7 +224,8 @@ class Supervisor:
         if self.config.api.tls_cert:  # else the end of a terminal ends the node, as it does other programs
             loop.add_signal_handler(signal.SIGHUP, self._reload)
         stopped = loop.create_task(self._signalled.wait())
-        keeping: list[asyncio.Task[None]] = []
+        self._forks.attach()
+        keeping: list[asyncio.Task[None]] = [loop.create_task(self._forks.lost())]
         try:
             for group in (self.processes[:1], self.workers):
                 keeping += [loop.create_task(process.run()) for process in group]
@@ -237,6 +244,7 @@ class Supervisor:
             stopped.cancel()
             for process in self.processes:
                 process.kill()
+            keeping[0].cancel()
             await asyncio.gather(*keeping, return_exceptions=True)
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)  # in a thread, so that a second signal is still heard

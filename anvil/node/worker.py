@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -22,7 +21,6 @@ from anvil.base.limits import CHANNEL_RECONNECT_S, HEARTBEAT_S, READY_STALE_S
 from anvil.base.metrics import REGISTRY, Snapshot
 from anvil.model.cluster import ClusterView
 from anvil.net.stream import Handler as StreamHandler
-from anvil.node import child
 from anvil.node.catalog import Changes, RemoteCatalog
 from anvil.node.channel import Channel, Handler, Listener, connect
 from anvil.node.child import Child
@@ -224,13 +222,3 @@ async def run_worker(process: Child, build: Build) -> None:
     finally:
         linking.cancel()
         stopping.cancel()
-
-
-async def _target(process: Child) -> None:
-    from anvil.node.assemble import build_worker
-
-    await run_worker(process, build_worker)
-
-
-if __name__ == "__main__":
-    sys.exit(child.main(_target))

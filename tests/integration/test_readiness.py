@@ -172,13 +172,13 @@ def test_a_worker_that_stands_still(node: AnvilNode) -> None:
         finally:
             connection.close()
 
-    with stopped(children(node, "anvil.node.worker")[:1]):
+    with stopped(children(node, "anvil: worker")[:1]):
         wait_until("somebody says that a loop stands still", lambda: "loop: a worker" in told(), 2 * TOLD_S)
     says_yes(node)
 
 
 def test_a_background_process_that_stands_still(node: AnvilNode) -> None:
     """Nobody checks any more: what was found last is too old."""
-    with stopped(children(node, "anvil.node.background")):
+    with stopped(children(node, "anvil: background")):
         says_no(node, "the last check is ")
     says_yes(node)

@@ -120,6 +120,57 @@ def test_children_die_with_a_killed_supervisor(node: AnvilNode) -> None:
     node.start()
 
 
+def test_children_say_what_they_are(node: AnvilNode) -> None:
+    titles = {" ".join(child.cmdline()).strip() for child in psutil.Process(node.pid).children(recursive=True)}
+    assert titles == {"anvil: fork server", "anvil: background", "anvil: worker-0", "anvil: worker-1"}
+    groups = {os.getpgid(child.pid) for child in psutil.Process(node.pid).children(recursive=True)}
+    assert len(groups) == len(titles), "Ctrl-C at the terminal reaches none of them"
+
+
+def fork_server(node: AnvilNode) -> int:
+    [server] = psutil.Process(node.pid).children()
+    return server.pid
+
+
+def test_what_tells_every_process_to_stop_lets_requests_finish(node: AnvilNode) -> None:
+    answers: list[int] = []
+    before = node.metric("anvil_api_requests_total")
+    slow = threading.Thread(target=lambda: answers.append(node.get("/slow")[0]))
+    slow.start()
+    wait_until("the request is served", lambda: node.metric("anvil_api_requests_total") > before)
+    server = fork_server(node)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(server, number)
+    for pid in [server, *node.worker_pids, node.pid]:
+        os.kill(pid, signal.SIGTERM)
+    slow.join()
+    assert answers == [200]
+    assert node.process.wait(30) == 0
+
+
+def test_without_its_fork_server_a_node_ends(node: AnvilNode) -> None:
+    children = [*node.worker_pids, node.background_pid]
+    os.kill(fork_server(node), signal.SIGKILL)
+    assert node.process.wait(30) == 1
+    assert "the process that the others are forked off was killed" in node.log_text()
+    assert all(gone(pid) for pid in children if pid is not None)
+    assert (node.data_dir / "postgres.log").read_text().splitlines()[-1] == "stop"
+    node.start()
+
+
+def test_a_fork_server_that_does_not_answer_costs_no_more_than_new_workers(node: AnvilNode) -> None:
+    server, victim = fork_server(node), node.worker_pids[0]
+    os.kill(server, signal.SIGSTOP)
+    node.kill(victim)
+    wait_until("it is dead", lambda: gone(victim))
+    for _ in range(20):
+        assert node.get("/bucket/first")[0] == 200, "the other worker serves"
+    os.kill(server, signal.SIGCONT)
+    wait_until("it is replaced", lambda: victim not in node.worker_pids and len(node.worker_pids) == 2)
+    os.kill(server, signal.SIGSTOP)
+    assert node.stop() == 0, "nothing waits for it for ever"
+
+
 def test_requests_in_flight_finish_and_ready_fails_first(tmp_path: Path) -> None:
     with AnvilNode(tmp_path / "data", env={"ANVIL_WORKERS": "1", "ANVIL_DRAIN_NOTICE_S": "1.5"}, command=TOY) as node:
         answers: list[int] = []

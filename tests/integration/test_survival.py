@@ -33,9 +33,9 @@ from tests.support.load import (
     rows,
     shard_files,
 )
-from tests.support.node import AnvilNode, wait_until
+from tests.support.node import AnvilNode, lives, wait_until
 
-WORKER = "anvil.node.worker"
+WORKER = "anvil: worker"
 
 
 @pytest.fixture
@@ -131,23 +131,16 @@ def test_a_kill_in_the_middle_of_uploads(node: AnvilNode, bucket: str, drives: l
 
 def test_a_killed_supervisor_takes_everything_with_it_and_is_succeeded(node: AnvilNode, bucket: str) -> None:
     objects = put_some(node.s3(), bucket)
-    ours = children(node, "anvil.node")
+    ours = children(node, "anvil: ")
     postgres = min(children(node, "postgres"), key=lambda process: process.create_time())
     node.kill(node.pid)
     node.process.wait()
-    wait_until("its children died with it", lambda: all(ended(one) for one in ours))
+    wait_until("its children died with it", lambda: not any(lives(one) for one in ours))
     assert postgres.is_running(), "it is told nothing; the next start deals with it"
     node.start()
-    assert ended(postgres)
+    assert not lives(postgres)
     assert "an earlier supervisor left behind" in node.log_text()
     assert_readable(node.s3(), bucket, objects)
-
-
-def ended(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_second_server_on_the_directory_is_refused_in_one_line(node: AnvilNode) -> None:

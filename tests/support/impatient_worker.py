@@ -1,11 +1,8 @@
-"""A worker with short time-outs, as `python -m` runs it: slow clients are found out while a test waits."""
+"""A worker with short time-outs: slow clients are found out while a test waits."""
 
 from __future__ import annotations
 
-import sys
-
 from anvil.net import port
-from anvil.node import child
 from anvil.node.assemble import build_worker
 from anvil.node.child import Child
 from anvil.node.worker import run_worker
@@ -22,10 +19,6 @@ LIMITS = port.NetLimits(
 )
 
 
-async def _target(process: Child) -> None:
-    await run_worker(process, build_worker)
-
-
-if __name__ == "__main__":
+async def run_impatiently(process: Child) -> None:
     port.NetLimits = lambda: LIMITS  # type: ignore[misc, assignment]
-    sys.exit(child.main(_target))
+    await run_worker(process, build_worker)

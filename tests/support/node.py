@@ -48,6 +48,14 @@ def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 3
         time.sleep(0.02)
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it still does something: one that has ended may be listed until process 1 has time for it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class AnvilNode:
     """`env`: settings beside those that a test node always gets (dev mode, no drain notice). `command`: what runs the server.
     `tls`: TLS on a port of its own beside plaintext, or alone where `plaintext` is False. `host`: where it listens; `within`: what its
@@ -192,13 +200,13 @@ class AnvilNode:
         """Kill whatever is left of the node, children of a dead supervisor included."""
         if self.runs:
             self._remember()
-        left = [one for one in self._seen.values() if one.is_running() and one.pid != os.getpid()]
+        left = [one for one in self._seen.values() if lives(one) and one.pid != os.getpid()]
         for one in left:
             try:
                 one.kill()
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(left, timeout=10)
+        wait_until("what was killed has ended", lambda: not any(lives(one) for one in left), 10.0)
 
     # -- what it says ----------------------------------------------------------------------------------------------------------
 
@@ -230,12 +238,12 @@ class AnvilNode:
 
     def _children(self, kind: str) -> list[int]:
         found = []
-        for one in psutil.Process(self.pid).children():
+        for one in psutil.Process(self.pid).children(recursive=True):
             try:
-                command = one.cmdline()
+                title = " ".join(one.cmdline())
             except psutil.NoSuchProcess:
                 continue
-            if "-m" in command and command[command.index("-m") + 1].endswith(kind):
+            if title.startswith(f"anvil: {kind}"):
                 found.append(one.pid)
         return found
 

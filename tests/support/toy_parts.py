@@ -29,12 +29,12 @@ from anvil.meta.rights import Changed
 from anvil.model.identity import Actor, App, Bucket, BucketRights, BucketState, Grant, Policy, Tenant
 from anvil.model.records import Usage
 from anvil.net.stream import Handler, Headers, RequestHead
-from anvil.node.background import BackgroundParts
+from anvil.node.background import BackgroundParts, run_background
 from anvil.node.child import Child
 from anvil.node.gauges import publish_usage
 from anvil.node.health import Check, DriveProbe, lone
 from anvil.node.parts import KeyPair, Parts
-from anvil.node.worker import WorkerLink
+from anvil.node.worker import WorkerLink, run_worker
 
 TENANT = Tenant(1, "default")
 
@@ -330,4 +330,12 @@ async def prepare(config: Config, global_url: str, regional_url: str, node_id: b
     return KeyPair("AKTOYTOYTOYTOYTOYTOY", "s" * 40)
 
 
-PARTS = Parts(ToyPostgres, prepare, "tests.support.toy_worker", "tests.support.toy_background")
+async def _worker(process: Child) -> None:
+    await run_worker(process, build_worker)
+
+
+async def _background(process: Child) -> None:
+    await run_background(process, build_background)
+
+
+PARTS = Parts(ToyPostgres, prepare, _worker, _background)
