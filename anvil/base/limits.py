@@ -358,7 +358,8 @@ NODE_RENEW_S: Final = 2.0
 LEADER_SILENT_S: Final = 20.0  # a leader that asks its database nothing for so long is one no more
 VIEW_EVERY_S: Final = 1.0  # how often a node reads nodes, drives and layouts; a notification hastens it
 DRIVES_TELL_S: Final = 30.0  # how often a node writes down how much room its drives have; whether they can be read, at once
-PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are
+PEER_PING_S: Final = 1.0  # how often a process asks each peer how its drives are ...
+PEER_PING_IDLE_S: Final = 5.0  # ... and how often a worker that needs it for nothing
 PEER_STALLED_S: Final = 3.0  # a peer that leaves a question unanswered for so long is left alone until it answers one
 PEER_CONNECT_S: Final = 2.0
 PEER_MESSAGE_BYTES: Final = STRIPE_BYTES + 4 * KIB  # of frames of a large shard in one message: one of a stripe that is not cut
@@ -389,7 +390,7 @@ PEERS_SETTLE_S: Final = 2.0  # how long a process that starts waits to learn whi
 PEER_CALL_SKEW_S: Final = 300.0  # clocks of two nodes may differ by so much
 PEER_REMOVAL_S: Final = 2.0  # a removal that was so long on its way is refused: who asked may have gone by an older layout
 PEER_CLOCK_S: Final = (
-    60.0  # how long the fastest call of a node says how its clock goes; a clock that was set is met after two of these
+    60.0  # so long the fastest call of a node says how its clock goes; one that was set is met after two of these
 )
 LAYOUT_SETTLE_S: Final = 3.0  # nodes that come or go within this are one change of layout
 LAYOUT_REMIND_S: Final = 10.0  # how often a node that waits for the region's first layout says so
@@ -476,12 +477,11 @@ assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
 assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
 assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
 assert HOLD_FRESH_S + PEER_REMOVAL_S <= HOLD_SETTLE_S, "a removal asked for before is over"
-assert PEER_PING_S * 2 < PEER_CLOCK_S
+assert PEER_PING_S <= PEER_PING_IDLE_S and min(PEER_CLOCK_S, PEER_LOST_S) > PEER_PING_IDLE_S * 2
 assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
 assert BACKUP_HOLD_RENEW_S * 10 < BACKUP_STALLED_S
 assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
-assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S
-assert CATALOG_PAUSE_S < CATALOG_PUSH_S
+assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S and CATALOG_PAUSE_S < CATALOG_PUSH_S
 assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
 assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
 assert CHANNEL_CALL_S > DATABASE_WAIT_S

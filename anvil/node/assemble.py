@@ -65,6 +65,7 @@ from anvil.node.region import Region
 from anvil.node.upkeep import Hold
 from anvil.node.worker import WorkerLink
 from anvil.peers.directory import Peers
+from anvil.peers.peer import PeerTimes
 from anvil.peers.service import Removals, port_limits, shard_host
 
 log = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ async def build_worker(process: Child, link: WorkerLink) -> Worker:
         opened.push_async_callback(native.close)
         lanes = JobRunner(loop, DigestLanes())
         opened.push_async_callback(lanes.close)
-        region = await open_region(process, current, opened)
+        region = await open_region(process, current, opened, PeerTimes())
         known.append(region.placement)
         link.follow(partial(_follow, region, session))
         owned = OwnedTasks(plan.name)
@@ -302,7 +303,7 @@ async def _refresh(region: Region, link: WorkerLink) -> bool:
 
 
 async def open_region(
-    process: Child, session: SessionId, opened: AsyncExitStack, hold: Callable[[], bool] = lambda: False
+    process: Child, session: SessionId, opened: AsyncExitStack, times: PeerTimes, hold: Callable[[], bool] = lambda: False
 ) -> Region:
     """This process's drives, and those of the other nodes. Closed with `opened`. Raises DatabaseUnavailable, DriveFailed."""
     plan, config = process.plan, process.config
@@ -310,7 +311,7 @@ async def open_region(
     opened.push_async_callback(detach_drives, tuple(local.values()))
     peers = None
     if plan.cluster_port:
-        peers = Peers(plan.node_id, config.security.cluster_secret, observe=internode)
+        peers = Peers(plan.node_id, config.security.cluster_secret, observe=internode, times=times)
         opened.push_async_callback(peers.close)
     region = Region(config.storage, plan.node_id, view, local, peers)
     if peers is not None:

@@ -9,10 +9,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Final
 
 from anvil.base import instruments
 from anvil.base.errors import DatabaseUnavailable, Unavailable
-from anvil.base.limits import MOVES_AT_ONCE, TASKS_AT_ONCE
+from anvil.base.limits import MOVES_AT_ONCE, PEER_PING_S, TASKS_AT_ONCE
 from anvil.base.metrics import REGISTRY
 from anvil.ec.buffers import Buffers
 from anvil.ec.codecs import codec_for
@@ -47,6 +48,7 @@ from anvil.node.restoring import fingerprint
 from anvil.node.salvaging import recovery_check, salvage_parts
 from anvil.node.upkeep import Hold, Upkeep
 from anvil.node.writing import Writing
+from anvil.peers.peer import PeerTimes
 from anvil.tasks.collect import Collector
 from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
@@ -54,6 +56,8 @@ from anvil.tasks.repair import Repairer
 from anvil.tasks.survey import Survey
 from anvil.tasks.worker import Handler as TaskHandler
 from anvil.tasks.worker import TaskWorker
+
+WATCHFUL: Final = PeerTimes(idle_s=PEER_PING_S)  # readiness and the health of the region are judged here
 
 
 async def build_background(process: Child) -> BackgroundParts:
@@ -70,7 +74,7 @@ async def build_background(process: Child) -> BackgroundParts:
             lambda: connections("regional", metadata.connections()),
         ]
         hold = Hold(metadata, config.storage.gc_grace_s)
-        region = await open_region(process, NO_SESSION, opened, hold)
+        region = await open_region(process, NO_SESSION, opened, WATCHFUL, hold)
         buffers, notes = Buffers(loop), RegionNotes(metadata.query)
         jobs, recovery = _jobs(process, metadata, notes, region, buffers, native), RecoveryWatch(notes)
         leader = Leader(config, metadata, region, catalog.tasks)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from anvil.base.limits import (
     GRPC_MESSAGE_BYTES_MAX,
     PEER_ANSWER_S,
     PEER_CONNECT_S,
+    PEER_PING_IDLE_S,
     PEER_PING_S,
     PEER_RECONNECT_S_MAX,
     PEER_RECONNECT_S_MIN,
@@ -48,9 +50,10 @@ _PATH: Final = f"/{pb.DESCRIPTOR.services_by_name['Shards'].full_name}/"
 
 
 class PeerTimes(NamedTuple):
-    """The bounds of waiting; tests pass shorter ones."""
+    """The bounds of waiting; tests pass shorter ones. `idle_s`: between pings of a peer of which nothing else was asked for as long."""
 
     ping_s: float = PEER_PING_S
+    idle_s: float = PEER_PING_IDLE_S
     stalled_s: float = PEER_STALLED_S
     answer_s: float = PEER_ANSWER_S
 
@@ -91,6 +94,7 @@ class Peer:
         self._asked: OrderedDict[int, tuple[float, GiveUp | None]] = OrderedDict()
         self._number = 0
         self._heard_s = 0.0
+        self._used_s = -math.inf
         self._suspect = False
         self._timer: asyncio.TimerHandle | None = None
         self._hurry: Final = asyncio.Event()
@@ -151,10 +155,15 @@ class Peer:
         if not self._up:
             raise (DriveStalled if self._stalled else DriveFailed)(drive=label, reason=self.trouble)
 
-    def begin(self, give_up: GiveUp | None = None) -> int:
+    def begin(self, give_up: GiveUp | None = None, *, ping: bool = False) -> int:
         """A question is asked; what is returned is its number, for `end`. `give_up` is told if the peer is found stalled or lost first."""
         self._number += 1
-        self._asked[self._number] = self._loop.time(), give_up
+        now_s = self._loop.time()
+        if not ping:
+            if now_s - self._used_s >= self.times.idle_s:
+                self.hurry()  # what is known of it may be old
+            self._used_s = now_s
+        self._asked[self._number] = now_s, give_up
         if self._timer is None:
             self._timer = self._loop.call_later(self.times.stalled_s, self._look)
         return self._number
@@ -214,8 +223,9 @@ class Peer:
                 log.error("node %s could not be asked", self.name, exc_info=error)
             self.settled.set()
             if self._up:
+                used = self._asked or self._loop.time() - self._used_s < self.times.idle_s
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), self.times.ping_s)
+                    await asyncio.wait_for(self._hurry.wait(), self.times.ping_s if used else self.times.idle_s)
             elif waiting:  # it was reached, and refused
                 await asyncio.sleep(began_s + self.times.ping_s - self._loop.time())
             if not self.address:
@@ -260,7 +270,7 @@ class Peer:
         started, reason = perf_counter(), ""
         call = self._keys.call(_PATH + rpc, self.node_id)
         message = seal(call.sealer, Kind.LAST, *document(request, *data))
-        number = self.begin()
+        number = self.begin(ping=rpc == "Ping")
         try:
             answer = await self.method(rpc, "unary_unary")(
                 message,

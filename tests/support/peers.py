@@ -20,7 +20,7 @@ from anvil.peers.peer import PeerTimes
 from anvil.peers.service import Removals, port_limits, shard_host
 
 SECRET = "a secret of the cluster, of 32 characters or more"
-QUICK = PeerTimes(ping_s=0.1, stalled_s=0.6, answer_s=5.0)
+QUICK = PeerTimes(ping_s=0.1, idle_s=0.1, stalled_s=0.6, answer_s=5.0)
 
 
 async def nothing(stream: Stream) -> None:

@@ -24,6 +24,7 @@ from anvil.base.limits import KIB, MIB, PEER_MESSAGE_BYTES, PEER_QUEUE_OPS_MAX, 
 from anvil.model.cluster import ClusterDrive, NodeState
 from anvil.model.scheme import Scheme
 from anvil.peers.directory import Peers
+from anvil.peers.peer import PeerTimes
 from anvil.peers.remote import RemoteDrive
 from tests.contract.memory_drive import MemoryDrive
 from tests.contract.shard_samples import make_footer, make_frames, make_header
@@ -61,6 +62,23 @@ async def test_what_queues_up_goes_together() -> None:
         await asyncio.gather(*(remote.put(header, make_frames(header), make_footer()) for header in headers))
         assert calls["Batch"] <= 4, calls
         assert len(drive.shards) == 500
+        await peers.close()
+
+
+@on_loop
+async def test_a_peer_that_is_needed_for_nothing_is_asked_seldom() -> None:
+    drive, calls = MemoryDrive(b"d" * 16), Counter[str]()
+    async with served([drive]) as node:
+        times = PeerTimes(ping_s=0.01, idle_s=60.0)
+        peers = Peers(random_id(), SECRET, observe=lambda rpc, seconds, reason: calls.update([rpc]), times=times)
+        peers.update([node.row])
+        await peers.settled(5)
+        await asyncio.sleep(0.2)
+        assert calls["Ping"] == 1
+        drive.read_only = True
+        await peers.drive(node.row_of(drive)).open(random_id(), 0)
+        await until(lambda: calls["Ping"] >= 5)
+        assert not peers.drive(node.row_of(drive)).writable, "what may be old by now is asked at once"
         await peers.close()
 
 
