@@ -256,10 +256,8 @@ def restore_metadata(
     from anvil.node.restoring import restore_metadata as run
 
     wanted = RestoreWanted(_path(repository), snapshot, keep_nodes, regional_only)
-    with databases(_config(session)) as (config, global_url, regional_url):
-        done = asyncio.run(
-            run(config, global_url, regional_url, wanted, lambda line: None if as_json else click.echo(line, err=True))
-        )
+    with databases(_config(session)) as (config, global_url, regional_url), Meter(as_json)("restoring") as meter:
+        done = asyncio.run(run(config, global_url, regional_url, wanted, meter))
     manifest, changes = done.manifest, done.changes
     lines = [
         f"snapshot {manifest.snapshot} of {when(manifest.finished_us)} is restored: {manifest.counts['objects']} objects. The region is in "

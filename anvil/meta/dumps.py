@@ -8,9 +8,10 @@ so of itself (`RESTORING`), so that no node starts on half of it. Not here: what
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import asyncpg
 import msgspec
@@ -36,6 +37,11 @@ _EMPTY_SQL: Final = """
 
 _HAS_TRANSACTION_TIMEOUT: Final = 17  # pg_restore of this version and later sets it, and servers before it refuse that
 _TRANSACTION_TIMEOUT: Final = b"SET transaction_timeout = 0;\n"
+_LOOK_S: Final = 0.5
+
+
+def _nobody(size: int) -> None:
+    """The default `moved`."""
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -207,8 +213,9 @@ async def prepare_load(url: str, database: Database, dumped_by: int, made_by: in
         connection.terminate()
 
 
-async def load(url: str, database: Database, tool: tools.Tool, dump: Path) -> None:
-    """Load a dump into an empty database, which says from now on that its restore is not over. Raises DatabaseUnavailable."""
+async def load(url: str, database: Database, tool: tools.Tool, dump: Path, moved: Callable[[int], None] = _nobody) -> None:
+    """Load a dump into an empty database, which says from now on that its restore is not over. `moved`: told of bytes of the dump that were
+    read. Raises DatabaseUnavailable."""
     connection = await connect(url, database)
     try:
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {RESTORING}")
@@ -216,10 +223,41 @@ async def load(url: str, database: Database, tool: tools.Tool, dump: Path) -> No
     finally:
         connection.terminate()
     arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction"]
-    if server < _HAS_TRANSACTION_TIMEOUT <= tool.major:
-        await tools.run_through_psql(tool.path, url, [*arguments, "--file=-", str(dump)], _TRANSACTION_TIMEOUT)
-    else:
-        await tools.run(tool.path, url, [*arguments, "--dbname=", str(dump)])  # PGDATABASE says which
+    file = await asyncio.to_thread(dump.open, "rb")
+    reading = _Reading(file, moved)
+    watching = asyncio.create_task(reading.watch())
+    try:
+        if server < _HAS_TRANSACTION_TIMEOUT <= tool.major:
+            await tools.run_through_psql(tool.path, url, [*arguments, "--file=-"], file, _TRANSACTION_TIMEOUT)
+        else:
+            await tools.run(tool.path, url, [*arguments, "--dbname="], given=file)  # PGDATABASE says which
+        reading.over()
+    finally:
+        watching.cancel()
+        file.close()
+
+
+class _Reading:
+    """How far a program that was given a file has read it, about: it shares the offset, and may go back."""
+
+    def __init__(self, file: IO[bytes], moved: Callable[[int], None]) -> None:
+        self._file = file
+        self._moved = moved
+        self._known = 0
+
+    async def watch(self) -> None:
+        """For ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            self._is_at(os.lseek(self._file.fileno(), 0, os.SEEK_CUR))
+
+    def over(self) -> None:
+        self._is_at(os.fstat(self._file.fileno()).st_size)
+
+    def _is_at(self, offset: int) -> None:
+        if offset > self._known:
+            self._moved(offset - self._known)
+            self._known = offset
 
 
 async def readable(dump: Path, dumped_by: int) -> None:

@@ -132,12 +132,13 @@ def _escaped(value: str) -> str:
     return re.sub(r"([\\ ])", r"\\\1", value)
 
 
-async def run(tool: Path, url: str, arguments: Sequence[str], output: IO[bytes] | int | None = None) -> bytes:
-    """Run it to its end, its output into that file; without one, returned. Raises DatabaseUnavailable with its last words. Cancelled, it
-    ends the program."""
-    process = await _begin(
-        tool, url, arguments, asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE if output is None else output
-    )
+async def run(
+    tool: Path, url: str, arguments: Sequence[str], output: IO[bytes] | int | None = None, given: IO[bytes] | int | None = None
+) -> bytes:
+    """Run it to its end, its output into that file; without one, returned. `given`: its standard input. Raises DatabaseUnavailable with its
+    last words. Cancelled, it ends the program."""
+    given = asyncio.subprocess.DEVNULL if given is None else given
+    process = await _begin(tool, url, arguments, given, asyncio.subprocess.PIPE if output is None else output)
     try:
         said, (written, _) = await asyncio.gather(_last_words(process.stderr), _all_of(process))
         await process.wait()
@@ -147,14 +148,15 @@ async def run(tool: Path, url: str, arguments: Sequence[str], output: IO[bytes] 
     return written
 
 
-async def run_through_psql(tool: Path, url: str, arguments: Sequence[str], without: bytes) -> None:
-    """Run it to its end, and give what it writes, but for the first line that is `without`, to the psql beside it. Who wants all or nothing
-    has it write BEGIN and COMMIT. Raises DatabaseUnavailable with the last words of either, InvalidSetting where there is no psql."""
+async def run_through_psql(tool: Path, url: str, arguments: Sequence[str], given: IO[bytes], without: bytes) -> None:
+    """Run it to its end, its standard input from that file, and give what it writes, but for the first line that is `without`, to the psql
+    beside it. Who wants all or nothing has it write BEGIN and COMMIT. Raises DatabaseUnavailable with the last words of either,
+    InvalidSetting where there is no psql."""
     psql = tool.with_name("psql")
     if not psql.exists():
         raise InvalidSetting(f"{psql} is needed to load this dump into an older PostgreSQL, and it is not there")
     told = ["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"]
-    source = await _begin(tool, "", arguments, asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE)
+    source = await _begin(tool, "", arguments, given, asyncio.subprocess.PIPE)
     try:
         sink = await _begin(psql, url, told, asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL)
         try:
@@ -189,7 +191,7 @@ async def _pump(source: asyncio.subprocess.Process, sink: asyncio.subprocess.Pro
 
 
 async def _begin(
-    tool: Path, url: str, arguments: Sequence[str], given: int, output: IO[bytes] | int
+    tool: Path, url: str, arguments: Sequence[str], given: IO[bytes] | int, output: IO[bytes] | int
 ) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         tool,

@@ -7,9 +7,10 @@ mode. Not here: the data itself (`refilling.py`), what recovery mode means (`met
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -76,10 +77,20 @@ def chosen(repository: Repository, snapshot: str) -> Manifest:
     return repository.manifest(snapshot) if snapshot else repository.newest()
 
 
+class Told(Protocol):
+    """Who is told how far it is: of steps, and of bytes to load that are to come and that were loaded."""
+
+    def say(self, line: str) -> None: ...
+
+    def expect(self, size: int | None) -> None: ...
+
+    def moved(self, size: int) -> None: ...
+
+
 async def restore_metadata(
-    config: Config, global_url: str, regional_url: str, wanted: RestoreWanted, say: Callable[[str], None]
+    config: Config, global_url: str, regional_url: str, wanted: RestoreWanted, told: Told
 ) -> RestoredMetadata:
-    """`say`: told of each step. Raises InvalidSetting, Conflict, DatabaseUnavailable, UnknownName, BadRecord."""
+    """Raises InvalidSetting, Conflict, DatabaseUnavailable, UnknownName, BadRecord."""
     repository = Repository(Path(wanted.path))
     manifest = chosen(repository, wanted.snapshot)
     if manifest.key != fingerprint(config):
@@ -95,7 +106,7 @@ async def restore_metadata(
         if wanted.regional_only
         else {Database.GLOBAL: global_url, Database.REGIONAL: regional_url}
     )
-    say(f"reading the dumps of snapshot {manifest.snapshot}")
+    told.say(f"reading the dumps of snapshot {manifest.snapshot}")
     for name in (*(FILES[database] for database in urls), BLOBS):
         if not repository.file_is(manifest, name):
             raise BadRecord(f"{name} of snapshot {manifest.snapshot} is not what was written: choose another snapshot")
@@ -109,11 +120,12 @@ async def restore_metadata(
         )
         for database, url in urls.items()
     }
+    told.expect(sum((folder / FILES[database]).stat().st_size for database in urls))
     for database, url in urls.items():
-        say(f"loading the {database} database")
-        await dumps.load(url, database, tools[database], folder / FILES[database])
+        told.say(f"loading the {database} database")
+        await dumps.load(url, database, tools[database], folder / FILES[database], told.moved)
         await migrate(url, database, restoring=True)
-    say("beginning recovery mode")
+    told.say("beginning recovery mode")
     buckets = await recovery.known_buckets(global_url, config.node.region)
     changes = await recovery.begin_recovery(regional_url, manifest.snapshot, buckets, keep_nodes=wanted.keep_nodes)
     if not wanted.regional_only:

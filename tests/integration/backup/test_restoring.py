@@ -74,8 +74,29 @@ async def furnish(global_url: str, regional_url: str, keyring: Keyring) -> int:
     return bucket.bucket_id
 
 
+class Told:
+    """Checks that as much was loaded as was said to come."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.left: int | None = None
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def expect(self, size: int | None) -> None:
+        self.left = size
+
+    def moved(self, size: int) -> None:
+        assert self.left is not None and 0 < size <= self.left
+        self.left -= size
+
+
 async def run(config: Config, urls: tuple[str, str], path: Path, **wanted: Any) -> RestoredMetadata:
-    return await restore_metadata(config, *urls, RestoreWanted(str(path), **wanted), lambda line: None)
+    told = Told()
+    done = await restore_metadata(config, *urls, RestoreWanted(str(path), **wanted), told)
+    assert told.left == 0 and told.lines[-1] == "beginning recovery mode"
+    return done
 
 
 def test_databases_come_back_fenced_and_in_recovery_mode(postgres: Postgres, tmp_path: Path) -> None:
