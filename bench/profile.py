@@ -1,6 +1,6 @@
 """Where a request's time goes: a load on a real node, its workers sampled by py-spy, and microseconds of processor per request by layer.
 
-    python -m bench.profile                 all loads; writes bench/flames/NAME.svg and prints the tables of docs/performance.md
+    python -m bench.profile                 all loads; writes bench/flames/NAME.svg and prints the tables of docs/PERFORMANCE.md
     python -m bench.profile put-small       one of them: put-small, get-small, put-large, get-large, list
 
 Owns: the loads that are profiled and how samples are attributed: each to the innermost frame that is Anvil's own, by the folder below
