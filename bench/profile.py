@@ -1,12 +1,12 @@
 """Where a request's time goes: a load on a real node, its workers sampled by py-spy, and microseconds of processor per request by layer.
 
     python -m bench.profile                 all loads; writes bench/flames/NAME.svg and prints the tables of docs/PERFORMANCE.md
-    python -m bench.profile put-small       one of them: put-small, get-small, put-large, get-large, list
+    python -m bench.profile put-small       one of them: put-small, get-small, put-large, get-large, list, and those of six nodes
 
 Owns: the loads that are profiled and how samples are attributed: each to the innermost frame that is Anvil's own, by the folder below
 `anvil/`; what the kernel does for a socket or file counts for whoever called it, and is told apart as far as Python sees it (`send`).
-Shares are of samples of the workers alone; the microseconds are those shares of the processor time that the workers took. The other
-processes of the node and the client are measured beside them. Needs py-spy and the right to look into other processes.
+Shares are of samples of one worker; the microseconds are those shares of the processor time that all workers took. The other processes of
+the nodes and the client are measured beside them. Needs py-spy and the right to look into other processes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import psutil
 
 from bench.macro import load
+from bench.macro.cluster import NODES, six_nodes
 from bench.macro.s3 import MIB, SMALL, Signer, address, node, require
 from tests.support.node import AnvilNode
 
@@ -38,13 +41,14 @@ SPY = Path(sys.executable).with_name("py-spy")
 
 @dataclass(frozen=True)
 class Load:
-    """`requests`: made for a node by its signer, `count` of them. `before`: what has to be there first."""
+    """`requests`: made for a node by its signer. `before`: what has to be there first. `nodes`: one, or six, which take turns."""
 
     name: str
     clients: int
     requests: Callable[[Signer], list[bytes]]
     before: Callable[[Signer], list[bytes]] = lambda signer: []
     nbytes: int = 0
+    nodes: int = 1
 
 
 def keys(count: int) -> Iterable[str]:
@@ -66,7 +70,34 @@ LOADS = (
     Load("put-large", 4, puts(10 * MIB, 60), nbytes=10 * MIB),
     Load("get-large", 4, gets(4, 150), puts(10 * MIB, 4), nbytes=10 * MIB),
     Load("list", 8, lambda signer: [signer("GET", "/bench?list-type=2&max-keys=100")] * 3000, puts(SMALL, KEYS)),
+    Load("six-put-small", 48, puts(SMALL, KEYS // 2), nodes=NODES),
+    Load("six-get-small", 48, gets(KEYS // 4, 4), puts(SMALL, KEYS // 4), nodes=NODES),
+    Load("six-put-large", 6, puts(10 * MIB, 40), nbytes=10 * MIB, nodes=NODES),
+    Load("six-get-large", 6, gets(12, 5), puts(10 * MIB, 12), nbytes=10 * MIB, nodes=NODES),
 )
+
+
+class Target(NamedTuple):
+    """`workers`: of all nodes; `others`: every other process that belongs to them, their PostgreSQL included."""
+
+    nodes: list[AnvilNode]
+    workers: list[int]
+    others: list[int]
+
+
+@contextmanager
+def target_of(one: Load) -> Iterator[Target]:
+    if one.nodes == 1:
+        with node() as running:
+            yield _target([running], [])
+    else:
+        with six_nodes() as cluster:
+            yield _target(cluster.nodes, below(cluster.postgres.pid or 0))
+
+
+def _target(nodes: list[AnvilNode], more: list[int]) -> Target:
+    workers = [pid for running in nodes for pid in running.worker_pids]
+    return Target(nodes, workers, [*more, *(pid for running in nodes for pid in below(running.pid) if pid not in workers)])
 
 
 def spy(pid: int, form: str, target: Path) -> subprocess.Popen[bytes]:
@@ -105,19 +136,19 @@ def seconds(pids: Iterable[int]) -> float:
     return total
 
 
-def children(running: AnvilNode) -> list[int]:
-    return [running.pid, *(child.pid for child in psutil.Process(running.pid).children(recursive=True))]
+def below(pid: int) -> list[int]:
+    """A process, and all that descend from it."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
 def profile(one: Load) -> None:
-    with node() as running, tempfile.TemporaryDirectory() as folder:
-        host, port = address(running)
-        signer = Signer(running)
+    with target_of(one) as (nodes, workers, others), tempfile.TemporaryDirectory() as folder:
+        (host, port), *also = map(address, nodes)
+        signer = Signer(nodes[0])
         before = one.before(signer)
         if before:
-            require(load.run(host, port, before, one.clients))
+            require(load.run(host, port, before, one.clients, also))
         requests = one.requests(signer)
-        workers = running.worker_pids
         raw, flame = Path(folder) / "raw", Path(folder) / "flame.svg"
         spies: list[subprocess.Popen[bytes]] = []
 
@@ -125,10 +156,9 @@ def profile(one: Load) -> None:
             spies.extend((spy(workers[0], "raw", raw), spy(workers[1], "flamegraph", flame)))
 
         timer = threading.Timer(0.5, look)
-        others = [pid for pid in children(running) if pid not in workers]
         began = (seconds(workers), seconds(others), seconds([psutil.Process().pid]))
         timer.start()
-        outcome = require(load.run(host, port, requests, one.clients))
+        outcome = require(load.run(host, port, requests, one.clients, also))
         ended = (seconds(workers), seconds(others), seconds([psutil.Process().pid]))
         timer.join()
         for process in spies:
@@ -155,7 +185,7 @@ def tell(one: Load, outcome: load.Outcome, taken: list[float], found: Counter[st
         if count * 100 >= total:
             print(f"| {layer} | {count / total * worker:,.0f} |")
     print(
-        f"| **workers** | **{worker:,.0f}** |\n| PostgreSQL, background process | {other:,.0f} |\n| client | {client:,.0f} |",
+        f"| **workers** | **{worker:,.0f}** |\n| PostgreSQL, other processes | {other:,.0f} |\n| client | {client:,.0f} |",
         flush=True,
     )
 
