@@ -1,4 +1,4 @@
-"""Every bound in Anvil, with its reason. The relations between bounds are asserted at the end.
+"""Every bound in Anvil, with its reason. The relations between bounds are asserted in `tests/unit/base/test_limits.py`.
 
 Units are in the names (`_bytes`, `_s`, `_us`). A bound that S3 fixes says so.
 """
@@ -313,6 +313,8 @@ SWEEP_EVERY_S: Final = 3600.0
 SWEEP_BUSY_SHARE: Final = 0.05  # of the background process's time; on a big node a sweep takes longer rather than costing more
 SURVEY_BUSY_SHARE: Final = 0.5  # the same for a survey with a reason: a drive returned or was replaced, an operator asked
 SURVEY_OWNERS_MAX: Final = 2000  # blobs asked about in one statement
+LOOK_SHARDS: Final = 4000  # met in one look, about: so many partitions are looked at together ...
+LOOK_PARTITIONS_MAX: Final = 64  # ... but not more than these
 INVENTORY_DRIVES_IN_FLIGHT: Final = 8  # asked at a time what they hold of a partition
 COMPACT_EVERY_S: Final = 60.0
 SCRUB_PASS_S: Final = 14 * 24 * 3600.0  # one scrub of everything takes about this long: bit rot is slow, disks are busy
@@ -434,67 +436,3 @@ METRICS_GATHER_S: Final = (
     10.0  # a background process that has begun waits so long for all workers before it tells a sum without them
 )
 METRICS_PULL_S: Final = 1.0  # how long a scrape waits for a worker's numbers
-
-assert 3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB, (
-    "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
-)
-assert GRPC_PARSED_FACTOR * GRPC_MESSAGE_BYTES_MAX <= GRPC_MESSAGES_BYTES_MAX, "one of the largest must fit"
-assert GRPC_PARSED_FACTOR * GRPC_SMALL_MESSAGE_BYTES * REQUESTS_IN_FLIGHT_MAX <= GRPC_MESSAGES_BYTES_MAX, (
-    "nor do the small need more"
-)
-assert 2 * GRPC_STRANGERS_WAITING_MAX < REQUESTS_IN_FLIGHT_MAX, "who has no token must not keep out who has one"
-assert USER_METADATA_NAMES_MAX + 20 <= HEADER_FIELDS_MAX, "what a message says must fit into the head of a PUT, too"
-assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
-assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
-assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
-assert OPEN_READ_BYTES <= READ_INLINE_BYTES_MAX
-assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, "a copied object is read with one pread"
-assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
-assert METADATA_DUMP_S_DEFAULT < GC_GRACE_S_DEFAULT, "what a dump names must still be there when it is needed"
-assert DUMP_STORED_BYTES_MIN > INLINE_BYTES_MAX
-assert SALVAGE_SLACK_S > PEER_CALL_SKEW_S + DATABASE_WAIT_S + STATEMENT_TIMEOUT_S
-assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
-assert IDLE_TIMEOUT_S > 60
-assert DATABASE_WAIT_S + VIEW_EVERY_S < LEADER_SILENT_S, "the other database may be waited for"
-assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
-assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
-assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
-assert OPEN_READ_BYTES < PEER_BATCH_READ_BYTES_MAX < PEER_MESSAGE_BYTES
-assert PEER_STREAMS_MAX + 32 < H2_STREAMS_MAX, "pings and batches find room beside the streams"
-assert PEER_STALLED_S < PEER_LOST_S and PEER_CALLS_PER_NODE_MAX >= 8 * H2_STREAMS_MAX
-assert 2 * GRPC_MESSAGE_BYTES_MAX <= PEER_HEAP_PIECE_BYTES <= PEER_HEAP_SPARE_BYTES
-assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
-    "first turn to others, then give up, then call it stalled"
-)
-assert 2 * DRIVE_STALLED_S < IDLE_TIMEOUT_S, "whoever waits for a drive is answered before a proxy gives up"
-assert PRESSED_STALL_S + 2 * SWEEP_S < BUFFER_WAIT_S, "slow clients must make room before those who wait give up"
-assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
-assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S, TLS_HANDSHAKE_S) >= SWEEP_S, (
-    "a sweep must not be coarser than what it enforces"
-)
-assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
-assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
-assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
-assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
-assert HOLD_FRESH_S + PEER_REMOVAL_S <= HOLD_SETTLE_S, "a removal asked for before is over"
-assert PEER_PING_S <= PEER_PING_IDLE_S and min(PEER_CLOCK_S, PEER_LOST_S) > PEER_PING_IDLE_S * 2
-assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
-assert BACKUP_HOLD_RENEW_S * 10 < BACKUP_STALLED_S
-assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
-assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S and CATALOG_PAUSE_S < CATALOG_PUSH_S
-assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
-assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
-assert CHANNEL_CALL_S > DATABASE_WAIT_S
-assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
-assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60
-assert PART_BYTES_MIN <= CLIENT_PART_BYTES <= CLIENT_MULTIPART_BYTES and CLIENT_STREAM_PART_BYTES_MAX <= PUT_BYTES_MAX
-assert (
-    sum(
-        CLIENT_STREAM_PARTS * min(CLIENT_PART_BYTES << step, CLIENT_STREAM_PART_BYTES_MAX)
-        for step in range(PART_NUMBER_MAX // CLIENT_STREAM_PARTS)
-    )
-    >= OBJECT_BYTES_MAX
-)
-assert CLIENT_STALL_S > BUFFER_WAIT_S + DATABASE_WAIT_S + STRAGGLER_S
-assert BENCH_JOIN_BYTES < BENCH_PIECE_BYTES < BENCH_PATTERN_BYTES
-assert BENCH_READ_BYTES <= BENCH_PIECE_BYTES, "what was read at a time is compared with one slice"

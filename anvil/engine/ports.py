@@ -7,7 +7,7 @@ Owns: the contracts between `engine` and its surroundings (`meta`, `shards`, `ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from anvil._ec.pieces import Sink, Source
@@ -321,7 +321,7 @@ class Drive(Protocol):
         """The partitions of which this drive holds anything (perhaps a few more). Cheap. Raises DriveFailed."""
         ...
 
-    def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
-        """Every published shard, or those of the blobs of one partition (`model/layout.py`), in no order. Of one that is `damaged` only
+    def scan(self, partitions: Collection[int] | None = None) -> AsyncIterator[ShardPlace]:
+        """Every published shard, or those of the blobs of some partitions (`model/layout.py`), in no order. Of one that is `damaged` only
         blob id and index are certain. Raises DriveFailed."""
         ...

@@ -52,7 +52,7 @@ class Leaving:
     async def _holds(self, drive: Drive) -> bool:
         """Whether anything that is owned is on it, or a record whose owner cannot be read. Raises DriveFailed."""
         for number in await drive.partitions():
-            found = await take([drive], number)
+            found = await take([drive], (number,))
             if found.failed or any(True for _ in found.nameless):
                 return True
             async for batch in owners(self._metadata, found.named):

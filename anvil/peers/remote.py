@@ -8,7 +8,7 @@ out names its shard and nothing else, so it holds wherever the other node moves 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -177,9 +177,11 @@ class RemoteDrive:
             raise error_of(answer.failure, self.label)
         return frozenset(answer.partitions)
 
-    async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
+    async def scan(self, partitions: Collection[int] | None = None) -> AsyncIterator[ShardPlace]:
         """See the port."""
-        request = pb.ScanRequest(drive_id=self.drive_id, partition=partition)
+        if partitions is not None and not partitions:
+            return  # to name none would ask for all
+        request = pb.ScanRequest(drive_id=self.drive_id, partitions=partitions)
         async with aclosing(Incoming(self.peer, self.label, "Scan", request).messages()) as messages:  # type: ignore[type-var]
             async for _, payload in messages:
                 answer, _ = read_document(pb.ScanAnswer, payload)

@@ -233,13 +233,13 @@ class ShardService:
     async def scan(self, stream: TrailingStream, context: Context) -> None:
         out = _Out(context)
         request, _ = await self._only(stream, context, pb.ScanRequest)
-        partition = request.partition if request.HasField("partition") else None
+        partitions = frozenset(request.partitions) or None
         places: list[pb.Place] = []
         try:
-            if partition is not None and partition >= PARTITIONS:
+            if partitions is not None and max(partitions) >= PARTITIONS:
                 raise InvalidRequest("There is no such partition.")
             with _Lifeline(self._heard, context.caller.caller):
-                async for place in self._drive(context, request.drive_id).scan(partition):
+                async for place in self._drive(context, request.drive_id).scan(partitions):
                     places.append(pb.Place(header=encode_plain(place.header), damaged=place.damaged))
                     if len(places) >= PEER_SCAN_PLACES:
                         await out.document(pb.ScanAnswer(places=places))

@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -414,10 +414,10 @@ class LocalDrive:
         async with self._reads():
             return frozenset(store.index.partitions() | await self._io.ask(partitions_in, store.folder.blobs))
 
-    async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
-        """Every shard (of one partition), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
+    async def scan(self, partitions: Collection[int] | None = None) -> AsyncIterator[ShardPlace]:
+        """Every shard (of these partitions), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
         id and index are true (`reader.unknown_header`). Shards that come or go meanwhile may or may not be seen. Raises DriveFailed."""
-        async for blob_id, index in names(self._reading, self._reads, partition):
+        async for blob_id, index in names(self._reading, self._reads, partitions):
             if (place := await self._examine(blob_id, index)) is not None:
                 yield place
 

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ def parse_blob_name(name: str) -> tuple[BlobId, int] | None:
         return None
 
 
-def outer_folders(blobs: Path, partition: int | None = None) -> list[Path]:
-    """`blobs/ab` for each that is there (and can hold shards of that partition): at most 256. Blocking. Raises OSError."""
-    wanted = None if partition is None else f"{partition >> 4:02x}"
-    return [entry for entry in sorted(blobs.iterdir()) if len(entry.name) == 2 and wanted in (None, entry.name)]
+def outer_folders(blobs: Path, partitions: Collection[int] | None = None) -> list[Path]:
+    """`blobs/ab` for each that is there (and can hold shards of these partitions): at most 256. Blocking. Raises OSError."""
+    wanted = None if partitions is None else {f"{number >> 4:02x}" for number in partitions}
+    return [entry for entry in sorted(blobs.iterdir()) if len(entry.name) == 2 and (wanted is None or entry.name in wanted)]
 
 
 def partitions_in(blobs: Path) -> set[int]:
@@ -66,12 +66,11 @@ def partitions_in(blobs: Path) -> set[int]:
     return found
 
 
-def blobs_in(outer: Path, partition: int | None = None) -> list[tuple[BlobId, int]]:
-    """The large shards in one of `outer_folders` (of that partition). Blocking. Raises OSError."""
-    digit = (
-        "" if partition is None else f"{partition & 15:x}"
-    )  # a partition is the leading 12 bits: ab, and the first digit of cd
-    inner = (entry for entry in sorted(outer.iterdir()) if entry.name.startswith(digit))
+def blobs_in(outer: Path, partitions: Collection[int] | None = None) -> list[tuple[BlobId, int]]:
+    """The large shards in one of `outer_folders` (of these partitions). Blocking. Raises OSError."""
+    # A partition is the leading 12 bits: ab, and the first digit of cd.
+    wanted = None if partitions is None else {f"{number & 15:x}" for number in partitions if f"{number >> 4:02x}" == outer.name}
+    inner = (entry for entry in sorted(outer.iterdir()) if wanted is None or entry.name[:1] in wanted)
     found: list[tuple[BlobId, int]] = []
     for folder in inner:
         for entry in sorted(folder.iterdir()):

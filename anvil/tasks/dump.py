@@ -206,7 +206,7 @@ class DumpReader:
 
     async def find(self) -> list[FoundDump]:
         """The dumps whose manifest some drive has, the newest first; whether they can be read is another question."""
-        found = await take(self._placement().drives.values(), MANIFESTS_PARTITION)
+        found = await take(self._placement().drives.values(), (MANIFESTS_PARTITION,))
         dumps = []
         for met in found.named:
             header = met.header

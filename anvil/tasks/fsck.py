@@ -17,10 +17,10 @@ from anvil.base.errors import AnvilError, BadRecord, DriveFailed, SlowDown
 from anvil.base.limits import FSCK_BYTES_PER_S, FSCK_EXAMPLES, FSCK_OPENS_IN_FLIGHT, FSCK_PARTITIONS_AT_ONCE, OWNED_PAGE_ROWS
 from anvil.engine.context import Buffers, Placement
 from anvil.engine.ports import Drive, Metadata
-from anvil.model.layout import PARTITIONS
+from anvil.model.layout import PARTITIONS, partition
 from anvil.model.records import BlobId, BlobRef, OwnedMark, Owner, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Held, Inventory, Met, held, missing_on, owners, take
+from anvil.tasks.inventory import Inventory, Met, held, looks, missing_on, owners
 from anvil.tasks.several import side_by_side
 from anvil.tasks.survey import Survey
 from anvil.tasks.throttle import Throttle
@@ -91,7 +91,7 @@ async def _not_moved(number: int) -> None:
 
 
 class Fsck:
-    """`move`: brings the misplaced shards of a partition home. `before`: awaited before each partition."""
+    """`move`: brings the misplaced shards of a partition home. `before`: awaited before what was met is repaired."""
 
     def __init__(
         self,
@@ -113,20 +113,20 @@ class Fsck:
     async def run(self, report: Report, *, deep: bool = False, repair: bool = False) -> None:
         """Fill `report` as it goes. Raises DatabaseUnavailable."""
         away = set(self._unreadable())
-        known: Held = {}
-        for number in range(PARTITIONS):
-            if number % FSCK_PARTITIONS_AT_ONCE == 0:
-                known = await held(self._placement.drives.values())
-            found = await take(self._placement.drives.values(), number, known)
-            away.update(drive.label for drive in found.failed)
-            before = report.misplaced
-            await self._partition(found, report, deep=deep, repair=repair)
-            report.partitions += 1
-            if repair and found.blobs:
-                await self._before()
-                await self._survey.partition(number, deep=False)
-                if report.misplaced > before:
-                    await self._move(number)
+        for first in range(0, PARTITIONS, FSCK_PARTITIONS_AT_ONCE):
+            known = await held(self._placement.drives.values())
+            numbers = range(first, first + FSCK_PARTITIONS_AT_ONCE)
+            async for batch, found in looks(self._placement, numbers, known):
+                away.update(drive.label for drive in found.failed)
+                before = report.misplaced
+                await self._met(found, report, deep=deep, repair=repair)
+                report.partitions += len(batch)
+                if repair and found.blobs:
+                    await self._before()
+                    await self._survey.partitions(batch, deep=False)
+                    if report.misplaced > before:
+                        for number in sorted({partition(blob_id) for blob_id in found.blobs}):
+                            await self._move(number)
         await self._rows(report)
         report.debts = sum(await self._metadata.unhealthy())
         report.outbox = await self._metadata.garbage_waiting()
@@ -144,7 +144,7 @@ class Fsck:
 
     # -- what drives hold ------------------------------------------------------------------------------------------------------
 
-    async def _partition(self, found: Inventory, report: Report, *, deep: bool, repair: bool) -> None:
+    async def _met(self, found: Inventory, report: Report, *, deep: bool, repair: bool) -> None:
         report.shards += found.shards
         for blob_id, met in found.nameless:
             for drive, index in met.rotten:

@@ -1,4 +1,4 @@
-"""What the drives hold of one partition, put together by blob: the ground on which survey, rebalancing and fsck judge.
+"""What the drives hold of some partitions, put together by blob: the ground on which survey, rebalancing and fsck judge.
 
 Owns: the look itself, and the question whether a blob is owned. Invariants: a drive counts as asked only if all of it was seen; the look
 decides nothing, and by the time somebody acts on it anything may have changed: shards come and go while it goes on. Not here: what follows
@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from anvil.base.errors import AnvilError, BadRecord, Unavailable
-from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, SURVEY_OWNERS_MAX
+from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LOOK_PARTITIONS_MAX, LOOK_SHARDS, SURVEY_OWNERS_MAX
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, DriveId, Ownership
@@ -103,17 +103,46 @@ async def held(drives: Iterable[Drive]) -> Held:
     return found
 
 
-async def take(drives: Iterable[Drive], number: int, known: Held | None = None) -> Inventory:
-    """Look at one partition on all of these drives, a few of them at a time; not on those that are `known` to hold nothing of it."""
+class Together:
+    """How many partitions to look at together: what a look costs beside its shards is shared, and what it holds in memory stays within
+    bounds (LOOK_SHARDS, or one partition, which may have more)."""
+
+    def __init__(self) -> None:
+        self.count = 1
+
+    def met(self, shards: int) -> None:
+        """So many, in the last look."""
+        if shards > LOOK_SHARDS:
+            self.count = 1
+        elif shards <= LOOK_SHARDS // 2:
+            self.count = min(self.count * 2, LOOK_PARTITIONS_MAX)
+
+
+async def looks(
+    placement: Placement, numbers: Sequence[int], known: Held | None = None
+) -> AsyncIterator[tuple[Sequence[int], Inventory]]:
+    """Look at all of these partitions on all drives, several at a time; each time with which."""
+    together, at = Together(), 0
+    while at < len(numbers):
+        batch = numbers[at : at + together.count]
+        found = await take(placement.drives.values(), batch, known)
+        together.met(found.shards)
+        at += len(batch)
+        yield batch, found
+
+
+async def take(drives: Iterable[Drive], numbers: Collection[int], known: Held | None = None) -> Inventory:
+    """Look at some partitions on all of these drives, a few of them at a time; not at those of which a drive is `known` to hold nothing."""
     found = Inventory(defaultdict(Met), [], [], 0)
     readable = [drive for drive in drives if drive.readable]
-    found.asked = [drive for drive in readable if number not in (known or {}).get(drive.drive_id, (number,))]
-    waiting = iter([drive for drive in readable if drive not in found.asked])
+    there = {drive: (known or {}).get(drive.drive_id, frozenset(numbers)).intersection(numbers) for drive in readable}
+    found.asked = [drive for drive in readable if not there[drive]]
+    waiting = iter([drive for drive in readable if there[drive]])
 
     async def look() -> None:
         for drive in waiting:
             try:
-                async for place in drive.scan(number):
+                async for place in drive.scan(there[drive]):
                     found.shards += 1
                     met, index = found.blobs[place.header.blob.blob_id], place.header.index
                     if place.damaged:
@@ -121,7 +150,7 @@ async def take(drives: Iterable[Drive], number: int, known: Held | None = None) 
                     else:
                         met.copies.setdefault(index, []).append((drive, place))
             except AnvilError as error:
-                log.warning("partition %d of %s: %s", number, drive.label, error)
+                log.warning("partitions from %d on of %s: %s", min(numbers), drive.label, error)
                 found.failed.append(drive)
             else:
                 found.asked.append(drive)

@@ -16,7 +16,7 @@ superfluous copies (`survey`), what was written short of shards (`repair`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -28,7 +28,7 @@ from anvil.engine.ports import Drive, Metadata
 from anvil.model.layout import slice_partitions
 from anvil.model.records import BlobRef, Ownership
 from anvil.model.shard import ShardPlace
-from anvil.tasks.inventory import Away, Held, Inventory, Met, came, held, nobody_waits, owners, take
+from anvil.tasks.inventory import Away, Held, Inventory, Met, came, held, looks, nobody_waits, owners
 from anvil.tasks.repair import Places, Repairer, Result
 from anvil.tasks.several import side_by_side
 from anvil.tasks.throttle import Throttle
@@ -89,18 +89,25 @@ class Rebalancer:
 
     async def slice(self, number: int) -> Moved:
         """All partitions of one slice of the layout. Raises DatabaseUnavailable."""
-        moved, known = Moved(), await held(self._placement.drives.values())
-        for partition in slice_partitions(number):
-            moved.add(await self.partition(partition, known))
-        return moved
+        known = await held(self._placement.drives.values())
+        return await self._partitions([*slice_partitions(number)], known)
 
-    async def partition(self, number: int, known: Held | None = None) -> Moved:
+    async def partition(self, number: int) -> Moved:
         """One partition. Nothing is `waiting` afterwards: every owned blob that was met has every shard on its own drive, as far as that is
         up and has room. Raises DatabaseUnavailable."""
+        return await self._partitions([number])
+
+    async def _partitions(self, numbers: Sequence[int], known: Held | None = None) -> Moved:
         moved = Moved()
-        found = await take(self._placement.drives.values(), number, known)
-        moved.waiting += len(found.failed)
-        moved.waiting += sum(not drive.readable and not self._away(drive) for drive in self._placement.listed(number))
+        async for batch, found in looks(self._placement, numbers, known):
+            moved.add(await self._home(batch, found))
+        return moved
+
+    async def _home(self, numbers: Sequence[int], found: Inventory) -> Moved:
+        """Bring home what was met of some partitions."""
+        moved = Moved(waiting=len(found.failed))
+        listed = set[Drive]().union(*map(self._placement.listed, numbers))
+        moved.waiting += sum(not drive.readable and not self._away(drive) for drive in listed)
         lacking = [met for met in found.named if self._lacks(met, found)]
         async for batch in owners(self._metadata, lacking):
             owned = [met for met, ownership in batch if ownership is Ownership.OWNED]

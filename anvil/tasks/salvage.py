@@ -27,7 +27,7 @@ from anvil.model.layout import PARTITIONS
 from anvil.model.records import BucketId, Ownership, SessionId
 from anvil.model.shard import ShardFooter
 from anvil.tasks.dump import FoundDump
-from anvil.tasks.inventory import Held, Met, held, owners, take
+from anvil.tasks.inventory import Met, held, looks, owners
 
 log = logging.getLogger("anvil.salvage")
 
@@ -180,28 +180,26 @@ class Salvager:
         buckets = await self._table.fences()
         drives = self._placement.drives
         away = {drive.label for drive in drives.values() if not drive.readable}
-        known: Held = {}
-        for number in range(PARTITIONS):
-            if number % FSCK_PARTITIONS_AT_ONCE == 0:
-                known = await held(drives.values())
-            found = await take(drives.values(), number, known)
-            away.update(drive.label for drive in found.failed)
-            report.away = sorted(away)
-            report.shards += found.shards
-            report.nameless += sum(1 for _ in found.nameless)
-            named = [met for met in found.named if met.header.bucket_id != SYSTEM_BUCKET]
-            ours = await self._table.sessions() if named else frozenset()  # first: what they commit later is not asked about
-            async for batch in owners(self._metadata, named):
-                candidates: list[Candidate] = []
-                for met, ownership in batch:
-                    if ownership is not Ownership.NOBODY:
-                        report.owned += ownership is Ownership.OWNED
-                        report.garbage += ownership is Ownership.GARBAGE
-                    elif met.header.session not in ours:
-                        candidates += await self._judged(met, base.taken_us, ended, buckets, report)
-                for at in range(0, len(candidates), SALVAGE_ROWS):
-                    await self._table.add(candidates[at : at + SALVAGE_ROWS])
-            report.partitions += 1
+        for first in range(0, PARTITIONS, FSCK_PARTITIONS_AT_ONCE):
+            known = await held(drives.values())
+            async for numbers, found in looks(self._placement, range(first, first + FSCK_PARTITIONS_AT_ONCE), known):
+                away.update(drive.label for drive in found.failed)
+                report.away = sorted(away)
+                report.shards += found.shards
+                report.nameless += sum(1 for _ in found.nameless)
+                named = [met for met in found.named if met.header.bucket_id != SYSTEM_BUCKET]
+                ours = await self._table.sessions() if named else frozenset()  # first: what they commit later is not asked about
+                async for batch in owners(self._metadata, named):
+                    candidates: list[Candidate] = []
+                    for met, ownership in batch:
+                        if ownership is not Ownership.NOBODY:
+                            report.owned += ownership is Ownership.OWNED
+                            report.garbage += ownership is Ownership.GARBAGE
+                        elif met.header.session not in ours:
+                            candidates += await self._judged(met, base.taken_us, ended, buckets, report)
+                    for at in range(0, len(candidates), SALVAGE_ROWS):
+                        await self._table.add(candidates[at : at + SALVAGE_ROWS])
+                report.partitions += len(numbers)
 
     async def _judged(
         self, met: Met, taken_us: int, ended: frozenset[SessionId], buckets: frozenset[BucketId], report: Rebuilt

@@ -15,7 +15,8 @@ made a debt unless its owner names it. Not here: repair, moving.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +24,7 @@ from anvil.base.errors import AnvilError, DriveFailed, SlowDown
 from anvil.base.limits import SURVEY_REMOVAL_TRIES
 from anvil.engine.context import Buffers, Events, Placement
 from anvil.engine.ports import Drive, Metadata
+from anvil.model.layout import partition
 from anvil.model.records import BlobId, Ownership
 from anvil.model.shard import ShardPlace
 from anvil.tasks.inventory import Held, Inventory, Met, missing_on, owners, rank, take
@@ -57,6 +59,13 @@ class Findings(msgspec.Struct):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
+class Surveyed(NamedTuple):
+    """`misplaced`: the partitions in which something is."""
+
+    findings: Findings
+    misplaced: set[int]
+
+
 class Survey:
     """`settled`: whether the layouts this process knows were the newest ones a moment ago (HOLD_FRESH_S), asked before each removal of a
     superfluous copy."""
@@ -77,25 +86,34 @@ class Survey:
         self._hold = hold
         self._settled = settled
 
-    async def partition(self, number: int, *, deep: bool, mine: bool = False, known: Held | None = None) -> Findings:
-        """One partition on all drives. `deep` reads and checks every byte on the drives of this node (each node reads what it has);
+    async def partition(self, number: int, *, deep: bool, mine: bool = False) -> Findings:
+        """One of `partitions`."""
+        return (await self.partitions((number,), deep=deep, mine=mine)).findings
+
+    async def partitions(
+        self, numbers: Collection[int], *, deep: bool, mine: bool = False, known: Held | None = None
+    ) -> Surveyed:
+        """Some partitions on all drives. `deep` reads and checks every byte on the drives of this node (each node reads what it has);
         otherwise only presence and headers are looked at. `mine`: what is on other nodes' drives is met, but left to them. `known`: see
         `take`. Raises DatabaseUnavailable (nothing was decided)."""
-        found = await take(self._placement.drives.values(), number, known)
-        findings = Findings(shards=found.shards)
+        found = await take(self._placement.drives.values(), numbers, known)
+        findings, misplaced = Findings(shards=found.shards), set[int]()
         ours = _local if mine else _any
         self._nameless(found, findings, ours)
         if not found.named:
-            return findings
+            return Surveyed(findings, misplaced)
         living = await self._metadata.live_sessions()  # first: whoever is gone now cannot have committed later
         async for batch in owners(self._metadata, found.named):
             for met, ownership in batch:
                 if ownership is Ownership.OWNED:
+                    before = findings.misplaced
                     await self._check(met, found, findings, ours, deep=deep)
+                    if findings.misplaced > before:
+                        misplaced.add(partition(met.header.blob.blob_id))
                 elif ownership is Ownership.NOBODY and met.header.session not in living:
                     places = [place for place in met.places if ours(place[0])]
                     findings.orphans += await self._drop(met.header.blob.blob_id, places, "orphan")
-        return findings
+        return Surveyed(findings, misplaced)
 
     def _nameless(self, found: Inventory, findings: Findings, ours: Ours) -> None:
         """Nothing is left that says whose they are: readers of their objects tell, and the operator must know."""

@@ -14,7 +14,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -23,7 +24,7 @@ from anvil.engine.context import Placement
 from anvil.engine.ports import Drive
 from anvil.model.layout import PARTITIONS, slice_partitions
 from anvil.model.records import DriveId
-from anvil.tasks.inventory import Held, held
+from anvil.tasks.inventory import Held, Together, held
 from anvil.tasks.survey import Findings, Survey
 
 log = logging.getLogger("anvil.survey")
@@ -45,7 +46,7 @@ class SurveyState(msgspec.Struct, frozen=True):
 
 
 class Surveyor:
-    """`before`: awaited before each partition (it refreshes what is held back). `swept`: told when a pass is over. `move`: brings the
+    """`before`: awaited before each look (it refreshes what is held back). `swept`: told when a pass is over. `move`: brings the
     shards of a partition home."""
 
     def __init__(
@@ -103,9 +104,12 @@ class Surveyor:
             if self._placement.remote and not self._asked:
                 return False
             await self._begin()
+        together = Together()
         while self._todo and not self._asked:
-            await self._look(self._todo[0], self._findings, hurry=self._hurry, deep=self._deep)
-            self._todo.popleft()
+            batch = [*islice(self._todo, 1 if self._deep else together.count)]
+            together.met(await self._look(batch, self._findings, hurry=self._hurry, deep=self._deep))
+            for _ in batch:
+                self._todo.popleft()
         if self._asked:
             return True
         self._ended()
@@ -115,24 +119,31 @@ class Surveyor:
         """Sweep the partitions of one slice, whoever's turn it is. `hurry`: whether somebody waits for it, asked before each. Raises
         DatabaseUnavailable."""
         findings, known = Findings(), await held(self._placement.drives.values())
-        for partition in slice_partitions(number):
-            await self._look(partition, findings, hurry=hurry(), deep=False, known=known)
+        together, waiting = Together(), [*slice_partitions(number)]
+        while waiting:
+            batch, waiting = waiting[: together.count], waiting[together.count :]
+            together.met(await self._look(batch, findings, hurry=hurry(), deep=False, known=known))
         return findings
 
-    async def _look(self, partition: int, findings: Findings, *, hurry: bool, deep: bool, known: Held | None = None) -> None:
-        """One partition, and a rest as long as its share of the time demands."""
+    async def _look(
+        self, partitions: Sequence[int], findings: Findings, *, hurry: bool, deep: bool, known: Held | None = None
+    ) -> int:
+        """Some partitions, and a rest as long as its share of the time demands. Returns how many shards were met."""
         begin = time.monotonic()
-        findings.add(await self._partition(partition, deep=deep, known=known))
+        found = await self._partitions(partitions, deep=deep, known=known)
+        findings.add(found)
         took_s = time.monotonic() - begin
         share = SURVEY_BUSY_SHARE if hurry else SWEEP_BUSY_SHARE
         await asyncio.sleep(max(took_s * (1 / share - 1), SCRUB_FASTEST_PARTITION_S if deep else 0.0))
+        return found.shards
 
-    async def _partition(self, partition: int, *, deep: bool, known: Held | None = None) -> Findings:
+    async def _partitions(self, partitions: Sequence[int], *, deep: bool, known: Held | None = None) -> Findings:
         await self._before()
-        found = await self._survey.partition(partition, deep=deep, known=known)
-        if found.misplaced and self._move is not None and len(self._placement.layouts) == 1:
-            await self._move(partition)
-        return found
+        findings, misplaced = await self._survey.partitions(partitions, deep=deep, known=known)
+        if self._move is not None and len(self._placement.layouts) == 1:
+            for partition in sorted(misplaced):
+                await self._move(partition)
+        return findings
 
     async def _begin(self) -> None:
         self._hurry = bool(self._asked)
@@ -172,7 +183,7 @@ class Surveyor:
                 await self._before()
                 await self._survey.partition(number, deep=True, mine=True)
             else:
-                await self._partition(number, deep=True)
+                await self._partitions((number,), deep=True)
             self._scrubbed += 1
             await asyncio.sleep(SCRUB_FASTEST_PARTITION_S)
         return False

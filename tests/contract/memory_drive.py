@@ -9,7 +9,7 @@ back to None); `faults.delay` is awaited before every operation; `away` makes th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 from anvil._ec.pieces import Sink, Source
@@ -142,9 +142,9 @@ class MemoryDrive:
         await self._meet("open")
         return frozenset(partition_of(blob_id) for blob_id, _ in self.shards)
 
-    async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
+    async def scan(self, partitions: Collection[int] | None = None) -> AsyncIterator[ShardPlace]:
         for (blob_id, index), shard in list(self.shards.items()):
-            if (blob_id, index) not in self.shards or partition not in (None, partition_of(blob_id)):
+            if (blob_id, index) not in self.shards or not (partitions is None or partition_of(blob_id) in partitions):
                 continue
             header = shard.header
             if shard.header_damaged:

@@ -31,7 +31,7 @@ from anvil.engine.blobs_find import DamageOnce
 from anvil.engine.blobs_read import BlobReader
 from anvil.engine.types import CompletePart
 from anvil.meta.migrate import Database
-from anvil.model.layout import PARTITIONS, partition
+from anvil.model.layout import partition
 from anvil.model.records import NO_CONDITION, Algorithm, Attributes, ChecksumType
 from anvil.model.scheme import Scheme
 from anvil.tasks.repair import Result
@@ -89,9 +89,8 @@ def test_overwriting_and_deleting_leaves_nothing_behind(postgres: Postgres, tmp_
 async def shards_on(bench: Bench) -> int:
     count = 0
     for drive in bench.drives:
-        for number in range(PARTITIONS):
-            async for _ in drive.scan(number):
-                count += 1
+        async for _ in drive.scan():
+            count += 1
     return count
 
 
@@ -139,8 +138,7 @@ def test_damage_is_read_around_and_repaired(postgres: Postgres, tmp_path: Path, 
         for _ in range(2):
             for number in range(6):
                 assert await bench.get(f"k{number}") == data
-        for number in range(PARTITIONS):
-            await bench.survey.partition(number, deep=True)
+        await bench.survey_all(deep=True)
         assert len(bench.events.damages) >= 1
         bench.hold = True  # a backup, or a database that is too young to be believed, does not stop the repair
         results = await bench.repairer.run()
@@ -149,8 +147,7 @@ def test_damage_is_read_around_and_repaired(postgres: Postgres, tmp_path: Path, 
         assert set(results) <= {Result.REPAIRED, Result.HEALTHY}
         assert list(await bench.metadata.debts(100)) == []
         found = len(bench.events.damages)
-        for number in range(PARTITIONS):
-            await bench.survey.partition(number, deep=True)
+        await bench.survey_all(deep=True)
         assert len(bench.events.damages) == found, "a deep look after the repair finds nothing"
 
     on_bench(postgres, tmp_path, scenario)
@@ -289,12 +286,10 @@ def test_a_stopped_writer_against_the_sweep(postgres: Postgres, tmp_path: Path) 
         put = asyncio.ensure_future(bench.put("frozen", data))
         await frozen.wait()
         everything = await shards_on(bench)
-        for number in range(PARTITIONS):
-            await bench.survey.partition(number, deep=False)
+        await bench.survey_all(deep=False)
         assert await shards_on(bench) == everything, "its session lives: nothing is taken from it"
         await bench.metadata.close_session(bench.session.current)
-        for number in range(PARTITIONS):
-            await bench.survey.partition(number, deep=False)
+        await bench.survey_all(deep=False)
         assert await shards_on(bench) == everything // 2, "its session is gone and nobody names its blob"
         thaw.set()
         with pytest.raises(WriterFenced):
@@ -342,8 +337,7 @@ def test_the_survey_takes_orphans_and_leaves_garbage_to_its_grace(postgres: Post
         for name in opened:
             assert await engine.delete_object(bucket, f"deleted {name}", NO_CONDITION)
         await bench.metadata.close_session(bench.session.current)
-        orphans = sum([(await bench.survey.partition(number, deep=False)).orphans for number in range(PARTITIONS)])
-        assert orphans > 0
+        assert (await bench.survey_all()).orphans > 0
         assert await shards_on(bench) == with_rows, "what no row ever named is gone, and nothing else"
         assert await bench.collector(grace_s=3600).run() == 0
         expected = {name: data_of(size) for name, size in sizes.items()} | {"parts": b"".join(pieces)}
@@ -493,8 +487,7 @@ def test_a_drive_that_is_away_does_not_stop_collection(
         await bench.drives[1].probe()
         assert await shards_on(bench) == 5, "only the drive that was away still holds its shards"
         await bench.metadata.close_session(bench.session.current)
-        for number in range(PARTITIONS):
-            await bench.survey.partition(number, deep=False)
+        await bench.survey_all(deep=False)
         assert await shards_on(bench) == 0
 
     on_bench(postgres, tmp_path, scenario)

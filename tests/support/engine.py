@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from anvil._ec.digest import DigestLanes
-from anvil.base.limits import SESSION_RENEW_S
+from anvil.base.limits import LOOK_PARTITIONS_MAX, SESSION_RENEW_S
 from anvil.base.owned import OwnedTasks
 from anvil.ec.buffers import Buffers
 from anvil.ec.codecs import codec_for
@@ -23,7 +23,7 @@ from anvil.engine.session import WriterSession
 from anvil.engine.types import PutSpec
 from anvil.meta.regional import RegionalStore
 from anvil.model.identity import Bucket, BucketState, Tenant
-from anvil.model.layout import Layout, LayoutDrive, compute
+from anvil.model.layout import PARTITIONS, Layout, LayoutDrive, compute
 from anvil.model.records import Attributes
 from anvil.model.scheme import Scheme, default_scheme
 from anvil.node.local import use_session
@@ -34,7 +34,7 @@ from anvil.tasks.collect import Collector
 from anvil.tasks.fsck import Fsck
 from anvil.tasks.rebalance import Rebalancer
 from anvil.tasks.repair import Repairer
-from anvil.tasks.survey import Survey
+from anvil.tasks.survey import Findings, Survey
 
 SMALL_DRIVE = DriveSettings(floor_bytes=0, segment_bytes=8 << 20, segment_first_bytes=1 << 20, probe_s=0.2)
 
@@ -94,6 +94,13 @@ class Bench:
 
     def collector(self, grace_s: float = 0.0) -> Collector:
         return Collector(self.metadata, self.context.placement(), grace_s, lambda: self.hold)
+
+    async def survey_all(self, *, deep: bool = False) -> Findings:
+        """Of all partitions."""
+        findings = Findings()
+        for first in range(0, PARTITIONS, LOOK_PARTITIONS_MAX):
+            findings.add((await self.survey.partitions(range(first, first + LOOK_PARTITIONS_MAX), deep=deep)).findings)
+        return findings
 
     async def put(self, key: str, data: bytes) -> str:
         return (await self.engine.put_object(self.bucket, key, Bytes(data), plain_spec())).etag

@@ -404,7 +404,7 @@ async def test_large_scans_come_in_pieces() -> None:
         assert [place.header.blob.blob_id for place in found] == [header.blob.blob_id for header in headers]
         assert [number for number, place in enumerate(found) if place.damaged] == [7]
         assert await remote.partitions() == await drive.partitions()
-        assert len([place async for place in remote.scan(0)]) == 16
+        assert len([place async for place in remote.scan((0,))]) == 16
         walk = remote.scan()
         await anext(walk)
         await walk.aclose()

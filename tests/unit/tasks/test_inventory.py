@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from anvil.base.errors import DriveFailed
 from anvil.model.layout import partition
@@ -16,7 +16,7 @@ from tests.contract.shard_samples import make_footer, make_frames, make_header
 class Counted(MemoryDrive):
     def __init__(self, drive_id: bytes) -> None:
         super().__init__(drive_id)
-        self.scans: list[int | None] = []
+        self.scans: list[int] = []
         self.deaf = False
 
     async def partitions(self) -> frozenset[int]:
@@ -24,9 +24,9 @@ class Counted(MemoryDrive):
             raise DriveFailed
         return await super().partitions()
 
-    async def scan(self, partition: int | None = None) -> AsyncIterator[ShardPlace]:
-        self.scans.append(partition)
-        async for place in super().scan(partition):
+    async def scan(self, partitions: Collection[int] | None = None) -> AsyncIterator[ShardPlace]:
+        self.scans += partitions or ()
+        async for place in super().scan(partitions):
             yield place
 
 
@@ -38,12 +38,12 @@ def test_only_drives_that_hold_something_are_looked_at_and_the_others_count_as_a
         number = partition(header.blob.blob_id)
         deaf.deaf = True
         known = await held([full, empty, deaf])
-        found = await take([full, empty, deaf], number, known)
+        found = await take([full, empty, deaf], (number,), known)
         assert (full.scans, empty.scans) == ([number], [])
         assert deaf.scans == [number], "what it holds is not known: it has to be looked at"
         assert set(found.asked) == {full, empty, deaf}
         assert list(found.blobs) == [header.blob.blob_id]
-        assert not (await take([full, empty], (number + 1) % 4096, known)).blobs
+        assert not (await take([full, empty], ((number + 1) % 4096,), known)).blobs
         assert full.scans == [number]
 
     asyncio.run(main())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from anvil.base.errors import DatabaseUnavailable, DriveFailed
-from anvil.base.limits import SCRUB_FASTEST_PARTITION_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
+from anvil.base.limits import LOOK_PARTITIONS_MAX, LOOK_SHARDS, SCRUB_FASTEST_PARTITION_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
 from anvil.model.layout import PARTITIONS, slice_partitions
-from anvil.tasks.survey import Findings
+from anvil.tasks.survey import Findings, Surveyed
 from anvil.tasks.surveyor import TURN_S, Surveyor
 
 TOOK_S = 2.0
@@ -35,11 +35,14 @@ class Disk:
 
 
 class World:
-    """A surveyor whose survey takes `took_s` per partition, and a record of what it did and how long it rested."""
+    """A surveyor whose survey takes `took_s` per look and meets `shards` in each partition, so many that it looks at one at a time; and a
+    record of what it did and how long it rested."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *disks: Disk) -> None:
         self.clock_s = 1e9
         self.took_s = TOOK_S
+        self.shards = LOOK_SHARDS
+        self.together: list[int] = []
         self.looked: list[tuple[int, bool]] = []
         self.rests: list[float] = []
         self.refreshed = 0
@@ -72,13 +75,18 @@ class World:
     async def move(self, number: int) -> None:
         self.moved.append(number)
 
-    async def partition(self, number: int, *, deep: bool, mine: bool = False, known: object = None) -> Findings:
-        if number == self.fail_at:
+    async def partition(self, number: int, *, deep: bool, mine: bool = False) -> Findings:
+        return (await self.partitions((number,), deep=deep, mine=mine)).findings
+
+    async def partitions(self, numbers: Collection[int], *, deep: bool, mine: bool = False, known: object = None) -> Surveyed:
+        if self.fail_at in numbers:
             raise DatabaseUnavailable
         self.clock_s += self.took_s
-        self.looked.append((number, deep))
+        self.looked += [(number, deep) for number in numbers]
+        self.together.append(len(numbers))
         self.mine = mine
-        return Findings(shards=1, misplaced=int(number in self.misplaced))
+        misplaced = self.misplaced.intersection(numbers)
+        return Surveyed(Findings(shards=self.shards * len(numbers), misplaced=len(misplaced)), misplaced)
 
 
 def run(work: Awaitable[Any]) -> Any:
@@ -95,7 +103,7 @@ def test_a_sweep_looks_at_what_is_held_and_takes_its_share_of_the_time(monkeypat
     assert world.refreshed == 3, "whether removals are held is asked before each"
     busy, resting = 3 * TOOK_S, sum(world.rests)
     assert busy / (busy + resting) == pytest.approx(SWEEP_BUSY_SHARE)
-    assert (world.swept, world.surveyor.state.over, world.surveyor.state.findings.shards) == (1, True, 3)
+    assert (world.swept, world.surveyor.state.over, world.surveyor.state.findings.shards) == (1, True, 3 * LOOK_SHARDS)
 
 
 def test_what_somebody_asked_for_goes_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +116,24 @@ def test_what_somebody_asked_for_goes_faster(monkeypatch: pytest.MonkeyPatch) ->
     assert busy / (busy + resting) == pytest.approx(SURVEY_BUSY_SHARE)
     run(world.surveyor.sweep())
     assert world.rests[-1] == pytest.approx(TOOK_S * (1 / SWEEP_BUSY_SHARE - 1)), "the next one of its own accord does not hurry"
+
+
+def test_partitions_that_hold_little_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, Disk(1, set(range(0, 1000, 2))))
+    world.shards = 10
+    run(world.surveyor.sweep())
+    assert [number for number, _ in world.looked] == list(range(0, 1000, 2))
+    assert world.together[:7] == [1, 2, 4, 8, 16, 32, 64]
+    assert max(world.together) == LOOK_PARTITIONS_MAX
+    assert world.refreshed == len(world.together)
+    world.together.clear()
+    world.shards = LOOK_SHARDS // 4
+    run(world.surveyor.sweep())
+    assert set(world.together) == {1, 2, 4}, "what they hold together has a bound"
+    world.together.clear()
+    world.surveyor.ask("every byte", deep=True)
+    run(world.surveyor.sweep())
+    assert set(world.together) == {1}
 
 
 def test_a_deep_pass_never_goes_faster_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +159,7 @@ def test_asking_under_way_begins_again_and_keeps_a_deep_pass_deep(monkeypatch: p
     assert run(world.surveyor.sweep()) is False
     assert world.looked[1:] == [(1, True), (2, True), (3, True)]
     assert world.surveyor.state.number == 2
-    assert world.surveyor.state.findings.shards == 3, "counted from the beginning of this pass"
+    assert world.surveyor.state.findings.shards == 3 * LOOK_SHARDS, "counted from the beginning of this pass"
 
 
 def test_a_pass_that_the_database_interrupts_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +287,7 @@ def test_a_slice_is_swept_at_the_same_pace(monkeypatch: pytest.MonkeyPatch) -> N
     findings = run(world.surveyor.slice(2))
     numbers = [number for number, deep in world.looked]
     assert numbers == list(slice_partitions(2))
-    assert findings.shards == world.refreshed == len(numbers)
+    assert findings.shards / LOOK_SHARDS == world.refreshed == len(numbers)
     assert set(world.rests) == {TOOK_S * (1 / SWEEP_BUSY_SHARE - 1)}
     assert world.surveyor.state.number == 0, "no pass of its own"
     world.rests.clear()

@@ -1,0 +1,177 @@
+"""The relations between bounds, each of which some other part counts on."""
+
+from __future__ import annotations
+
+from anvil.base.limits import (
+    ANSWER_KEEPALIVE_AFTER_S,
+    ANSWER_KEEPALIVE_EVERY_S,
+    APPEND_BATCH_BYTES,
+    BACKUP_HOLD_LEASE_S,
+    BACKUP_HOLD_RENEW_S,
+    BACKUP_STALLED_S,
+    BACKUP_STRIPES_AHEAD,
+    BENCH_JOIN_BYTES,
+    BENCH_PATTERN_BYTES,
+    BENCH_PIECE_BYTES,
+    BENCH_READ_BYTES,
+    BUCKET_POLICY_BYTES_MAX,
+    BUCKET_RIGHTS_BYTES_MAX,
+    BUFFER_POOL_BYTES_MAX,
+    BUFFER_WAIT_S,
+    CATALOG_FRESH_S,
+    CATALOG_PAUSE_S,
+    CATALOG_PUSH_S,
+    CHANNEL_CALL_S,
+    CHANNEL_FRAME_BYTES_MAX,
+    CLIENT_MULTIPART_BYTES,
+    CLIENT_PART_BYTES,
+    CLIENT_STALL_S,
+    CLIENT_STREAM_PART_BYTES_MAX,
+    CLIENT_STREAM_PARTS,
+    COPIES_BYTES_MAX,
+    DATABASE_WAIT_S,
+    DOWNLOAD_S_MAX,
+    DRIVE_STALLED_S,
+    DRIVES_MAX,
+    DUMP_STORED_BYTES_MIN,
+    GC_GRACE_S_DEFAULT,
+    GRPC_ERROR_FIELDS_BYTES_MAX,
+    GRPC_ERROR_MESSAGE_BYTES_MAX,
+    GRPC_MESSAGE_BYTES_MAX,
+    GRPC_MESSAGES_BYTES_MAX,
+    GRPC_PARSED_FACTOR,
+    GRPC_SMALL_MESSAGE_BYTES,
+    GRPC_STRANGERS_WAITING_MAX,
+    H2_STREAMS_MAX,
+    HALF_CLOSE_S,
+    HEADER_BYTES_MAX,
+    HEADER_FIELDS_MAX,
+    HEADER_TIMEOUT_S,
+    HEARTBEAT_S,
+    HOLD_FRESH_S,
+    HOLD_REFRESH_S,
+    HOLD_SETTLE_S,
+    IDLE_TIMEOUT_S,
+    INDEX_CHECK_START_S,
+    INLINE_BYTES_MAX,
+    KIB,
+    LEADER_SILENT_S,
+    LINGER_S,
+    LOOP_LAG_S_MAX,
+    MANIFEST_FRESH_S,
+    METADATA_DUMP_S_DEFAULT,
+    NODE_LEASE_S,
+    NODE_RENEW_S,
+    OBJECT_BYTES_MAX,
+    OPEN_PATIENCE_S,
+    OPEN_READ_BYTES,
+    PART_BYTES_MIN,
+    PART_NUMBER_MAX,
+    PEER_BATCH_BYTES_MAX,
+    PEER_BATCH_OPS_MAX,
+    PEER_BATCH_READ_BYTES_MAX,
+    PEER_CALL_SKEW_S,
+    PEER_CALLS_PER_NODE_MAX,
+    PEER_CLOCK_S,
+    PEER_HEAP_PIECE_BYTES,
+    PEER_HEAP_SPARE_BYTES,
+    PEER_LOST_S,
+    PEER_MESSAGE_BYTES,
+    PEER_PING_IDLE_S,
+    PEER_PING_S,
+    PEER_REMOVAL_S,
+    PEER_STALLED_S,
+    PEER_STREAMS_MAX,
+    PRESSED_STALL_S,
+    PUT_BYTES_MAX,
+    READ_BYTES,
+    READ_INLINE_BYTES_MAX,
+    READ_SPARE_AFTER_S,
+    READY_CHECK_TIMEOUT_S,
+    READY_EVERY_S,
+    READY_STALE_S,
+    RECORD_HEADER_BYTES_MAX,
+    REQUESTS_IN_FLIGHT_MAX,
+    RESOURCE_BYTES_MAX,
+    SALVAGE_SLACK_S,
+    SEGMENT_BYTES,
+    SEGMENT_FIRST_BYTES,
+    SEGMENT_SHARD_BYTES_MAX,
+    SESSION_LEASE_S,
+    SESSION_RENEW_S,
+    START_S_MAX,
+    STATEMENT_TIMEOUT_S,
+    STRAGGLER_S,
+    STRIPE_BYTES,
+    STRIPES_IN_FLIGHT,
+    SWEEP_S,
+    TLS_HANDSHAKE_S,
+    USER_METADATA_NAMES_MAX,
+    VIEW_EVERY_S,
+)
+
+
+def test_bounds_fit_together() -> None:
+    assert (
+        3 * GRPC_ERROR_MESSAGE_BYTES_MAX + (GRPC_ERROR_MESSAGE_BYTES_MAX + GRPC_ERROR_FIELDS_BYTES_MAX + 512) * 4 / 3 < 7 * KIB
+    ), "clients accept 8 KiB of trailers: the message, and base64 of message, fields and the names around them"
+    assert GRPC_PARSED_FACTOR * GRPC_MESSAGE_BYTES_MAX <= GRPC_MESSAGES_BYTES_MAX, "one of the largest must fit"
+    assert GRPC_PARSED_FACTOR * GRPC_SMALL_MESSAGE_BYTES * REQUESTS_IN_FLIGHT_MAX <= GRPC_MESSAGES_BYTES_MAX, (
+        "nor do the small need more"
+    )
+    assert 2 * GRPC_STRANGERS_WAITING_MAX < REQUESTS_IN_FLIGHT_MAX, "who has no token must not keep out who has one"
+    assert USER_METADATA_NAMES_MAX + 20 <= HEADER_FIELDS_MAX, "what a message says must fit into the head of a PUT, too"
+    assert INLINE_BYTES_MAX < COPIES_BYTES_MAX < SEGMENT_SHARD_BYTES_MAX < STRIPE_BYTES <= SEGMENT_BYTES
+    assert SEGMENT_FIRST_BYTES >= 4 * SEGMENT_SHARD_BYTES_MAX
+    assert APPEND_BATCH_BYTES <= SEGMENT_FIRST_BYTES
+    assert OPEN_READ_BYTES <= READ_INLINE_BYTES_MAX
+    assert OPEN_READ_BYTES >= COPIES_BYTES_MAX + RECORD_HEADER_BYTES_MAX + 8 * KIB, "a copied object is read with one pread"
+    assert GC_GRACE_S_DEFAULT > DOWNLOAD_S_MAX + MANIFEST_FRESH_S, "a GET must not outlive the shards it reads"
+    assert METADATA_DUMP_S_DEFAULT < GC_GRACE_S_DEFAULT, "what a dump names must still be there when it is needed"
+    assert DUMP_STORED_BYTES_MIN > INLINE_BYTES_MAX
+    assert SALVAGE_SLACK_S > PEER_CALL_SKEW_S + DATABASE_WAIT_S + STATEMENT_TIMEOUT_S
+    assert SESSION_RENEW_S * 2 < SESSION_LEASE_S
+    assert IDLE_TIMEOUT_S > 60
+    assert DATABASE_WAIT_S + VIEW_EVERY_S < LEADER_SILENT_S, "the other database may be waited for"
+    assert NODE_RENEW_S * 2 < NODE_LEASE_S and PEER_PING_S < PEER_STALLED_S < STRAGGLER_S < NODE_LEASE_S
+    assert PEER_BATCH_BYTES_MAX + SEGMENT_SHARD_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
+    assert PEER_BATCH_BYTES_MAX + PEER_BATCH_READ_BYTES_MAX + PEER_BATCH_OPS_MAX * 4 * KIB < GRPC_MESSAGE_BYTES_MAX
+    assert OPEN_READ_BYTES < PEER_BATCH_READ_BYTES_MAX < PEER_MESSAGE_BYTES
+    assert PEER_STREAMS_MAX + 32 < H2_STREAMS_MAX, "pings and batches find room beside the streams"
+    assert PEER_STALLED_S < PEER_LOST_S and PEER_CALLS_PER_NODE_MAX >= 8 * H2_STREAMS_MAX
+    assert 2 * GRPC_MESSAGE_BYTES_MAX <= PEER_HEAP_PIECE_BYTES <= PEER_HEAP_SPARE_BYTES
+    assert READ_SPARE_AFTER_S + OPEN_PATIENCE_S < STRAGGLER_S < DRIVE_STALLED_S, (
+        "first turn to others, then give up, then call it stalled"
+    )
+    assert 2 * DRIVE_STALLED_S < IDLE_TIMEOUT_S, "whoever waits for a drive is answered before a proxy gives up"
+    assert PRESSED_STALL_S + 2 * SWEEP_S < BUFFER_WAIT_S, "slow clients must make room before those who wait give up"
+    assert READ_BYTES > HEADER_BYTES_MAX, "one read must be able to hold the largest head"
+    assert min(HALF_CLOSE_S, LINGER_S, HEADER_TIMEOUT_S, TLS_HANDSHAKE_S) >= SWEEP_S, (
+        "a sweep must not be coarser than what it enforces"
+    )
+    assert BUFFER_POOL_BYTES_MAX >= 64 * STRIPES_IN_FLIGHT * STRIPE_BYTES
+    assert READY_STALE_S > READY_EVERY_S + READY_CHECK_TIMEOUT_S
+    assert INDEX_CHECK_START_S * DRIVES_MAX < START_S_MAX, "a child must not be killed for looking at its indexes"
+    assert HOLD_REFRESH_S * 2 < HOLD_FRESH_S < HOLD_SETTLE_S - 1
+    assert HOLD_FRESH_S + PEER_REMOVAL_S <= HOLD_SETTLE_S, "a removal asked for before is over"
+    assert PEER_PING_S <= PEER_PING_IDLE_S and min(PEER_CLOCK_S, PEER_LOST_S) > PEER_PING_IDLE_S * 2
+    assert BACKUP_HOLD_RENEW_S * 3 < BACKUP_HOLD_LEASE_S, "a database that is away for a minute must not end the hold"
+    assert BACKUP_HOLD_RENEW_S * 10 < BACKUP_STALLED_S
+    assert BACKUP_STRIPES_AHEAD * 2 * STRIPE_BYTES < BUFFER_POOL_BYTES_MAX
+    assert CATALOG_PUSH_S * 2 <= CATALOG_FRESH_S and CATALOG_PAUSE_S < CATALOG_PUSH_S
+    assert BUCKET_RIGHTS_BYTES_MAX * 2 < CHANNEL_FRAME_BYTES_MAX
+    assert BUCKET_POLICY_BYTES_MAX > 8 * RESOURCE_BYTES_MAX
+    assert CHANNEL_CALL_S > DATABASE_WAIT_S
+    assert HEARTBEAT_S < LOOP_LAG_S_MAX < READY_STALE_S
+    assert ANSWER_KEEPALIVE_AFTER_S < 60 and ANSWER_KEEPALIVE_EVERY_S < 60
+    assert PART_BYTES_MIN <= CLIENT_PART_BYTES <= CLIENT_MULTIPART_BYTES and CLIENT_STREAM_PART_BYTES_MAX <= PUT_BYTES_MAX
+    assert (
+        sum(
+            CLIENT_STREAM_PARTS * min(CLIENT_PART_BYTES << step, CLIENT_STREAM_PART_BYTES_MAX)
+            for step in range(PART_NUMBER_MAX // CLIENT_STREAM_PARTS)
+        )
+        >= OBJECT_BYTES_MAX
+    )
+    assert CLIENT_STALL_S > BUFFER_WAIT_S + DATABASE_WAIT_S + STRAGGLER_S
+    assert BENCH_JOIN_BYTES < BENCH_PIECE_BYTES < BENCH_PATTERN_BYTES
+    assert BENCH_READ_BYTES <= BENCH_PIECE_BYTES, "what was read at a time is compared with one slice"
