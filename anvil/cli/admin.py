@@ -6,7 +6,6 @@ tasks (`admin_cluster.py`), backups (`admin_backup.py`), the SQL behind it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from anvil.cli.admin_ops import AdminOps, NewKeys, RegionRow, UsageRow
 from anvil.cli.admin_salvage import rebuild, salvage
 from anvil.cli.admin_session import Command, Session, as_json
 from anvil.cli.output import emit, table
+from anvil.cli.running import run_async
 from anvil.model.identity import Action, Policy
 
 
@@ -264,7 +264,7 @@ def scrub(session: Session, shallow: bool, no_wait: bool, as_json: bool) -> None
     from anvil.node.assemble import survey
 
     config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
-    state = asyncio.run(survey(config, not shallow, not no_wait))
+    state = run_async(survey(config, not shallow, not no_wait))
     found = state.findings
     removed = f"{found.orphans} abandoned and {found.superseded} superseded ones removed"
     text = f"{found.shards} shards: {found.missing} missing, {found.corrupt} damaged, {removed}"
@@ -293,7 +293,7 @@ def fsck(session: Session, deep: bool, repair: bool, yes: bool, rebuild_metadata
     if repair and not yes:
         raise InvalidSetting("--repair removes shards that nobody owns: repeat this with --yes")
     config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
-    state = asyncio.run(fsck(config, Wanted(deep, repair)))
+    state = run_async(fsck(config, Wanted(deep, repair)))
     if state.failed:
         raise Unavailable(f"the check could not be ended: {state.failed}")
     found = msgspec.to_builtins(state.report)

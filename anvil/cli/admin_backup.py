@@ -6,7 +6,6 @@ and that not all is well. Not here: the work (`node/jobs.py`, `node/restoring.py
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from anvil.cli.admin_ops import database_urls, with_secrets
 from anvil.cli.admin_session import Session, as_json
 from anvil.cli.output import emit, table
 from anvil.cli.progress import Meter
+from anvil.cli.running import run_async
 
 if TYPE_CHECKING:
     from anvil.backup.repository import Manifest
@@ -78,7 +78,7 @@ def _job(session: Session, quiet: bool, what: str, method: str, wanted: object) 
         done = state.done
 
     with meter(what):
-        state = asyncio.run(job(_config(session), method, wanted, look))
+        state = run_async(job(_config(session), method, wanted, look))
     if state.failed:
         kind = getattr(errors, state.error, Unavailable)
         raise kind(state.failed) if issubclass(kind, AnvilError) else Unavailable(state.failed)
@@ -172,7 +172,7 @@ def backup_verify(session: Session, repository: str, snapshot: str, deep: bool, 
     path, meter = Path(_path(repository)), Meter(as_json)
     with meter("verify"):
         meter.expect(sum(one.stat().st_size for one in (path / "packs").glob("*.pack")) if path.is_dir() else None)
-        verdict = asyncio.run(verify(path, snapshot, with_secrets(_config(session)) if deep else None, meter.moved))
+        verdict = run_async(verify(path, snapshot, with_secrets(_config(session)) if deep else None, meter.moved))
     if set_aside and verdict.damaged:
         made = Repository(path)
         with made.writing():
@@ -214,7 +214,7 @@ def backup_cancel(session: Session, as_json: bool) -> None:
     backup."""
     from anvil.node.admin import cancel_job
 
-    cancelled = asyncio.run(cancel_job(_config(session)))
+    cancelled = run_async(cancel_job(_config(session)))
     emit({"cancelled": cancelled}, as_json, "cancelled" if cancelled else "the node does neither")
 
 
@@ -257,7 +257,7 @@ def restore_metadata(
 
     wanted = RestoreWanted(_path(repository), snapshot, keep_nodes, regional_only)
     with databases(_config(session)) as (config, global_url, regional_url), Meter(as_json)("restoring") as meter:
-        done = asyncio.run(run(config, global_url, regional_url, wanted, meter))
+        done = run_async(run(config, global_url, regional_url, wanted, meter))
     manifest, changes = done.manifest, done.changes
     lines = [
         f"snapshot {manifest.snapshot} of {when(manifest.finished_us)} is restored: {manifest.counts['objects']} objects. The region is in "
@@ -319,7 +319,7 @@ def _recover(session: Session, work: Callable[[RecoveryAdmin], Awaitable[T]]) ->
         async with open_recovery(with_secrets(config), *urls) as admin:
             return await work(admin)
 
-    return asyncio.run(connected())
+    return run_async(connected())
 
 
 @recovery.command("status")

@@ -5,7 +5,6 @@ Invariants: every command takes `--json`; nothing becomes visible without being 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
@@ -18,6 +17,7 @@ from anvil.cli.admin_cluster import when
 from anvil.cli.admin_ops import RecoveryInfo
 from anvil.cli.admin_session import Session, as_json
 from anvil.cli.output import emit, table
+from anvil.cli.running import run_async
 from anvil.model.dump import Rebuilt
 from anvil.model.layout import PARTITIONS
 
@@ -41,7 +41,7 @@ def salvage_dump(session: Session, as_json: bool) -> None:
         async with node_channel(config) as channel:
             return await dump(channel)
 
-    state = asyncio.run(ask())
+    state = run_async(ask())
     if state.failed:
         raise Unavailable(f"the dump was not taken: {state.failed}")
     done = state.report
@@ -176,7 +176,7 @@ def rebuild(session: Session, older: bool, as_json: bool) -> int:
         async with node_channel(config) as channel:
             return await rebuild(channel, older, watch)
 
-    state = asyncio.run(ask())
+    state = run_async(ask())
     if state.failed:
         raise Unavailable(f"the metadata were not rebuilt: {state.failed}")
     emit(state.report, as_json, _rebuilt(state.report))

@@ -5,7 +5,6 @@ Owns: the group's options, the connection for one command. Not here: the command
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ import msgspec
 
 from anvil.base.config import load
 from anvil.cli.admin_ops import AdminOps, Opener, database_urls, with_secrets
+from anvil.cli.running import run_async
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ class Session(msgspec.Struct):
             async with opener(with_secrets(config), *urls) as ops:
                 return await work(ops)
 
-        return asyncio.run(connected())
+        return run_async(connected())
 
 
 def as_json(function: Command) -> Command:

@@ -6,7 +6,6 @@ Owns: the options `--profile` and `--json`. Invariant: an expected failure is on
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from anvil.cli import profiles
+from anvil.cli.running import run_async
 from anvil.client import (
     AnvilClient,
     BadCredentials,
@@ -62,7 +62,7 @@ def run(profile: str | None, work: Callable[[AnvilClient], Awaitable[T]], keys: 
             return await work(client)
 
     try:
-        return asyncio.run(connected())
+        return run_async(connected())
     except ClientError as error:
         error.message = explain(error, name, chosen.client_id)
         raise

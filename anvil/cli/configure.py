@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import click
 
 from anvil.base.errors import AnvilError
 from anvil.cli import profiles
 from anvil.cli.client import explain
+from anvil.cli.running import run_async
 from anvil.client import AnvilClient, ClientError
 from anvil.client.channel import parse_endpoint
 
@@ -45,7 +44,7 @@ def command(profile: str | None) -> None:
     default = not known.default or known.default == name or click.confirm("Use it by default?", default=False)
     changed = known.with_profile(name, made, default)
     try:
-        asyncio.run(_try(made))
+        run_async(_try(made))
     except AnvilError as error:
         click.echo(explain(error, name, client_id) if isinstance(error, ClientError) else error.message, err=True)
         if not click.confirm("Save it all the same?", default=False):

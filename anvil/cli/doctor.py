@@ -6,7 +6,6 @@ when something is really wrong. Not here: repairing.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import statistics
@@ -20,6 +19,7 @@ import msgspec
 from anvil.base.config import Config, load
 from anvil.base.errors import AnvilError
 from anvil.base.version import COMMIT, VERSION
+from anvil.cli.running import run_async
 
 FILES_MIN = 8192  # 4,096 connections and the files of as many requests
 FSYNC_MS_SLOW = 50.0
@@ -225,7 +225,7 @@ def _databases(config: Config) -> list[Finding]:
         return [Finding("databases", "embedded", error.message)]
     found: list[Finding] = []
     for name, url in zip(("global", "regional"), urls, strict=True):
-        version, problems = asyncio.run(_database(url, name))
+        version, problems = run_async(_database(url, name))
         found.append(
             Finding("databases", name, f"PostgreSQL {version}" if version else "no answer", "ok" if version else "problem")
         )
@@ -240,7 +240,7 @@ def _known_drives(config: Config, regional_url: str) -> list[Finding]:
     if not (config.node.data_path / "node-id").exists():
         return []
     try:
-        known = asyncio.run(NodeDrives(config, regional_url).list())
+        known = run_async(NodeDrives(config, regional_url).list())
     except AnvilError as error:
         return [Finding("databases", "drives", error.message, "problem")]
     said = {"absent": "is not there", "other": "is not there: another drive is in its place"}
