@@ -21,7 +21,7 @@ from tests.support.node import ROOT, wait_until
 HOME = "/srv/anvil"  # as the document says
 DOCUMENT = (ROOT / "docs" / "OPERATE.md").read_text()
 NODES = ("node1", "node2", "node3")
-BLOCK_S = 120.0
+BLOCK_S = 300.0
 # Writes and reads through the proxy, as SDKs do, until the file is there; then says what failed.
 LOAD = """
 import boto3, json, os, sys, time

@@ -36,7 +36,7 @@ def test_an_engine_whose_disks_hang(postgres: Postgres, tmp_path: Path, disk: Fa
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"

@@ -40,12 +40,14 @@ class NodeFailed(AssertionError):
 
 
 def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 30.0) -> None:
-    """Poll until `condition` holds. Fails with `what` after the deadline."""
-    end = time.monotonic() + deadline_s
+    """Poll until `condition` holds, more seldom the longer it takes: to ask costs what is waited for. Fails with `what` after the
+    deadline."""
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > end:
+        waited_s = time.monotonic() - began
+        if waited_s > deadline_s:
             raise AssertionError(f"not within {deadline_s:g} s: {what}")
-        time.sleep(0.02)
+        time.sleep(min(0.02 + waited_s / 20, 0.2))
 
 
 def lives(process: psutil.Process) -> bool:
@@ -134,7 +136,7 @@ class AnvilNode:
                 raise NodeFailed(f"the node ended with code {self.process.returncode}\n{self.log_tail()}")
             if time.monotonic() > end:
                 raise NodeFailed(f"the node was not ready within {deadline_s:g} s: {self._why()}\n{self.log_tail()}")
-            time.sleep(0.02)
+            time.sleep(0.05)
         self._remember()
 
     def launch(self) -> None:
@@ -322,7 +324,7 @@ class AnvilNode:
             config=base.merge(config) if config is not None else base,
         )
 
-    def anvil(self, *arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def anvil(self, *arguments: str, timeout_s: float = 180.0) -> subprocess.CompletedProcess[str]:
         """Run an `anvil` command with this node's settings."""
         return subprocess.run(
             [sys.executable, "-m", "anvil.cli.main", *arguments],
