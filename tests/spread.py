@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 WORKERS_MAX = 8
-# By folder. What takes long begins first, what is in small pieces fills the gaps at the end; a folder that is not named is in between.
-FIRST = ("cluster", "compat", "integration")
+# By path below tests/. What takes long begins first, what is in small pieces fills the gaps at the end; what is not named is in between.
+FIRST = (
+    "cluster",
+    "integration/test_survival.py",
+    "integration/backup",
+    "integration/test_bench_gate.py",
+    "integration/test_hung_drives.py",
+    "integration/test_hold.py",
+    "compat",
+    "integration",
+)
 LAST = ("unit",)
 
 
@@ -60,11 +69,11 @@ def unit_of(path: PurePosixPath) -> str:
 
 def rank(unit: str) -> int:
     """Lower ones begin first."""
-    parts = PurePosixPath(unit).parts
-    kind = parts[1] if len(parts) > 1 else ""
-    if kind in FIRST:
-        return FIRST.index(kind)
-    return len(FIRST) + 1 + LAST.index(kind) if kind in LAST else len(FIRST)
+    path = PurePosixPath(*PurePosixPath(unit).parts[1:])
+    for number, folder in enumerate(FIRST):
+        if path.is_relative_to(folder):
+            return number
+    return len(FIRST) + 1 if any(path.is_relative_to(folder) for folder in LAST) else len(FIRST)
 
 
 class Units(LoadScopeScheduling):
