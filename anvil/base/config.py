@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -93,8 +93,11 @@ def child_environment() -> dict[str, str]:
     return environment | {"PYTHONPATH": os.pathsep.join(dict.fromkeys([package, *paths]))}
 
 
-def forget_environment() -> None:
-    """Take the settings out of this process's own environment: secrets may be among them, and it starts programs."""
+def forget_environment(retitle: Callable[[], None]) -> None:
+    """Take the settings out of this process's own environment: secrets may be among them, and it starts programs. `retitle`: gives the
+    process a title by setproctitle, which is written over what it was started with, its environment included. That is found by the first
+    variable, and so has to come first."""
+    retitle()
     for name in [name for name in os.environ if name.startswith("ANVIL_")]:
         del os.environ[name]
 

@@ -240,6 +240,13 @@ def backup_release(session: Session, as_json: bool) -> None:
 # -- restore ---------------------------------------------------------------------------------------------------------------------
 
 
+class _Mute(Meter):
+    """For who reads a document."""
+
+    def say(self, line: str) -> None:
+        return
+
+
 @restore.command("metadata")
 @click.argument("repository", metavar="REPO")
 @click.option("--snapshot", default="", metavar="ID", help="Which one (the newest).")
@@ -256,7 +263,10 @@ def restore_metadata(
     from anvil.node.restoring import restore_metadata as run
 
     wanted = RestoreWanted(_path(repository), snapshot, keep_nodes, regional_only)
-    with databases(_config(session)) as (config, global_url, regional_url), Meter(as_json)("restoring") as meter:
+    with (
+        databases(_config(session)) as (config, global_url, regional_url),
+        (_Mute if as_json else Meter)(as_json)("restoring") as meter,
+    ):
         done = run_async(run(config, global_url, regional_url, wanted, meter))
     manifest, changes = done.manifest, done.changes
     lines = [

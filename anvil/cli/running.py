@@ -18,11 +18,17 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     """As `asyncio.run`. The first Ctrl-C cancels `work`, and KeyboardInterrupt is raised when that has ended; a second one raises it at
     once."""
 
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return asyncio.run(work)  # in the background of a script, say, where it is ignored
+    pressed = False
+
     async def main() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
         def interrupted() -> None:
+            nonlocal pressed
+            pressed = True
             loop.remove_signal_handler(signal.SIGINT)  # back to Python's own, which raises wherever it is
             task.cancel()
 
@@ -35,4 +41,6 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(main())
     except asyncio.CancelledError:
+        if not pressed:
+            raise
         raise KeyboardInterrupt from None

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -27,7 +28,7 @@ from setproctitle import setproctitle
 
 from anvil.base.config import forget_environment
 from anvil.base.errors import Unavailable
-from anvil.base.limits import FORK_ANSWER_S
+from anvil.base.limits import FORK_ANSWER_S, START_S_MAX
 from anvil.node.child import Target, bind_to_parent, main
 
 MESSAGE_BYTES = 4096  # more than any message takes
@@ -106,7 +107,7 @@ class ForkedChild:
 
 
 class ForkServer:
-    """The supervisor's side. To be made while this process has one thread, no event loop and no open file that a child should not have."""
+    """The supervisor's side. To be made while this process has one thread and no event loop. Raises Unavailable: no memory, no process."""
 
     def __init__(self, targets: Mapping[str, Target]) -> None:
         self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -117,7 +118,10 @@ class ForkServer:
         gc.collect()
         gc.freeze()  # the collector would write to the pages that are shared
         supervisor = os.getpid()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError as error:
+            raise Unavailable(f"no process can be started: {error.strerror}") from error
         if self.pid == 0:
             self._link.close()
             _never_return(lambda: _serve(theirs, supervisor, targets))
@@ -137,7 +141,7 @@ class ForkServer:
         self._waiting[number] = answer
         try:
             socket.send_fds(self._link, [msgspec.msgpack.encode(Fork(number, target, title))], [control.fileno()])
-            async with asyncio.timeout(FORK_ANSWER_S):
+            async with asyncio.timeout(START_S_MAX):
                 return await answer
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, "the fork server does not answer") from None
@@ -150,7 +154,7 @@ class ForkServer:
         raise Unavailable("the process that the others are forked off was killed, and they with it")
 
     def close(self) -> None:
-        """End it, and what it has forked."""
+        """End it, and with it what it has forked. Whoever waits for either is told."""
         if self._link.fileno() < 0:
             return
         with contextlib.suppress(RuntimeError):
@@ -160,6 +164,7 @@ class ForkServer:
             os.kill(self.pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+        self._give_up()
 
     def _hear(self) -> None:
         try:
@@ -188,6 +193,9 @@ class ForkServer:
     def _is_lost(self) -> None:
         asyncio.get_running_loop().remove_reader(self._link)
         self._lost.set()
+        self._give_up()
+
+    def _give_up(self) -> None:
         for child in self._children.values():
             child.end(UNTOLD)
         self._children.clear()
@@ -207,10 +215,12 @@ def _never_return(work: Callable[[], int]) -> NoReturn:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        traceback.print_exc()
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(BaseException):  # whoever read what it prints may be gone
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -220,11 +230,12 @@ def _serve(link: socket.socket, supervisor: int, targets: Mapping[str, Target]) 
     os.setpgid(0, 0)  # Ctrl-C at the terminal is for the supervisor alone
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    forget_environment()
+    forget_environment(lambda: setproctitle("anvil: fork server"))
+    os.closerange(3, link.fileno())  # what `anvil server` was started with is not for children
+    os.closerange(link.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    setproctitle("anvil: fork server")
     running: dict[int, int] = {}  # process numbers by pidfd
     poll = select.poll()
     poll.register(link, select.POLLIN)
@@ -264,7 +275,13 @@ def _fork(
         for pidfd in running:
             os.close(pidfd)
         _never_return(lambda: _child(server, order, control, targets))
-    pidfd = os.pidfd_open(pid)  # nobody else reaps it, so this is the one that was just forked
+    try:
+        pidfd = os.pidfd_open(pid)  # nobody else reaps it, so this is the one that was just forked
+    except OSError as error:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        link.send(msgspec.msgpack.encode(Refused(order.number, error.errno or 0)))
+        return
     running[pidfd] = pid
     poll.register(pidfd, select.POLLIN)
     socket.send_fds(link, [msgspec.msgpack.encode(Forked(order.number, pid))], [pidfd])

@@ -48,9 +48,10 @@ def run(config: Config, parts: Parts | None = None) -> int:
     logs.setup(config.log, "supervisor")
     logs.protect(*config.secret_values)
     parts = parts or _real_parts()
-    forks = ForkServer({"worker": parts.worker, "background": parts.background})
     directory = DataDirectory(config.node.data_path)
+    forks: ForkServer | None = None
     try:
+        forks = ForkServer({"worker": parts.worker, "background": parts.background})
         directory.open()
         with _signals_raise():
             return _with_directory(config, parts, directory, forks)
@@ -63,7 +64,8 @@ def run(config: Config, parts: Parts | None = None) -> int:
     except AnvilError as error:
         return _refuse(error, EXIT_FAILED)
     finally:
-        forks.close()
+        if forks is not None:
+            forks.close()
         directory.close()
 
 
@@ -245,6 +247,7 @@ class Supervisor:
             for process in self.processes:
                 process.kill()
             keeping[0].cancel()
+            self._forks.close()
             await asyncio.gather(*keeping, return_exceptions=True)
             if self._embedded is not None:
                 await asyncio.to_thread(self._embedded.stop)  # in a thread, so that a second signal is still heard

@@ -223,13 +223,18 @@ class Peer:
                 log.error("node %s could not be asked", self.name, exc_info=error)
             self.settled.set()
             if self._up:
-                used = self._asked or self._loop.time() - self._used_s < self.times.idle_s
+                used = self._asked or self._ailing or self._loop.time() - self._used_s < self.times.idle_s
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._hurry.wait(), self.times.ping_s if used else self.times.idle_s)
             elif waiting:  # it was reached, and refused
                 await asyncio.sleep(began_s + self.times.ping_s - self._loop.time())
             if not self.address:
                 await self._hurry.wait()
+
+    @property
+    def _ailing(self) -> bool:
+        """Whether a drive there is in trouble: that it is over should be known soon."""
+        return any(not (drive.readable and drive.writable) for drive in self.drives.values())
 
     async def _ping(self, waiting: bool) -> None:
         """One ping, and what follows from its end. `waiting`: it leaves when there is a connection."""

@@ -415,11 +415,12 @@ class LocalDrive:
             return frozenset(store.index.partitions() | await self._io.ask(partitions_in, store.folder.blobs))
 
     async def scan(self, partitions: Collection[int] | None = None) -> AsyncIterator[ShardPlace]:
-        """Every shard (of these partitions), with header, footer and length checked. Of a damaged one whose header is unreadable only blob
-        id and index are true (`reader.unknown_header`). Shards that come or go meanwhile may or may not be seen. Raises DriveFailed."""
+        """Every shard (of these partitions), with header, footer and length checked; places hold no payload. Of a damaged one whose header
+        is unreadable only blob id and index are true (`reader.unknown_header`). Shards that come or go meanwhile may or may not be seen.
+        Raises DriveFailed."""
         async for blob_id, index in names(self._reading, self._reads, partitions):
             if (place := await self._examine(blob_id, index)) is not None:
-                yield place
+                yield reader.without_data(place)
 
     async def _examine(self, blob_id: BlobId, index: int) -> ShardPlace | None:
         store = self._reading()

@@ -11,6 +11,8 @@ import asyncio
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from anvil._ec.pieces import Sink
 from anvil.base.errors import BadRecord
 from anvil.base.limits import FOOTER_BYTES_MAX, OPEN_READ_BYTES, RECORD_HEADER_BYTES_MAX
@@ -30,6 +32,12 @@ class SegmentRef(NamedTuple):
 
     place: Place
     data: memoryview | None
+
+
+def without_data(place: ShardPlace) -> ShardPlace:
+    """The same for somebody who keeps many."""
+    ref = place.ref
+    return msgspec.structs.replace(place, ref=ref._replace(data=None)) if isinstance(ref, SegmentRef) and ref.data else place
 
 
 class FileRef(NamedTuple):

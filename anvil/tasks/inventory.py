@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
 from anvil.base.errors import AnvilError, BadRecord, Unavailable
-from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LOOK_PARTITIONS_MAX, LOOK_SHARDS, SURVEY_OWNERS_MAX
+from anvil.base.limits import INVENTORY_DRIVES_IN_FLIGHT, LOOK_PARTITIONS_MAX, LOOK_S, LOOK_SHARDS, SURVEY_OWNERS_MAX
 from anvil.engine.context import Placement
 from anvil.engine.ports import Drive, Metadata
 from anvil.model.records import BlobId, DriveId, Ownership
@@ -104,17 +105,18 @@ async def held(drives: Iterable[Drive]) -> Held:
 
 
 class Together:
-    """How many partitions to look at together: what a look costs beside its shards is shared, and what it holds in memory stays within
-    bounds (LOOK_SHARDS, or one partition, which may have more)."""
+    """How many partitions to look at together: what a look costs beside its shards is shared. Bounded by what it holds in memory
+    (LOOK_SHARDS, or one partition, which may have more), and by its time: what was met is to be acted on soon, and a rest is as long as a
+    look is."""
 
     def __init__(self) -> None:
         self.count = 1
 
-    def met(self, shards: int) -> None:
-        """So many, in the last look."""
-        if shards > LOOK_SHARDS:
+    def met(self, shards: int, took_s: float) -> None:
+        """So many, in the last look, which took so long with all that followed from it."""
+        if shards > LOOK_SHARDS or took_s > LOOK_S:
             self.count = 1
-        elif shards <= LOOK_SHARDS // 2:
+        elif shards <= LOOK_SHARDS // 2 and took_s <= LOOK_S / 2:
             self.count = min(self.count * 2, LOOK_PARTITIONS_MAX)
 
 
@@ -124,11 +126,12 @@ async def looks(
     """Look at all of these partitions on all drives, several at a time; each time with which."""
     together, at = Together(), 0
     while at < len(numbers):
-        batch = numbers[at : at + together.count]
+        batch, began_s = numbers[at : at + together.count], time.monotonic()
         found = await take(placement.drives.values(), batch, known)
-        together.met(found.shards)
-        at += len(batch)
+        at, shards = at + len(batch), found.shards
         yield batch, found
+        del found  # the next look begins without it
+        together.met(shards, time.monotonic() - began_s)
 
 
 async def take(drives: Iterable[Drive], numbers: Collection[int], known: Held | None = None) -> Inventory:

@@ -107,7 +107,7 @@ class Surveyor:
         together = Together()
         while self._todo and not self._asked:
             batch = [*islice(self._todo, 1 if self._deep else together.count)]
-            together.met(await self._look(batch, self._findings, hurry=self._hurry, deep=self._deep))
+            together.met(*await self._look(batch, self._findings, hurry=self._hurry, deep=self._deep))
             for _ in batch:
                 self._todo.popleft()
         if self._asked:
@@ -122,20 +122,20 @@ class Surveyor:
         together, waiting = Together(), [*slice_partitions(number)]
         while waiting:
             batch, waiting = waiting[: together.count], waiting[together.count :]
-            together.met(await self._look(batch, findings, hurry=hurry(), deep=False, known=known))
+            together.met(*await self._look(batch, findings, hurry=hurry(), deep=False, known=known))
         return findings
 
     async def _look(
         self, partitions: Sequence[int], findings: Findings, *, hurry: bool, deep: bool, known: Held | None = None
-    ) -> int:
-        """Some partitions, and a rest as long as its share of the time demands. Returns how many shards were met."""
+    ) -> tuple[int, float]:
+        """Some partitions, and a rest as long as its share of the time demands. Returns how many shards were met, and how long it took."""
         begin = time.monotonic()
         found = await self._partitions(partitions, deep=deep, known=known)
         findings.add(found)
         took_s = time.monotonic() - begin
         share = SURVEY_BUSY_SHARE if hurry else SWEEP_BUSY_SHARE
         await asyncio.sleep(max(took_s * (1 / share - 1), SCRUB_FASTEST_PARTITION_S if deep else 0.0))
-        return found.shards
+        return found.shards, took_s
 
     async def _partitions(self, partitions: Sequence[int], *, deep: bool, known: Held | None = None) -> Findings:
         await self._before()

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,7 +29,11 @@ def node(tmp_path: Path) -> Iterator[AnvilNode]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    """With all its threads: until then it has its sockets."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE and len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return True
 
 
 def test_a_node_starts_serves_and_stops_in_order(node: AnvilNode) -> None:
@@ -252,6 +258,26 @@ def test_no_secret_is_in_the_command_line_or_environment_of_a_child(node: AnvilN
         child = psutil.Process(pid)
         assert secret not in " ".join(child.cmdline())
         assert not any(name.startswith("ANVIL_") for name in child.environ())
+
+
+def test_nothing_of_what_the_supervisor_was_started_with_is_left_in_a_child(tmp_path: Path) -> None:
+    node = AnvilNode(tmp_path / "data", env={"ANVIL_WORKERS": "1", "ANVIL_JWT_SECRET": "j" * 40}, command=TOY)
+    first = "ANVIL_JWT_SECRET"
+    given = [f"{name}={value}" for name, value in {first: node._env[first], **node._env}.items()]
+    with (tmp_path / "lock").open("w") as kept:
+        command = ["env", "-i", *given, sys.executable, "-m", *TOY]
+        process = subprocess.Popen(command, pass_fds=(kept.fileno(),), cwd=tmp_path)
+    try:
+        wait_until("it serves", node.is_ready)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == 3
+        for child in children:
+            assert b"ANVIL_" not in Path(f"/proc/{child.pid}/environ").read_bytes()
+            assert " ".join(child.cmdline()).startswith("anvil: ")
+            assert str(tmp_path / "lock") not in {one.path for one in child.open_files()}
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_a_deep_data_directory_still_gets_its_socket(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from typing import Any, cast
 import pytest
 
 from anvil.base.errors import DatabaseUnavailable, DriveFailed
-from anvil.base.limits import LOOK_PARTITIONS_MAX, LOOK_SHARDS, SCRUB_FASTEST_PARTITION_S, SURVEY_BUSY_SHARE, SWEEP_BUSY_SHARE
+from anvil.base.limits import (
+    LOOK_PARTITIONS_MAX,
+    LOOK_S,
+    LOOK_SHARDS,
+    SCRUB_FASTEST_PARTITION_S,
+    SURVEY_BUSY_SHARE,
+    SWEEP_BUSY_SHARE,
+)
 from anvil.model.layout import PARTITIONS, slice_partitions
 from anvil.tasks.survey import Findings, Surveyed
 from anvil.tasks.surveyor import TURN_S, Surveyor
@@ -120,7 +127,7 @@ def test_what_somebody_asked_for_goes_faster(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_partitions_that_hold_little_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, Disk(1, set(range(0, 1000, 2))))
-    world.shards = 10
+    world.shards, world.took_s = 10, LOOK_S / 2
     run(world.surveyor.sweep())
     assert [number for number, _ in world.looked] == list(range(0, 1000, 2))
     assert world.together[:7] == [1, 2, 4, 8, 16, 32, 64]
@@ -130,6 +137,10 @@ def test_partitions_that_hold_little_are_looked_at_together(monkeypatch: pytest.
     world.shards = LOOK_SHARDS // 4
     run(world.surveyor.sweep())
     assert set(world.together) == {1, 2, 4}, "what they hold together has a bound"
+    world.together.clear()
+    world.shards, world.took_s = 10, LOOK_S * 2
+    run(world.surveyor.sweep())
+    assert set(world.together) == {1}, "and so has the time"
     world.together.clear()
     world.surveyor.ask("every byte", deep=True)
     run(world.surveyor.sweep())
