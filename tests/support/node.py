@@ -28,7 +28,7 @@ import psutil
 from tests.support.certificates import Pair
 from tests.support.ports import free_port
 
-START_S = 60.0
+START_S = 120.0
 LOG_TAIL_BYTES = 20_000
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +39,7 @@ class NodeFailed(AssertionError):
     """The node did not do what was waited for; the message ends with its log."""
 
 
-def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 30.0) -> None:
+def wait_until(what: str, condition: Callable[[], object], deadline_s: float = 60.0) -> None:
     """Poll until `condition` holds, more seldom the longer it takes: to ask costs what is waited for. Fails with `what` after the
     deadline."""
     began = time.monotonic()
