@@ -93,7 +93,7 @@ def transaction(where: str, sql: str, *args: object) -> Iterator[None]:
 
     thread = threading.Thread(target=lambda: asyncio.run(hold()))
     thread.start()
-    assert began.wait(10)
+    assert began.wait(60)
     try:
         yield
     finally:

@@ -198,7 +198,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
         wait_until("the node drains", lambda: node.get("/ready")[0] == 503)
         began = time.monotonic()
         node.process.send_signal(signal.SIGTERM)
-        assert node.process.wait(10) == 128 + signal.SIGTERM
+        assert node.process.wait(30) == 128 + signal.SIGTERM
         assert time.monotonic() - began < 5
         wait_until("every child is gone", lambda: all(gone(pid) for pid in children if pid is not None))
 

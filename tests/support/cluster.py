@@ -39,7 +39,7 @@ from tests.support.node import RUNNING, AnvilNode, wait_until
 from tests.support.ports import free_port
 from tests.support.shards import damage, session_of, shards_held, shards_on
 
-START_S = 60.0  # six nodes on two processors
+START_S = 120.0  # six nodes on two processors
 HEAL_S = 180.0
 MOVE_S = 240.0
 LOOK_S = 600.0  # a survey gives way to whatever else is to be done

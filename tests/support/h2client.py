@@ -14,7 +14,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 Fields = Sequence[tuple[str, str]]
 
 

@@ -31,7 +31,7 @@ ALERTS = ROOT / "docker" / "prometheus" / "alerts.yml"
 ALERTS_TESTS = tuple(sorted((ROOT / "docker" / "prometheus").glob("*_test.yml")))
 DASHBOARD = ROOT / "docker" / "grafana" / "anvil.json"
 SCRAPE_EVERY_S = 1
-START_S = 30.0
+START_S = 60.0
 # What a scrape is told of when samples are broken, doubled or out of order.
 COMPLAINTS = (
     "prometheus_target_scrapes_sample_duplicate_timestamp_total",

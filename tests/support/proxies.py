@@ -36,7 +36,7 @@ from tests.support.node import ROOT, wait_until
 from tests.support.ports import free_port
 
 DOMAIN = "s3.anvil.test"  # the store's name; `resolving` lets a process find it
-START_S = 20.0
+START_S = 60.0
 LOG_TAIL_BYTES = 8_000
 
 

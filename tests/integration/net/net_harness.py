@@ -16,7 +16,7 @@ from anvil.net.port import NetLimits
 from anvil.net.server import Listener, Server, serve
 from anvil.net.stream import RequestHead, Stream
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 
 
 def on_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

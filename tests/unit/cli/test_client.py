@@ -457,7 +457,7 @@ def test_progress_on_a_terminal_and_an_interrupt_that_aborts(ready: FakeServer, 
         if method == "UploadPart" and ready.calls["UploadPart"] == 3:
             begun.set()
         if begun.is_set() and method == "UploadPart":
-            go_on.wait(20)
+            go_on.wait(90)
 
     ready.faults.before = before
     master, slave = pty.openpty()
@@ -472,9 +472,9 @@ def test_progress_on_a_terminal_and_an_interrupt_that_aborts(ready: FakeServer, 
     with ThreadPoolExecutor(1) as reader:
         shown = reader.submit(shown_on, master)  # beside it: a terminal that nobody reads holds up who writes to it
         try:
-            assert begun.wait(20)
+            assert begun.wait(60)
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+            assert process.wait(60) == 130
         finally:
             go_on.set()
             process.kill()
