@@ -67,7 +67,7 @@ _PUT_DRIVES_SQL: Final = """
     FROM unnest($2::bytea[], $3::text[], $4::bigint[], $5::text[]) AS i (drive_id, label, capacity_bytes, state) ORDER BY i.drive_id
     ON CONFLICT (drive_id) DO UPDATE SET
         node_id = EXCLUDED.node_id, label = EXCLUDED.label, capacity_bytes = EXCLUDED.capacity_bytes, state = EXCLUDED.state,
-        empty = NULL"""
+        empty = NULL, empty_at = NULL"""
 _DRIVES_ARE_SQL: Final = """
     UPDATE drives AS d SET state = i.state, free_bytes = i.free_bytes
     FROM unnest($2::bytea[], $3::text[], $4::bigint[]) AS i (drive_id, state, free_bytes)
@@ -76,7 +76,8 @@ _DRIVES_ARE_SQL: Final = """
 _STORED_SQL: Final = """
     SELECT coalesce(sum(bytes + upload_bytes), 0)::bigint FROM (
         SELECT bytes, upload_bytes FROM usage_folded UNION ALL SELECT bytes, upload_bytes FROM usage_deltas) AS entry"""
-_EMPTY_SQL: Final = "UPDATE drives SET empty = $2 WHERE drive_id = $1 AND empty IS DISTINCT FROM $2"
+_EMPTY_SQL: Final = """
+    UPDATE drives SET empty = $2, empty_at = $3 WHERE drive_id = $1 AND (empty, empty_at) IS DISTINCT FROM ($2, $3)"""
 
 # One statement, so one snapshot. As JSON, since the three have nothing in common; msgspec takes bytes as base64. The layouts themselves
 # never change, and come extra.
@@ -88,7 +89,8 @@ _VIEW_SQL: Final = """
             'state_s', (now_us() - since_us) / 1e6) ORDER BY node_id) FROM nodes), '[]'),
         'drives', coalesce((SELECT json_agg(json_build_object(
             'drive_id', encode(drive_id, 'base64'), 'node_id', encode(node_id, 'base64'), 'label', label,
-            'capacity_bytes', capacity_bytes, 'state', state, 'empty', empty,
+            'capacity_bytes', capacity_bytes, 'state', state,
+            'empty', CASE WHEN empty_at = (SELECT max(version) FROM layouts) THEN empty END,
             'free_bytes', free_bytes) ORDER BY drive_id) FROM drives WHERE state <> 'gone'), '[]'),
         'layouts', coalesce((SELECT json_agg(json_build_array(version, created_us) ORDER BY version)
             FROM layouts WHERE state <> 'retired'), '[]'),
@@ -269,9 +271,10 @@ class ClusterTables:
         columns = [(one.drive_id, "active" if one.readable else "failed", one.free_bytes) for one in drives]
         await self._query(_DRIVES_ARE_SQL, node_id, *map(list, zip(*columns, strict=True)))
 
-    async def set_empty(self, drive_id: DriveId, empty: bool) -> None:
-        """What its node found on a drive that no layout names. Idempotent."""
-        await self._query(_EMPTY_SQL, drive_id, empty)
+    async def set_empty(self, drive_id: DriveId, empty: bool, version: int) -> None:
+        """What its node found on a drive that no layout names, and by which newest one it judged: the view tells it while there is no newer
+        one. Idempotent."""
+        await self._query(_EMPTY_SQL, drive_id, empty, version)
 
     async def stored_bytes(self) -> int:
         """What clients have stored, before coding. What small objects have in their rows is in it."""

@@ -1,9 +1,9 @@
 """Drives that no layout names any more: whether anything that is owned is still on them.
 
 Owns: the look that lets a drained node go. Invariants: a drive is called empty only after every shard on it was asked for its owner and had
-none; nothing is written to a drive that no layout names, so what was found empty stays so. What is only deleted (its grace runs) or
-abandoned does not count. Not here: bringing home what is met there, and removing second copies (`tasks/survey.py`), whether a node may
-leave (`losses.py`).
+none; nothing is written to a drive that no layout names, so what was found empty stays so until there is another layout. What is only
+deleted (its grace runs) or abandoned does not count. Not here: bringing home what is met there, and removing second copies
+(`tasks/survey.py`), whether a node may leave (`losses.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from anvil.model.records import DriveId, Ownership
 from anvil.tasks.inventory import owners, take
 
 log = logging.getLogger(__name__)
-Report = Callable[[DriveId, bool], Awaitable[None]]
-"""Given a drive, and whether it is empty."""
+Report = Callable[[DriveId, bool, int], Awaitable[None]]
+"""Given a drive, whether it is empty, and the newest layout by which that was judged."""
 
 
 class Leaving:
@@ -31,11 +31,14 @@ class Leaving:
         self._local = local
         self._report = report
         self._empty: set[DriveId] = set()
+        self._version = 0
 
     async def look(self) -> bool:
         """Look once at each drive that left. Raises DatabaseUnavailable."""
+        version = self._placement.layout.version
         named = {drive.drive_id for layout in self._placement.layouts for drive in layout.drives}
-        self._empty -= named
+        if version != self._version:  # what was found before says nothing of what was in use since
+            self._empty, self._version = set(), version
         for drive in self._local():
             if drive.drive_id in named or drive.drive_id in self._empty or not drive.readable:
                 continue
@@ -44,7 +47,7 @@ class Leaving:
             except DriveFailed as error:
                 log.warning("whether %s is empty is not known: %s", drive.label, error)
                 continue
-            await self._report(drive.drive_id, empty)
+            await self._report(drive.drive_id, empty, version)
             if empty:
                 self._empty.add(drive.drive_id)
         return False

@@ -118,11 +118,11 @@ class Membership:
         """Whether the layouts were known to be the newest ones a moment ago (HOLD_FRESH_S)."""
         return self._uptime_s() - self._seen < HOLD_FRESH_S
 
-    async def found_empty(self, drive_id: DriveId, empty: bool) -> None:
-        """Write down what was found on a drive that no layout names. Raises DatabaseUnavailable."""
+    async def found_empty(self, drive_id: DriveId, empty: bool, version: int) -> None:
+        """Write down what was found on a drive that no layout up to that one names. Raises DatabaseUnavailable."""
         if self._open is None:
             raise DatabaseUnavailable
-        await self._open.set_empty(drive_id, empty)
+        await self._open.set_empty(drive_id, empty, version)
 
     async def moved(self, version: int, number: int, moved: Moved) -> None:
         """Write down how far a slice of a layout is. Raises DatabaseUnavailable."""

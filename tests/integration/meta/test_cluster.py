@@ -154,7 +154,9 @@ def test_a_view_is_whole_and_reads_layouts_once(postgres: Postgres) -> None:
             await region.put_drives(B, [DriveRow(C, "/moved", 3)])
             assert (await region.view()).drives[1] == ClusterDrive(C, B, "/moved", 3, "active")
             assert await region.drives(B) == (DriveRow(C, "/moved", 3),)
-            await region.set_empty(C, True)
+            await region.set_empty(C, True, 0)
+            assert (await region.view()).drives[1].empty is None, "it may have been in use since"
+            await region.set_empty(C, True, 1)
             assert (await region.view()).drives[1].empty is True
             await region.put_drives(B, [DriveRow(C, "/moved", 3)])
             assert (await region.view()).drives[1].empty is None, "its node has started anew, and may be written to again"

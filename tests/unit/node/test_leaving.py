@@ -13,7 +13,8 @@ def test_a_drive_is_empty_when_nothing_owned_is_on_it() -> None:
     async def main() -> None:
         reports: list[tuple[bytes, bool]] = []
 
-        async def report(drive_id: bytes, empty: bool) -> None:
+        async def report(drive_id: bytes, empty: bool, version: int) -> None:
+            assert version == made.placement.layout.version
             reports.append((drive_id, empty))
 
         def said() -> list[bool]:
