@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -23,8 +23,13 @@ from anvil.cli.admin_ops import AdminOps, NewKeys, RegionRow, UsageRow
 from anvil.cli.admin_salvage import rebuild, salvage
 from anvil.cli.admin_session import Command, Session, as_json
 from anvil.cli.output import emit, table
+from anvil.cli.progress import Meter
 from anvil.cli.running import run_async
 from anvil.model.identity import Action, Policy
+from anvil.model.layout import PARTITIONS
+
+if TYPE_CHECKING:
+    from anvil.node.checking import CheckState
 
 
 def app_options(function: Command) -> Command:
@@ -264,7 +269,18 @@ def scrub(session: Session, shallow: bool, no_wait: bool, as_json: bool) -> None
     from anvil.node.assemble import survey
 
     config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
-    state = run_async(survey(config, not shallow, not no_wait))
+    meter, left = Meter(as_json, "partitions"), -1
+
+    def look(state: Any) -> None:  # a SurveyState
+        nonlocal left
+        if left < 0:
+            meter.expect(state.left)
+        else:
+            meter.moved(max(left - state.left, 0))
+        left = state.left
+
+    with meter("scrub"):
+        state = run_async(survey(config, not shallow, not no_wait, look))
     found = state.findings
     removed = f"{found.orphans} abandoned and {found.superseded} superseded ones removed"
     text = f"{found.shards} shards: {found.missing} missing, {found.corrupt} damaged, {removed}"
@@ -293,7 +309,16 @@ def fsck(session: Session, deep: bool, repair: bool, yes: bool, rebuild_metadata
     if repair and not yes:
         raise InvalidSetting("--repair removes shards that nobody owns: repeat this with --yes")
     config = load(config_file=session.config_file, flags={"ANVIL_DATA_DIR": session.data_dir})
-    state = run_async(fsck(config, Wanted(deep, repair)))
+    meter, done = Meter(as_json, "partitions"), 0
+
+    def look(state: CheckState) -> None:
+        nonlocal done
+        meter.moved(state.report.partitions - done)
+        done = state.report.partitions
+
+    with meter("fsck"):
+        meter.expect(PARTITIONS)
+        state = run_async(fsck(config, Wanted(deep, repair), look))
     if state.failed:
         raise Unavailable(f"the check could not be ended: {state.failed}")
     found = msgspec.to_builtins(state.report)

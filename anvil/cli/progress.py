@@ -1,4 +1,4 @@
-"""Progress bars with speed and time left: on standard error, and only where somebody looks at it.
+"""Progress bars with time left, and with speed where bytes move: on standard error, and only where somebody looks at it.
 
 Not here: what moves.
 """
@@ -13,9 +13,10 @@ import click
 
 
 class Meter:
-    """One bar for one command. `quiet`: none at all."""
+    """One bar for one command. `quiet`: none at all. `unit`: what is counted, bytes unless given."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, unit: str = "") -> None:
+        self._unit = unit
         self._shown = not quiet and sys.stderr.isatty()
         self._bar: _Bar | None = None
 
@@ -24,7 +25,7 @@ class Meter:
         if not self._shown:
             yield self
             return
-        self._bar = _Bar(what)
+        self._bar = _Bar(what, self._unit)
         with self._bar.progress:
             try:
                 yield self
@@ -32,7 +33,7 @@ class Meter:
                 self._bar = None
 
     def expect(self, size: int | None) -> None:
-        """So many bytes more are to come; None: nobody knows."""
+        """So many more are to come; None: nobody knows."""
         if self._bar is not None and size is not None:
             self._bar.expect(size)
 
@@ -50,17 +51,24 @@ class Meter:
 
 
 class _Bar:
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, unit: str) -> None:
         from rich.console import Console
         from rich.markup import escape
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
+        bytes_moved = (DownloadColumn(binary_units=True), TransferSpeedColumn())
         self.progress = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
+            *((MofNCompleteColumn(), TextColumn(unit)) if unit else bytes_moved),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,

@@ -112,23 +112,27 @@ def _drive_info(row: DriveRow) -> DriveInfo:
     return DriveInfo(row.path, row.drive_id.hex(), state, row.capacity_bytes)
 
 
-async def survey(config: Config, deep: bool, wait: bool) -> SurveyState:
-    """Have the running node look at all its shards; with `wait`, until it has. Raises Unavailable."""
+async def survey(config: Config, deep: bool, wait: bool, look: Callable[[SurveyState], None] = lambda state: None) -> SurveyState:
+    """Have the running node look at all its shards; with `wait`, until it has, and `look` is shown how far it is. Raises Unavailable."""
     async with node_channel(config) as channel:
         number = await channel.call("survey.ask", deep, int)
         state = await channel.call("survey.state", None, SurveyState)
         while wait and not (state.number >= number and state.over):
+            if state.number >= number:
+                look(state)
             await asyncio.sleep(SURVEY_LOOK_S)
             state = await channel.call("survey.state", None, SurveyState)
         return state
 
 
-async def fsck(config: Config, wanted: Wanted) -> CheckState:
-    """Have the running node check everything, and wait until it has. Raises Unavailable."""
+async def fsck(config: Config, wanted: Wanted, look: Callable[[CheckState], None] = lambda state: None) -> CheckState:
+    """Have the running node check everything, and wait until it has; `look` is shown how far it is. Raises Unavailable."""
     async with node_channel(config) as channel:
         number = await channel.call("fsck.ask", wanted, int)
         state = await channel.call("fsck.state", None, CheckState)
         while not (state.number >= number and state.over):
+            if state.number >= number:
+                look(state)
             await asyncio.sleep(SURVEY_LOOK_S)
             state = await channel.call("fsck.state", None, CheckState)
         return state

@@ -484,11 +484,12 @@ def test_progress_on_a_terminal_and_an_interrupt_that_aborts(ready: FakeServer, 
     assert re.search(r"\rf .*/40\.0 MiB", shown.result()), "name and size"
 
 
-def test_progress_shows_speed_and_time_left(home: Path) -> None:
+@pytest.mark.parametrize(("unit", "total"), [("", r"4\.0/8\.0 MiB \d+\.\d MB/s"), ("partitions", "4194304/8388608 partitions")])
+def test_progress_shows_speed_and_time_left(home: Path, unit: str, total: str) -> None:
     code = (
         "import time\n"
         "from anvil.cli.progress import Meter\n"
-        "with Meter(quiet=False)('[name]') as meter:\n"
+        f"with Meter(quiet=False, unit={unit!r})('[name]') as meter:\n"
         "    meter.expect(8 << 20)\n"
         "    for _ in range(8):\n"
         "        meter.moved(1 << 19)\n"
@@ -499,7 +500,7 @@ def test_progress_shows_speed_and_time_left(home: Path) -> None:
     subprocess.run([sys.executable, "-c", code], stderr=slave, env=env, check=True, timeout=30)
     os.close(slave)
     seen = shown_on(master)
-    assert re.search(r"\[name\] \S+ 4\.0/8\.0 MiB \d+\.\d MB/s 0:00:0\d", seen), seen
+    assert re.search(rf"\[name\] \S+ {total} 0:00:0\d", seen), seen
 
 
 def shown_on(master: int) -> str:
