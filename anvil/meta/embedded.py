@@ -181,7 +181,7 @@ class EmbeddedPostgres:
         """Stop a postmaster that still serves this cluster: its supervisor was killed and its settings may be old."""
         pid = _leftover_pid(self._cluster)
         if pid is None:
-            _discard_pid_file(self._cluster)
+            _discard_pid_files(self._cluster, self._sockets)
             return
         log.warning("stopping the PostgreSQL that an earlier supervisor left behind (pid %d)", pid)
         done = self._run(
@@ -429,17 +429,18 @@ def _leftover_pid(cluster: Path) -> int | None:
     return pid if command and command[0].endswith(b"postgres") and os.fsencode(cluster) in command else None
 
 
-def _discard_pid_file(cluster: Path) -> None:
-    """Remove the file of a postmaster that is no more. PostgreSQL does so too, but not where the pid belongs to another process (or thread)
-    by now, as it mostly does in the next container on the same volume. Its processes have the cluster as working folder: while one of a
-    killed postmaster is left, the file stays, and PostgreSQL refuses by it.
+def _discard_pid_files(cluster: Path, sockets: Path) -> None:
+    """Remove those of a postmaster that is no more, its socket's beside the cluster's. PostgreSQL does so too, but not where the pid belongs
+    to another process (or thread) by now, as it mostly does in the next container on the same volume. Its processes have the cluster as
+    working folder: while one of a killed postmaster is left, the files stay, and PostgreSQL refuses by them.
     """
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 if (entry / "cwd").readlink() == cluster.resolve():
                     return
-    (cluster / "postmaster.pid").unlink(missing_ok=True)
+    for file in (cluster / "postmaster.pid", *sockets.glob(".s.PGSQL.*.lock")):
+        file.unlink(missing_ok=True)
 
 
 def _last_words(output: Path, cluster: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -163,14 +164,16 @@ def test_a_pid_file_whose_pid_is_somebody_else_s_is_in_nobody_s_way(folder: Path
     """In the next container on a volume the pid of a killed postmaster is mostly taken."""
     cluster = EmbeddedPostgres(folder / "pg", fsync=False)
     cluster.start()
-    file = folder / "pg" / "cluster" / "postmaster.pid"
-    left = file.read_text()
+    [lock] = Path(re.search(r"host=([^&]+)", cluster.url("x"))[1]).glob(".s.PGSQL.*.lock")  # type: ignore[index]
+    files = {file: file.read_text() for file in (folder / "pg" / "cluster" / "postmaster.pid", lock)}
     cluster.stop()
-    owner = file.parent.stat()
+    owner = (folder / "pg" / "cluster").stat()
     # Of the same user: of another one's processes PostgreSQL knows that they are none of its own.
     with subprocess.Popen(["sleep", "60"], user=owner.st_uid, group=owner.st_gid, extra_groups=[]) as somebody:
-        file.write_text(f"{somebody.pid}\n{left.partition(chr(10))[2]}")
-        os.chown(file, owner.st_uid, owner.st_gid)
+        for file, left in files.items():
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(f"{somebody.pid}\n{left.partition(chr(10))[2]}")
+            os.chown(file, owner.st_uid, owner.st_gid)
         try:
             cluster.start()
             assert cluster.pid is not None
