@@ -430,8 +430,8 @@ def _leftover_pid(cluster: Path) -> int | None:
 
 
 def _discard_pid_files(cluster: Path, sockets: Path) -> None:
-    """Remove those of a postmaster that is no more, its socket's beside the cluster's. PostgreSQL does so too, but not where the pid belongs
-    to another process (or thread) by now, as it mostly does in the next container on the same volume. Its processes have the cluster as
+    """Remove those of a postmaster that is no more, its socket's beside the cluster's. PostgreSQL does so too, but not where the pid is
+    that of another process (or thread) by now, as it mostly is in the next container on the same volume. Its processes have the cluster as
     working folder: while one of a killed postmaster is left, the files stay, and PostgreSQL refuses by them.
     """
     for entry in Path("/proc").iterdir():
