@@ -97,6 +97,9 @@ class Objects:
     def read(self, bucket: Bucket, info: ObjectInfo, start: int, length: int) -> AsyncIterator[memoryview]:
         return self._reader.read(bucket, info.extents, start, length)
 
+    def at_hand(self, bucket: Bucket, info: ObjectInfo, start: int, length: int) -> memoryview | None:
+        return self._reader.at_hand(bucket, info.extents, start, length)
+
     async def delete(self, bucket: Bucket, key: str, condition: Condition) -> bool:
         session = self._context.session.current
         return await self._context.metadata.delete_object(session, bucket.bucket_id, key, condition)

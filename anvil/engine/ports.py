@@ -294,6 +294,11 @@ class Drive(Protocol):
         than `patience_s`."""
         ...
 
+    def at_hand(self, blob_id: BlobId, index: int) -> memoryview | None:
+        """The whole payload of a small shard that can be had here and now: its record is in this machine's memory, and its header says
+        that it is this shard. None says nothing about it: `open` does. Never raises."""
+        ...
+
     async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
         """Payload bytes from `offset` (0 = first frame) into `view`; returns bytes read (short = truncated). Raises DriveFailed."""
         ...

@@ -121,13 +121,13 @@ class HttpStream:
 
     # -- answer
 
-    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    async def respond(self, status: int, headers: Headers, body: Buffer = b"") -> None:
         """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
         self.answer(status, headers, body)
         if self._out.paused:
             await self._out.writable()
 
-    def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    def answer(self, status: int, headers: Headers, body: Buffer = b"") -> None:
         """`respond` without waiting for the transport."""
         length: int | None = len(body)
         if self.head.method == "HEAD" or status in BODYLESS:
@@ -137,15 +137,14 @@ class HttpStream:
             if not body or _find_length(headers):
                 length = None
             body = b""
-        data = self._begin(status, headers, length, framed=True)
+        head = self._begin(status, headers, length, framed=True)
         self.finished = True
+        size = len(head) + len(body)
+        self.sent_bytes += size
         if len(body) > JOIN_BYTES_MAX:
-            self._send(data)
-            data = body
-        elif body:
-            data += body
-        self.sent_bytes += len(data)
-        self._out.send(data)
+            self._out.send_lines((head, body), size)
+        else:
+            self._out.send(head + body if body else head)
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:
         """See `Stream.start`."""

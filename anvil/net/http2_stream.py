@@ -161,12 +161,12 @@ class Http2Stream:
         """Of the answer's body, and of its head before compression."""
         return sum([len(name) + len(value) for name, value in self._fields]) + self._written
 
-    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    async def respond(self, status: int, headers: Headers, body: Buffer = b"") -> None:
         """See `Stream.respond`. Raises ValueError for headers that HTTP does not allow."""
         self.answer(status, headers, body)
         await self._accepted()
 
-    def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    def answer(self, status: int, headers: Headers, body: Buffer = b"") -> None:
         """`respond` without waiting."""
         length: int | None = len(body)
         if self.head.method == "HEAD" or status in BODYLESS:

@@ -61,9 +61,9 @@ class Stream(Protocol):
         """A small body, whole. Raises EntityTooLarge beyond `limit`."""
         ...
 
-    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
-        """A whole answer. Adds content-length, date, server and connection as needed. For HEAD, pass content-length yourself and
-        no body."""
+    async def respond(self, status: int, headers: Headers, body: Buffer = b"") -> None:
+        """A whole answer; `body` must not change any more. Adds content-length, date, server and connection as needed. For HEAD, pass
+        content-length yourself and no body."""
         ...
 
     def start(self, status: int, headers: Headers, length: int | None) -> None:

@@ -135,6 +135,10 @@ class RemoteDrive:
                         raise error_of(answer.failure, self.label)
         return filled
 
+    def at_hand(self, blob_id: BlobId, index: int) -> memoryview | None:
+        """See the port: nothing of another node's is."""
+        return None
+
     async def read_into(self, place: ShardPlace, offset: int, sink: Sink) -> None:
         """See the port: a frame at a time."""
         geometry = place.header.blob.geometry

@@ -356,6 +356,11 @@ class LocalDrive:
             raise await self._read_failed(error) from error
         return place
 
+    def at_hand(self, blob_id: BlobId, index: int) -> memoryview | None:
+        """See the port."""
+        store = self._store
+        return reader.at_hand(store, blob_id, index) if store is not None and self.readable else None
+
     async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
         """Payload bytes from `offset` into `view`; returns how many (short = truncated, or gone). Raises DriveFailed."""
         store = self._reading()

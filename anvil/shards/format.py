@@ -31,6 +31,7 @@ BLOCK_BYTES = 4096
 
 CHECK_BYTES = 8
 _HEAD = struct.Struct("<8sHHI16sHHiIIQQQ16s16sQQQBBH4x")
+_NAMED = struct.Struct("<8sHHI16sH70xQQ")  # of those: which shard it is, and where
 _FOOT = struct.Struct("<4sI")
 _SEGMENT = struct.Struct("<8sHH4x16s16sQQQ")
 FOOTER_FRAME_BYTES = _FOOT.size + CHECK_BYTES
@@ -174,6 +175,18 @@ def decode_header(data: Buffer) -> Record:
     if not _sane(record):
         raise BadRecord("record header contradicts itself")
     return record
+
+
+def names_shard(view: memoryview, header_bytes: int, blob_id: BlobId, index: int, segment: int, offset: int) -> bool:
+    """Whether `view` begins with a sound header of that length, which says that it is this shard at this place. What `decode_header`
+    and `check_identity` (files.py) look at as well, without making anything of the rest: for the reader of a small object."""
+    if not _NAMED.size + CHECK_BYTES <= header_bytes <= len(view):
+        return False
+    named = _NAMED.unpack_from(view)
+    body = header_bytes - CHECK_BYTES
+    return named == (RECORD_MAGIC, FORMAT_VERSION, named[2], header_bytes, blob_id, index, segment, offset) and (
+        view[body:header_bytes] == checksum(view[:body])
+    )
 
 
 def _sane(record: Record) -> bool:

@@ -94,7 +94,8 @@ def paths() -> Sequence[Path]:
         Path("aws-chunked, a signed chunk of 64 KiB", 10, chunked, 64 << 10),
         Path("S3 GET 4 KiB, from socket to socket", 50, lambda: requests("GET")),
         Path("S3 PUT 4 KiB, from socket to socket", 50, lambda: requests("PUT")),
-        Path("engine GET 4 KiB, from a drive", 50, engine),
+        Path("engine GET 4 KiB, at hand", 50, lambda: engine(at_hand=True)),
+        Path("engine GET 4 KiB, to be waited for", 50, lambda: engine(at_hand=False)),
         Path("64 calls through a coalescer", 20, coalescer),
         Path("count a request", 200, metrics),
         Path("seal and code a stripe, 4+2", 3, encoding, STRIPE),
@@ -171,7 +172,7 @@ def requests(method: str) -> Iterator[Call]:
     """A whole request on a kept connection: the port, authentication, the API, an engine and a catalog in memory, and the answer. The
     client's `send` and `recv` are in it."""
     engine, catalog = FakeEngine(), FakeCatalog()
-    engine.piece = SMALL
+    engine.at_hand_bytes = SMALL
     catalog.add("bucket", APP.tenant)
     services = Services(engine=engine, catalog=catalog, authorizer=Authorizer(), rights=None, region="us-east-1")  # type: ignore[arg-type]
     api = S3Api(services, open_body, Authenticator(Apps(), "us-east-1", (), lambda: NOW))
@@ -285,7 +286,7 @@ def varint(number: int) -> bytes:
 
 
 @contextmanager
-def engine() -> Iterator[Call]:
+def engine(*, at_hand: bool) -> Iterator[Call]:
     """An object of a real drive: found in its index, read from its segment, verified, opened. Metadata is in memory."""
     loop = asyncio.new_event_loop()
     ShardIndex.__init__.__kwdefaults__["map_bytes"] = 64 << 20  # valgrind has no room for the real map
@@ -331,15 +332,19 @@ def engine() -> Iterator[Call]:
 
         return made, bucket, end
 
-    async def get(made: Engine, bucket: Bucket) -> None:
+    async def get(made: Engine, bucket: Bucket, *, at_hand: bool) -> None:
         info = await made.open(bucket, "key")
-        pieces = [view async for view in made.read(bucket, info, 0, SMALL)]
-        assert sum(map(len, pieces)) == SMALL
+        if at_hand:
+            body = made.at_hand(bucket, info, 0, SMALL)
+            assert body is not None and len(body) == SMALL
+        else:
+            assert sum([len(view) async for view in made.read(bucket, info, 0, SMALL)]) == SMALL
 
     with tempfile.TemporaryDirectory() as folder:
         made, bucket, end = loop.run_until_complete(begin(folder))
         try:
-            yield lambda: loop.run_until_complete(get(made, bucket))
+            loop.run_until_complete(get(made, bucket, at_hand=False))  # opens the segment
+            yield lambda: loop.run_until_complete(get(made, bucket, at_hand=at_hand))
         finally:
             loop.run_until_complete(end())
             loop.close()

@@ -35,6 +35,11 @@ class DriveFaults:
     delay: Callable[[str], Awaitable[None]] | None = None
     calls: list[str] = field(default_factory=list)
 
+    @property
+    def hinder_reads(self) -> bool:
+        """Whether a read has to wait, or to fail."""
+        return self.delay is not None or self.open is not None or self.read is not None
+
     async def meet(self, operation: str) -> None:
         self.calls.append(operation)
         if self.delay is not None:
@@ -106,6 +111,12 @@ class MemoryDrive:
         if shard.header_damaged:
             raise BadRecord("record header fails its checksum")
         return ShardPlace(shard.header, shard)
+
+    def at_hand(self, blob_id: BlobId, index: int) -> memoryview | None:
+        shard = self.shards.get((blob_id, index))
+        if shard is None or self.away or shard.header_damaged or self.faults.hinder_reads:
+            return None
+        return memoryview(bytes(shard.payload))
 
     async def read(self, place: ShardPlace, offset: int, view: memoryview) -> int:
         await self._meet("read")

@@ -101,6 +101,25 @@ def test_what_was_stored_is_read(on_drive: Any, size: int) -> None:
     on_drive(check)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_small_payload_is_at_hand_where_it_has_been_read(on_drive: Any, size: int) -> None:
+    async def check(drive: Drive) -> None:
+        header = make_header(size)
+        frames, blob_id = make_frames(header), header.blob.blob_id
+        assert drive.at_hand(blob_id, header.index) is None
+        await store(drive, header, frames)
+        assert await payload(drive, header) == frames
+        found = drive.at_hand(blob_id, header.index)
+        assert found in (None, frames)
+        if drive.local and size <= 65_535:
+            assert found == frames
+        assert drive.at_hand(blob_id, header.index + 1) is None
+        await drive.remove(blob_id, header.index)
+        assert drive.at_hand(blob_id, header.index) is None
+
+    on_drive(check)
+
+
 @pytest.mark.parametrize("size", [4096, 200_000, 3 * MIB])
 def test_ranges_of_the_payload(on_drive: Any, size: int) -> None:
     async def check(drive: Drive) -> None:

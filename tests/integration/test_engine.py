@@ -34,6 +34,7 @@ from anvil.meta.migrate import Database
 from anvil.model.layout import partition
 from anvil.model.records import NO_CONDITION, Algorithm, Attributes, ChecksumType
 from anvil.model.scheme import Scheme
+from anvil.shards.drive import LocalDrive
 from anvil.tasks.repair import Result
 from tests.postgres_fixture import Postgres
 from tests.support.engine import Bench, Bytes, engine_bench, plain_spec
@@ -158,6 +159,36 @@ def spoil(path: Path, rng: random.Random) -> None:
     for at in range(1500, len(data), 700):
         data[at] ^= 1 + rng.randrange(255)
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("drives", [1, 3])
+@pytest.mark.parametrize("at", [40, 2000])
+def test_a_damaged_small_object_is_never_at_hand(postgres: Postgres, tmp_path: Path, drives: int, at: int) -> None:
+    """`at`: a byte of the record, in its header or its payload."""
+
+    async def scenario(bench: Bench) -> None:
+        data = data_of(4096)
+        await bench.put("k", data)
+        await bench.get("k")
+        info = await bench.engine.open(bench.bucket, "k")
+        assert bench.engine.at_hand(bench.bucket, info, 100, 50) == data[100:150]
+        content = info.extents[0].content
+        assert content is not None
+        first = bench.context.placement().order(content.blob.blob_id)[0]
+        assert isinstance(first, LocalDrive)
+        [path] = (first.path / "segments").glob("*.seg")
+        damaged = bytearray(path.read_bytes())
+        damaged[4096 + at] ^= 1  # behind the header of the segment
+        path.write_bytes(damaged)
+        assert bench.engine.at_hand(bench.bucket, info, 0, len(data)) is None
+        if drives == 1:
+            with pytest.raises(DataLost):
+                await bench.get("k")
+        else:
+            assert await bench.get("k") == data, "of the other copy"
+        assert [(kind, index) for kind, _, index in bench.events.damages] == [("corrupt", 0)]
+
+    on_bench(postgres, tmp_path, scenario, drives=drives)
 
 
 def test_a_blob_with_too_many_bad_shards_is_an_honest_loss(postgres: Postgres, tmp_path: Path) -> None:

@@ -108,7 +108,10 @@ class Bench:
     async def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         info = await self.engine.open(self.bucket, key)
         length = info.size - start if length is None else length
-        return b"".join([bytes(view) async for view in self.engine.read(self.bucket, info, start, length)])
+        at_hand = self.engine.at_hand(self.bucket, info, start, length)
+        data = b"".join([bytes(view) async for view in self.engine.read(self.bucket, info, start, length)])
+        assert at_hand is None or at_hand == data, "both ways give the same"
+        return data
 
 
 def new_bucket(bucket_id: int = 7) -> Bucket:

@@ -44,6 +44,11 @@ async def put(
     return await caller.services.engine.put_object(bucket, key, body, stated.spec(attributes, condition))
 
 
+def at_hand(caller: Caller, bucket: Bucket, info: ObjectInfo, chosen: Selection) -> memoryview | None:
+    """As `read`, all at once, for what is small and in memory. None: `read` it."""
+    return caller.services.engine.at_hand(bucket, info, chosen.start, chosen.length)
+
+
 async def read(caller: Caller, bucket: Bucket, info: ObjectInfo, chosen: Selection) -> AsyncGenerator[memoryview, None]:
     """The bytes of an object that `access.find` gave with its content; `bucket`: readable. To be closed by who stops early.
 

@@ -15,6 +15,7 @@ from anvil.api.s3.ports import OpenBody
 from anvil.api.s3.request import S3Request
 from anvil.api.s3.xml import CONTENT_TYPE
 from anvil.auth.types import Authenticated
+from anvil.base.types import Buffer
 from anvil.base.underway import begin
 from anvil.model.identity import ANONYMOUS, Principal
 from anvil.net.stream import Headers, Stream
@@ -66,8 +67,8 @@ class Call:
     def peer(self) -> str:
         return self.stream.head.peer
 
-    async def respond(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
-        """A whole answer."""
+    async def respond(self, status: int, headers: Headers = (), body: Buffer = b"") -> None:
+        """A whole answer; `body` must not change any more."""
         self._begin(status)
         await self.stream.respond(status, [*self._base, *headers], body)
 

@@ -69,6 +69,7 @@ class FakeEngine:
         self.error: Exception | None = None
         self.closed_readers = 0
         self.piece = 5
+        self.at_hand_bytes = 0  # what is no longer than this need not be waited for
         self.copies: list[str] = []
         self.gate: asyncio.Event | None = None
         self.at_the_gate = False
@@ -121,6 +122,11 @@ class FakeEngine:
         )
         self.objects[bucket.bucket_id, key] = Stored(info, data)
         return PutResult(etag, version, NOW_US, len(data), checksum)
+
+    def at_hand(self, bucket: Bucket, info: ObjectInfo, start: int, length: int) -> memoryview | None:
+        if info.size > self.at_hand_bytes:
+            return None
+        return memoryview(self.objects[bucket.bucket_id, info.key].data)[start : start + length]
 
     async def put_object(self, bucket: Bucket, key: str, body: Body, spec: PutSpec) -> PutResult:
         if self.error is not None:

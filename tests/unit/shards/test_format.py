@@ -96,6 +96,22 @@ def test_every_cut_of_a_header_is_noticed() -> None:
             fmt.decode_header(coded[:length])
 
 
+def test_a_header_names_its_shard_and_place_and_no_other() -> None:
+    header = make_header(index=1)
+    coded = fmt.encode_header(header, footer_bytes=99, segment=7, offset=4096, written_us=1)
+    blob_id, length = header.blob.blob_id, len(coded)
+    assert fmt.names_shard(memoryview(coded + b"payload"), length, blob_id, 1, 7, 4096)
+    for other in [(bytes(16), 1, 7, 4096), (blob_id, 0, 7, 4096), (blob_id, 1, 8, 4096), (blob_id, 1, 7, 4160)]:
+        assert not fmt.names_shard(memoryview(coded), length, *other)
+    for wrong in (0, length - 64, length - 1, length + 64):
+        assert not fmt.names_shard(memoryview(coded + bytes(64)), wrong, blob_id, 1, 7, 4096)
+    for i in range(length):
+        damaged = bytearray(coded)
+        damaged[i] ^= 0x10
+        assert not fmt.names_shard(memoryview(damaged), length, blob_id, 1, 7, 4096)
+        assert not fmt.names_shard(memoryview(coded[:i]), length, blob_id, 1, 7, 4096)
+
+
 def test_every_flipped_bit_and_cut_of_a_footer_is_noticed() -> None:
     coded = fmt.encode_footer(b"b" * 16, 1, make_footer())
     for i in range(len(coded)):

@@ -89,6 +89,8 @@ async def _read(call: Call, *, head: bool) -> None:
         await call.respond(status, answer)
     elif chosen.length == 0:
         await call.respond(status, answer)
+    elif (body := objects.at_hand(call, bucket, info, chosen)) is not None:
+        await call.respond(status, answer, body)
     else:
         await _send(call, bucket, info, chosen, answer)
 
