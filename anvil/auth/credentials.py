@@ -11,6 +11,8 @@ from __future__ import annotations
 import binascii
 import re
 from datetime import UTC, date, datetime
+from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -25,7 +27,7 @@ from anvil.base.errors import (
     InvalidRequest,
     NotSupported,
 )
-from anvil.base.limits import PRESIGNED_S_MAX
+from anvil.base.limits import AMZ_TIMES_REMEMBERED, PRESIGNED_S_MAX, SIGNER_BYTES_REMEMBERED, SIGNERS_REMEMBERED
 from anvil.net.stream import RequestHead
 
 ALGORITHM = b"AWS4-HMAC-SHA256"
@@ -55,6 +57,8 @@ _MONTHS = {month: at for at, month in enumerate(b"Jan Feb Mar Apr May Jun Jul Au
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in range(32) if code != 10}
 
 _V2 = "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+_FIELDS = "The authorization header is malformed; it must name Credential, SignedHeaders and Signature, each once."
+_SIGNATURE_LAST = b", Signature="  # as nearly everybody writes it
 _NO_DATE = "AWS authentication requires a valid Date or x-amz-date header"
 _MISSING_QUERY = (
     "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, "
@@ -120,7 +124,12 @@ def is_v2(params: dict[str, list[bytes]]) -> bool:
 
 def amz_seconds(text: bytes) -> int | None:
     """Unix seconds of an ISO 8601 basic time (20130524T000000Z), None if it is none."""
-    if len(text) != 16 or text[8:9] != b"T" or text[15:] != b"Z" or not (text[:8] + text[9:15]).isdigit():
+    return _amz_seconds(text) if len(text) == 16 else None
+
+
+@lru_cache(maxsize=AMZ_TIMES_REMEMBERED)
+def _amz_seconds(text: bytes) -> int | None:
+    if text[8:9] != b"T" or text[15:] != b"Z" or not (text[:8] + text[9:15]).isdigit():
         return None
     return _seconds(int(text[:4]), int(text[4:6]), int(text[6:8]), int(text[9:11]), int(text[11:13]), int(text[13:15]))
 
@@ -186,25 +195,67 @@ def header_claim(headers: dict[bytes, bytes]) -> Claim:
         if scheme == _ECDSA:
             raise NotSupported("Signature Version 4A (ECDSA) is not supported. Please use AWS4-HMAC-SHA256.")
         raise InvalidArgument("Unsupported Authorization Type", ArgumentName="Authorization")
-    fields: dict[bytes, bytes] = {}
+    stated, _, signature = rest.rpartition(_SIGNATURE_LAST)
+    if not stated or b"," in signature:
+        stated, signature = _signature_apart(rest)
+    signer = _signer(stated) if len(stated) <= SIGNER_BYTES_REMEMBERED else _parse_signer(stated)
+    when, time_s = _header_time(headers)
+    return Claim(
+        signer.access_key,
+        signer.date,
+        signer.region,
+        signer.service,
+        signer.scope,
+        signer.signed_headers,
+        signature,
+        when,
+        time_s,
+    )
+
+
+def _signature_apart(rest: bytes) -> tuple[bytes, bytes]:
+    """The fields of an Authorization header without `Signature`, and that, wherever it stands."""
+    stated, signatures = [], []
     for part in rest.split(b","):
         name, _, value = part.strip().partition(b"=")
-        if name in fields or name not in (b"Credential", b"SignedHeaders", b"Signature"):
-            raise AuthorizationHeaderMalformed(
-                "The authorization header is malformed; it must name Credential, SignedHeaders and Signature, each once."
-            )
+        if name == b"Signature":
+            signatures.append(value)
+        else:
+            stated.append(part)
+    if len(signatures) != 1:
+        raise AuthorizationHeaderMalformed(_FIELDS)
+    return b",".join(stated), signatures[0]
+
+
+class _Signer(NamedTuple):
+    """What an Authorization header says beside the signature: the same in all requests of a client on a day."""
+
+    access_key: str
+    date: bytes
+    region: str
+    service: bytes
+    scope: bytes
+    signed_headers: bytes
+
+
+def _parse_signer(stated: bytes) -> _Signer:
+    """Raises AuthorizationHeaderMalformed."""
+    fields: dict[bytes, bytes] = {}
+    for part in stated.split(b","):
+        name, _, value = part.strip().partition(b"=")
+        if name in fields or name not in (b"Credential", b"SignedHeaders"):
+            raise AuthorizationHeaderMalformed(_FIELDS)
         fields[name] = value
-    if len(fields) != 3:
-        raise AuthorizationHeaderMalformed(
-            "The authorization header is malformed; it must name Credential, SignedHeaders and Signature, each once."
-        )
-    access_key, date, region, service = _scope(fields[b"Credential"], AuthorizationHeaderMalformed)
-    signed = fields[b"SignedHeaders"]
+    if len(fields) != 2:
+        raise AuthorizationHeaderMalformed(_FIELDS)
+    credential, signed = fields[b"Credential"], fields[b"SignedHeaders"]
+    access_key, date, region, service = _scope(credential, AuthorizationHeaderMalformed)
     if not signed_headers_valid(signed):
         raise AuthorizationHeaderMalformed("The authorization header is malformed; SignedHeaders must be lower case and sorted.")
-    when, time_s = _header_time(headers)
-    scope = fields[b"Credential"][len(access_key) + 1 :]
-    return Claim(access_key, date, region, service, scope, signed, fields[b"Signature"], when, time_s)
+    return _Signer(access_key, date, region, service, credential[len(access_key) + 1 :], signed)
+
+
+_signer = lru_cache(maxsize=SIGNERS_REMEMBERED)(_parse_signer)
 
 
 def _header_time(headers: dict[bytes, bytes]) -> tuple[bytes, int]:

@@ -24,7 +24,7 @@ from anvil.base import instruments
 from anvil.base import log as logs
 from anvil.base.config import Config
 from anvil.base.errors import AnvilError, Unavailable
-from anvil.base.limits import HEARTBEAT_S
+from anvil.base.limits import GC_GENERATION_RUNS, GC_YOUNG_OBJECTS, HEARTBEAT_S
 from anvil.base.metrics import REGISTRY
 from anvil.node.channel import Channel
 
@@ -182,6 +182,7 @@ async def _run(plan: Plan, control: socket.socket, target: Target) -> int:
     child.attach(channel)
     loop.add_signal_handler(signal.SIGTERM, child.ordered, Drain(0.0, plan.config.node.drain_s))
     gc.collect()
+    gc.set_threshold(GC_YOUNG_OBJECTS, GC_GENERATION_RUNS, GC_GENERATION_RUNS)
     gc.freeze()  # what was imported lives as long as the process: the collector need not look at it again
     REGISTRY.before_snapshot.append(lambda: instruments.METRICS_DROPPED_SERIES.set(REGISTRY.dropped_series))
     watch = loop.create_task(child.watch_loop())
