@@ -1,0 +1,159 @@
+"""Processor time per GiB of a large upload: what a node's workers take, beside what its parts take that nobody could leave out.
+
+The parts, each alone in this process, on 16 stripes of 1 MiB in turn, as 16 uploads at a time fill them: receiving (a blocking socket),
+MD5 of 16 streams in lanes, sealing with coding and checksums in one pass, and writing the frames to the drives' tmpfs. Processor time is
+user's and system's together; what the kernel does for the sender is the client's on either side.
+
+Each figure is printed as one JSON line. Run: python -m bench.macro.processor.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from anvil._ec import digest
+from anvil._ec.codec import Codec
+from anvil._ec.stripe import BlobKey, EncodeJob
+from anvil.base.limits import DRIVE_FLUSH_BYTES
+from anvil.model.scheme import CHECKSUM_BYTES, Scheme, unit_len
+from bench.figures import figure
+from bench.macro import load
+from bench.macro.s3 import MIB, ROUNDS, Signer, address, node, require
+from bench.profile import seconds
+
+STRIPE = MIB
+STREAMS = 16
+TURNS = 64  # times over the stripes of all streams
+OBJECT = 64 * MIB
+OBJECTS = 16
+MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
+GIB = 1 << 30
+
+
+def per_gib(work: Callable[[], None], nbytes: int) -> float:
+    """Seconds of this thread's processor time per GiB."""
+    work()  # touches what has to be touched
+    found = []
+    for _ in range(ROUNDS):
+        began = time.thread_time()
+        work()
+        found.append((time.thread_time() - began) / nbytes * GIB)
+    return statistics.median(found)
+
+
+def stripes() -> list[memoryview]:
+    return [memoryview(bytearray(os.urandom(STRIPE))) for _ in range(STREAMS)]
+
+
+def receiving() -> float:
+    """Over a connection for each stream; threads send, this one receives."""
+    targets, data = stripes(), os.urandom(8 * STRIPE)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(STREAMS) as senders:
+        clients = [socket.create_connection(server.getsockname()) for _ in targets]
+        takers = [server.accept()[0] for _ in targets]
+
+        def send(client: socket.socket) -> None:
+            with client:
+                for _ in range((ROUNDS + 1) * TURNS * STRIPE // len(data)):
+                    client.sendall(data)
+
+        def receive() -> None:
+            for _ in range(TURNS):
+                for taker, view in zip(takers, targets, strict=True):
+                    taker.recv_into(view, STRIPE, socket.MSG_WAITALL)
+
+        sending = [senders.submit(send, client) for client in clients]
+        found = per_gib(receive, TURNS * STREAMS * STRIPE)
+        for taker, sent in zip(takers, sending, strict=True):
+            sent.result()
+            taker.close()
+    return found
+
+
+def digesting() -> float:
+    kernel, data = digest.md5_kernels()[0], stripes()
+
+    def work() -> None:
+        digest.md5_advance(kernel, [MD5_START] * STREAMS, data)
+
+    return per_gib(work, STREAMS * STRIPE)
+
+
+def coding(scheme: Scheme) -> float:
+    codec, key, plain = Codec(scheme.k, scheme.m), BlobKey(bytes(32), bytes(16)), stripes()
+    frames = [bytearray(scheme.width * (CHECKSUM_BYTES + unit_len(scheme.k, STRIPE))) for _ in plain]
+
+    def work() -> None:
+        for number in range(STREAMS):
+            EncodeJob(codec, key, number, False, plain[number], STRIPE, frames[number]).run()
+
+    return per_gib(work, STREAMS * STRIPE)
+
+
+def writing(scheme: Scheme, folder: Path) -> float:
+    """To new files, one for each shard of each object, flushed as a drive flushes them."""
+    frames = [memoryview(bytearray(os.urandom(CHECKSUM_BYTES + unit_len(scheme.k, STRIPE)))) for _ in range(STREAMS)]
+    paths = [folder / f"shard{number}" for number in range(STREAMS * scheme.width)]
+
+    def work() -> None:
+        for number, path in enumerate(paths):
+            with path.open("wb", buffering=0) as file:
+                unflushed = 0
+                for _ in range(OBJECT // STRIPE):
+                    file.write(frames[number % STREAMS])
+                    unflushed += len(frames[0])
+                    if unflushed >= DRIVE_FLUSH_BYTES:
+                        os.fdatasync(file.fileno())
+                        unflushed = 0
+                os.fdatasync(file.fileno())
+        for path in paths:
+            path.unlink()
+
+    return per_gib(work, STREAMS * OBJECT)
+
+
+def uploading(scheme: Scheme) -> float:
+    """Seconds of the worker's processor time per GiB, with as many drives as the scheme has shards."""
+    body, found = os.urandom(OBJECT), []
+    folder = Path(tempfile.mkdtemp(prefix="anvil-bench-"))
+    names = ",".join(str(folder / f"drive{number}") for number in range(scheme.width))
+    try:
+        with node(workers=1, drives=names) as running:
+            host, port = address(running)
+            request = Signer(running)
+            for turn in range(ROUNDS + 1):
+                heads = [request("PUT", f"/bench/{turn}/{number}", length=OBJECT) for number in range(OBJECTS)]
+                began = seconds(running.worker_pids)
+                outcome = require(load.upload(host, port, heads, memoryview(body), STREAMS))
+                found.append((seconds(running.worker_pids) - began) / (outcome.count * OBJECT) * GIB)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return statistics.median(found[1:])
+
+
+def main() -> None:
+    for name, scheme in (("one drive", Scheme(1, 0)), ("six drives", Scheme(4, 2))):
+        node_s = uploading(scheme)
+        with tempfile.TemporaryDirectory(prefix="anvil-bench-") as folder:
+            parts = {
+                "receiving": receiving(),
+                "MD5": digesting(),
+                "sealing and coding": coding(scheme),
+                "writing": writing(scheme, Path(folder)),
+            }
+        note = ", ".join(f"{part} {cost:.3f}" for part, cost in parts.items())
+        figure(f"PUT 64 MiB x 16, {name}, processor", node_s, "s/GiB")
+        figure(f"PUT 64 MiB x 16, {name}, its parts alone", sum(parts.values()), "s/GiB", note=note)
+        figure(f"PUT 64 MiB x 16, {name}, processor beside its parts", node_s / sum(parts.values()), "ratio")
+
+
+if __name__ == "__main__":
+    main()
