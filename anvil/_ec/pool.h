@@ -103,8 +103,8 @@ static void anvil_pool_submit(anvil_pool *p, anvil_job *job) {
     else
         p->head = job;
     p->tail = job;
-    pthread_cond_signal(&p->wake);
     pthread_mutex_unlock(&p->lock);
+    pthread_cond_signal(&p->wake); /* not before: who wakes up would find the lock held, and sleep again */
 }
 
 /* Takes the whole list of completed jobs, oldest first, and clears the event. */

@@ -103,7 +103,7 @@ class _OneBlob:
         self._errors: list[AnvilError] = []
         self._flying: deque[asyncio.Task[None]] = deque()
         self._given_up: set[int] = set()  # indexes whose drive was too slow with a large shard
-        self._late: dict[int, asyncio.Task[bool]] = {}  # stragglers of the last step
+        self._late: dict[int, asyncio.Future[bool]] = {}  # stragglers of the last step
 
     def _header(self, index: int) -> ShardHeader:
         return ShardHeader(
@@ -163,7 +163,7 @@ class _OneBlob:
         if removing:
             await asyncio.wait(removing, timeout=STRAGGLER_S)
 
-    def _landed_late(self, index: int, task: asyncio.Task[bool]) -> None:
+    def _landed_late(self, index: int, task: asyncio.Future[bool]) -> None:
         if _succeeded(task):
             self._context.owned.start(self._remove(index))
 
@@ -178,11 +178,13 @@ class _OneBlob:
     async def _settle(self, works: Mapping[int, Coroutine[Any, Any, bool]]) -> list[bool]:
         """Do the work of each index, all at once, and wait for all; but once the quorum has done it, at most STRAGGLER_S longer. A
         straggler counts as failed; it goes on by itself, and is kept in `_late`."""
+        return await self._settle_begun({index: self._context.owned.start(work) for index, work in works.items()})
+
+    async def _settle_begun(self, tasks: Mapping[int, asyncio.Future[bool]]) -> list[bool]:
         since = perf_counter()
-        tasks = {index: self._context.owned.start(work) for index, work in works.items()}
         loop = asyncio.get_running_loop()
         deadline: float | None = None
-        pending: set[asyncio.Task[bool]] = set(tasks.values())
+        pending: set[asyncio.Future[bool]] = set(tasks.values())
         while pending:
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
@@ -194,7 +196,7 @@ class _OneBlob:
         waited("drives", since)
         self._late = {index: task for index, task in tasks.items() if not task.done()}
         for task in tasks.values():
-            if task.done():
+            if task.done() and not isinstance(task.exception(), Unavailable):
                 task.result()  # what is no failure of a drive is raised, once nobody writes behind its back
         return [index in tasks and _succeeded(tasks[index]) for index in range(self._blob.scheme.width)]
 
@@ -343,10 +345,7 @@ class _OneBlob:
             if not before.done():
                 await asyncio.wait([before])
             before.result()
-            here = {index: shard for index, shard in enumerate(shards) if shard is not None}
-            await self._settle(
-                {index: self._append(index, shard, shards, shard.write(encode.frame(index))) for index, shard in here.items()}
-            )
+            await self._append_all(encode, shards)
             self._give_up(shards)
             if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
                 self._require_quorum([shard is not None for shard in shards])
@@ -365,24 +364,41 @@ class _OneBlob:
             shard = shards[0]
             assert shard is not None  # else the quorum is lost, which `before` has raised
             since = perf_counter()
-            await self._append(0, shard, shards, shard.write_from(frame))
+            begun = shard.begin(frame)
+            await self._append(0, shard, shards, shard.write_from(frame) if begun is None else begun)
             waited("drives", since)
             self._require_quorum([shards[0] is not None])
         finally:
             await digesting
 
-    async def _append(
-        self, index: int, shard: LargeShard, shards: list[LargeShard | None], append: Coroutine[Any, Any, None]
-    ) -> bool:
+    async def _append_all(self, encode: EncodeJob, shards: list[LargeShard | None]) -> None:
+        """Each shard's frame, on all drives at once."""
+        here = {index: shard for index, shard in enumerate(shards) if shard is not None}
+        writes: dict[int, asyncio.Future[bool]] = {}
+        for index, shard in here.items():
+            frame = encode.frame(index)
+            begun = shard.begin(frame)
+            writes[index] = (
+                self._context.owned.start(self._append(index, shard, shards, shard.write(frame))) if begun is None else begun
+            )
+        await self._settle_begun(writes)
+        for index, write in writes.items():
+            if write.done() and isinstance(error := write.exception(), Unavailable):
+                await self._lost(index, here[index], shards, error)
+
+    async def _append(self, index: int, shard: LargeShard, shards: list[LargeShard | None], append: Awaitable[object]) -> bool:
         try:
             await append
             return True
         except Unavailable as error:
             if index not in self._given_up:
-                self._failed(index, error)
-                shards[index] = None
-                await shard.abort()
+                await self._lost(index, shard, shards, error)
             return False
+
+    async def _lost(self, index: int, shard: LargeShard, shards: list[LargeShard | None], error: Unavailable) -> None:
+        self._failed(index, error)
+        shards[index] = None
+        await shard.abort()
 
     def _give_up(self, shards: list[LargeShard | None]) -> None:
         """Do without the stragglers of this step from now on, as if their drives had failed. A frame that a native job still writes
@@ -420,7 +436,7 @@ class _OneBlob:
             return False
 
 
-def _succeeded(task: asyncio.Task[bool]) -> bool:
+def _succeeded(task: asyncio.Future[bool]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None and task.result()
 
 

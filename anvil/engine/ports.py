@@ -247,6 +247,11 @@ class LargeShard(Protocol):
         """Append frames (checksum + unit). The buffer must not change until this returns. Raises StorageFull, DriveFailed."""
         ...
 
+    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool] | None:
+        """`write` or `write_from`, begun on return, without a task: the result is True, or raises what they raise. Cancelling it changes
+        nothing: the frames stay in use until they are written. None where it takes a task: use those."""
+        ...
+
     async def write_from(self, source: Source) -> None:
         """Append the frames that `source` gives, as `write` does. On return, and when it raises, nothing is drawn from it any more."""
         ...

@@ -153,6 +153,10 @@ class RemoteShard(_Stream):
         finally:
             self._busy = False
 
+    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool] | None:
+        """See the port: never here."""
+        return None
+
     async def write_from(self, source: Source) -> None:
         """See the port."""
         self._alone(source.length)

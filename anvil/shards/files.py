@@ -13,12 +13,13 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Source
-from anvil.base.errors import BadRecord, DriveStalled
+from anvil.base.errors import AnvilError, BadRecord, DriveStalled
 from anvil.base.limits import DRIVE_FLUSH_BYTES, FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
 from anvil.base.types import Buffer
 from anvil.model.records import BlobId, SessionId
@@ -230,6 +231,63 @@ class LargeShardFile:
         """Append frames in order; one call at a time. Raises StorageFull, DriveFailed; after DriveStalled the shard is lost."""
         await self._alone(self._append(frames, memoryview(frames).nbytes))
 
+    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool]:
+        """See the port: what `write` and `write_from` do, but by callbacks, since each task costs as much as the rest of it."""
+        self._check_free()
+        io = self._owner.io
+        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        try:
+            io.waiting.check()
+            if isinstance(frames, Source):
+                offset, head, flush = self._advance(frames.length)
+                written = io.begin_write_from(self, offset, frames, head, sync=flush)
+            else:
+                offset, head, flush = self._advance(memoryview(frames).nbytes)
+                written = io.begin_write(self, offset, [head, frames], sync=flush)
+            written.add_done_callback(partial(self._written, told))
+        except AnvilError as error:  # the drive hangs already, or the executor takes no more jobs
+            io.background(self._refuse(told, error))
+        return told
+
+    def _written(self, told: asyncio.Future[bool], written: asyncio.Future[None]) -> None:
+        error = written.exception()
+        if error is not None:
+            self._owner.io.background(self._refuse(told, error))
+        elif not told.done():
+            told.set_result(True)
+
+    async def _refuse(self, told: asyncio.Future[bool], error: BaseException) -> None:
+        """A write that was begun came to nothing, and the shard with it."""
+        owner = self._owner
+        self._unwanted = True
+        owner.io.waiting.add(told)  # what follows needs the drive as well
+        try:
+            if isinstance(error, OSError):
+                await owner.failed(error)
+                error = storage_error(error, owner.label)
+            if not self._busy:
+                await self._close()
+        finally:
+            owner.io.waiting.discard(told)
+            if not told.done():
+                told.set_exception(error)
+            if not told.cancelled():
+                told.exception()  # perhaps nobody waits any more
+
+    @property
+    def fd(self) -> int:
+        return self._fd
+
+    def hold(self) -> None:
+        """A job writes to the descriptor (`io.Lease`)."""
+        self._busy = True
+
+    def release(self) -> None:
+        """It has ended, also where nobody waited for that."""
+        self._busy = False
+        if self._unwanted:
+            self._owner.io.background(self._close())
+
     async def write_from(self, source: Source) -> None:
         """Append the frames that `source` gives, as `write` does."""
         await self._alone(self._append(source, source.length))
@@ -249,11 +307,17 @@ class LargeShardFile:
             with suppress(DriveStalled):
                 await self._owner.io.detached(_ended(closing))
 
-    async def _alone(self, work: Coroutine[Any, Any, None]) -> None:
+    def _check_free(self) -> None:
         if self._busy or self._unwanted or not self._open:
-            work.close()
             raise RuntimeError("a large shard takes one call at a time, and none after its end")
+
+    async def _alone(self, work: Coroutine[Any, Any, None]) -> None:
         io = self._owner.io
+        try:
+            self._check_free()
+        except RuntimeError:
+            work.close()
+            raise
         if io.waiting.stalled:
             work.close()
             self._unwanted = True
@@ -283,18 +347,25 @@ class LargeShardFile:
             self._busy = False
 
     async def _append(self, frames: Buffer | Source, length: int) -> None:
+        io = self._owner.io
+        offset, head, flush = self._advance(length)
+        if isinstance(frames, Source):
+            await io.write_from(self._fd, offset, frames, head, sync=flush)
+        else:
+            await io.write(self._fd, offset, [head, frames], sync=flush)
+
+    def _advance(self, length: int) -> tuple[int, bytes, bool]:
+        """Where the next frames go, what goes before them, and whether to flush. (If they do not get there, the shard is lost.) Raises
+        ValueError."""
         if max(self._offset, self._start) + length > self._end:
             raise ValueError("more frames than the shard's geometry has")
-        io, head = self._owner.io, self._head if self._offset == 0 else b""
+        offset, head = self._offset, self._head if self._offset == 0 else b""
+        self._offset += len(head) + length
         self._unflushed += length
         flush = self._unflushed >= DRIVE_FLUSH_BYTES
-        if isinstance(frames, Source):
-            await io.write_from(self._fd, self._offset, frames, head, sync=flush)
-        else:
-            await io.write(self._fd, self._offset, [head, frames], sync=flush)
-        self._offset += len(head) + length
         if flush:
             self._unflushed = 0
+        return offset, head, flush
 
     async def _publish(self, footer: ShardFooter) -> None:
         """The one place where a large shard becomes visible. What a crash leaves behind, step by step:

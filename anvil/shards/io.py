@@ -193,6 +193,15 @@ class Io:
     async def write(self, fd: int, offset: int, buffers: Sequence[Buffer], *, sync: bool, guard: Guard | None = None) -> None:
         await self._run(self.jobs.write(fd, offset, buffers, sync, guard))
 
+    def begin_write(self, lease: Lease, offset: int, buffers: Sequence[Buffer], *, sync: bool) -> asyncio.Future[None]:
+        """Begun on return; the job keeps its buffers. The future raises OSError, or DriveStalled: then the job goes on, and `lease` is
+        released when it ends. Raises SlowDown, ShuttingDown."""
+        return self._begin(self.jobs.write(lease.fd, offset, buffers, sync), lease)
+
+    def begin_write_from(self, lease: Lease, offset: int, source: Source, head: Buffer, *, sync: bool) -> asyncio.Future[None]:
+        """As `begin_write`, of what `source` gives behind `head`."""
+        return self._begin(self.jobs.write_from(lease.fd, offset, source, head, sync), lease)
+
     async def reserve(self, fd: int, length: int) -> None:
         """Room for `length` bytes, or OSError (ENOSPC). It can take long: some file systems write zeros."""
         await self._run(self.jobs.reserve(fd, length))

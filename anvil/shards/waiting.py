@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from anvil.base.errors import DriveStalled
 from anvil.base.limits import DRIVE_STALLED_S
@@ -31,7 +32,7 @@ class Waiting:
         self._label = label
         self._stalled_s = stalled_s
         self._under_way: OrderedDict[int, GiveUp | None] = OrderedDict()
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: set[asyncio.Future[Any]] = set()
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._oldest = 0
@@ -69,11 +70,11 @@ class Waiting:
             if self._under_way:
                 self._timer = self._loop.call_later(self._stalled_s, self._look)
 
-    def add(self, waiter: asyncio.Future[None]) -> None:
+    def add(self, waiter: asyncio.Future[Any]) -> None:
         """A future to be failed with DriveStalled if the drive is found stalled before `discard`."""
         self._waiters.add(waiter)
 
-    def discard(self, waiter: asyncio.Future[None]) -> None:
+    def discard(self, waiter: asyncio.Future[Any]) -> None:
         self._waiters.discard(waiter)
 
     def _look(self) -> None:

@@ -31,6 +31,7 @@ from anvil.node.datadir import running_node
 from bench.figures import figure
 from bench.macro import load
 from bench.macro.h2load import h2load, is_there
+from bench.macro.memory import held
 from tests.support.certificates import Pair, make_pair
 from tests.support.node import AnvilNode
 
@@ -101,7 +102,7 @@ def small_objects() -> None:
     rng = random.Random(1)
     puts, gets, bares = [], [], []
     latencies = []
-    with node() as running, bare(SMALL) as bare_at:
+    with held(), node() as running, bare(SMALL) as bare_at:
         host, port = address(running)
         request = Signer(running)
         for turn in range(ROUNDS):

@@ -195,6 +195,14 @@ class MemoryLargeShard:
         await self._meet("write")
         self._payload += frames
 
+    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool]:
+        async def write() -> bool:
+            await (self.write_from(frames) if isinstance(frames, Source) else self.write(frames))
+            return True
+
+        self._still_open()
+        return asyncio.get_running_loop().create_task(write())
+
     async def write_from(self, source: Source) -> None:
         frames = bytearray(source.length)
         for at, piece in source.pieces():

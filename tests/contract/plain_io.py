@@ -53,6 +53,7 @@ class ThreadExecutor:
 
     def __init__(self, threads: int = 2) -> None:
         self._pool = ThreadPoolExecutor(threads)
+        self._waiting: dict[PlainJob, asyncio.Future[None]] = {}
         self.ran = 0
 
     async def run(self, job: PlainJob) -> None:
@@ -78,12 +79,28 @@ class ThreadExecutor:
 
     def begin(self, job: PlainJob, over: Callable[[], None] | None = None) -> asyncio.Future[None]:
         task = asyncio.ensure_future(self.run_to_end(job))
-        if over is not None:
-            task.add_done_callback(lambda _: over())
-        return task
+        future = self._waiting[job] = task.get_loop().create_future()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._waiting[job]
+            if over is not None:
+                over()
+            error = task.exception()
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        task.add_done_callback(ended)
+        return future
 
     def abandon(self, job: PlainJob, error: Exception) -> None:
-        """Nobody is released early here: what hangs is tested on the native executor (tests/support/hung_engine.py)."""
+        future = self._waiting.get(job)
+        if future is not None and not future.done():
+            future.set_exception(error)
+            future.exception()  # perhaps nobody waits
 
     def close(self) -> None:
         self._pool.shutdown(wait=True)

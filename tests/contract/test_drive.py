@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from anvil._ec.stripe import BlobKey, OpenFrame, SealFrame
+from anvil._ec.codec import Codec
+from anvil._ec.stripe import BlobKey, EncodeJob, OpenFrame, SealFrame
 from anvil.base.limits import MIB, SEGMENT_SHARD_BYTES_MAX
 from anvil.engine.ports import Drive, LargeShard
 from anvil.model.scheme import Scheme
@@ -259,6 +260,36 @@ def test_many_at_once(on_drive: Any) -> None:
         await asyncio.gather(*(store(drive, h, c) for h, c in zip(headers, contents, strict=True)))
         for header, frames in zip(headers, contents, strict=True):
             assert await payload(drive, header) == frames
+
+    on_drive(check)
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["frames", "source"])
+def test_frames_written_without_a_task(on_drive: Any, sealed: bool) -> None:
+    """Where a drive can: `begin` does what `write` and `write_from` do, one call at a time."""
+
+    async def check(drive: Drive) -> None:
+        header, plain = make_header(3 * MIB + 17, scheme=Scheme(1, 0)), os.urandom(3 * MIB + 17)
+        blob, key = header.blob, BlobKey(bytes(32), header.blob.blob_id)
+        geometry, codec = blob.geometry, Codec(1, 0)
+        expected = b""
+        shard = await drive.create(header)
+        for stripe, length, last in stripes_of(header):
+            piece = plain[stripe * blob.stripe_bytes :][:length]
+            job = EncodeJob(codec, key, stripe, last, piece, length, bytearray(geometry.frame_len(stripe)))
+            job.run()
+            expected += job.frame(0)
+            source = SealFrame(key, stripe, last, piece, length) if sealed else job.frame(0)
+            begun = shard.begin(source)
+            if begun is None:
+                await (shard.write_from(source) if isinstance(source, SealFrame) else shard.write(source))
+                continue
+            if drive.local and not isinstance(drive, MemoryDrive):
+                with pytest.raises(RuntimeError):
+                    shard.begin(source)
+            assert await begun is True
+        await shard.publish(make_footer())
+        assert await payload(drive, header) == expected
 
     on_drive(check)
 

@@ -414,8 +414,18 @@ def test_a_drive_that_is_busy_counts_like_one_that_failed(postgres: Postgres, tm
     """Its refusal must not leave the shards that other drives took meanwhile behind, nobody's for as long as the session lives."""
 
     class Busy:
-        def __init__(self, shard: Any) -> None:
+        """Even ones refuse a write that is begun, odd ones begin none and refuse the other."""
+
+        def __init__(self, shard: Any, number: int) -> None:
             self.abort = shard.abort
+            self.number = number
+
+        def begin(self, frames: object) -> asyncio.Future[bool] | None:
+            if self.number % 2:
+                return None
+            refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            refused.set_exception(SlowDown())
+            return refused
 
         async def write(self, frames: object) -> None:
             raise SlowDown
@@ -429,7 +439,7 @@ def test_a_drive_that_is_busy_counts_like_one_that_failed(postgres: Postgres, tm
                 raise SlowDown
 
             async def refuse_later(header: Any) -> Any:
-                return Busy(await create(header))
+                return Busy(await create(header), number)
 
             drive.put, drive.create = refuse, refuse_later  # type: ignore[method-assign, assignment]
 

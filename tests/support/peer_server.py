@@ -43,6 +43,9 @@ class DroppedShard:
     async def write(self, frames: Buffer) -> None:
         return
 
+    def begin(self, frames: object) -> None:
+        return None
+
     async def write_from(self, source: object) -> None:
         return
 

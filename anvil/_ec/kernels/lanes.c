@@ -209,7 +209,7 @@ int anvil_lanes_open(anvil_lanes *l, const anvil_md5_kernel *kernel, int threads
 
 int anvil_lanes_submit(anvil_lanes *l, anvil_digest_job *work) {
     anvil_digests *stream = work->stream;
-    int taken = 1;
+    int taken = 1, wake = 0;
     work->next_of_stream = NULL;
     work->done = 0;
     pthread_mutex_lock(&l->lock);
@@ -218,12 +218,13 @@ int anvil_lanes_submit(anvil_lanes *l, anvil_digest_job *work) {
     else if ((taken = anvil_digests_take(stream))) { /* released by the finish of its last job */
         stream->job_head = work;
         make_ready(l, stream);
-        if (l->ready >= l->wanted)
-            pthread_cond_signal(&l->wake);
+        wake = l->ready >= l->wanted;
     }
     if (taken)
         stream->job_tail = work;
     pthread_mutex_unlock(&l->lock);
+    if (wake)
+        pthread_cond_signal(&l->wake); /* see pool.h */
     return taken ? 0 : -1;
 }
 

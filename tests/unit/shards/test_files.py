@@ -11,10 +11,10 @@ from typing import cast
 
 import pytest
 
-from anvil.base.errors import BadRecord, DriveFailed, StorageFull
+from anvil.base.errors import BadRecord, DriveFailed, DriveStalled, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
-from anvil.shards.files import FolderSync, blob_path, blobs_in, parse_blob_name
+from anvil.shards.files import FolderSync, LargeShardFile, blob_path, blobs_in, parse_blob_name
 from anvil.shards.io import Io
 from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import FaultyJobs
@@ -71,16 +71,19 @@ def test_a_crash_at_each_step_of_publishing(tmp_path: Path, monkeypatch: pytest.
         ("sync_errnos", [0, 0, 0, errno.ENOSPC], StorageFull),
     ],
 )
-def test_a_failure_leaves_nothing_visible(tmp_path: Path, where: str, number: list[int], error: type[Exception]) -> None:
+@pytest.mark.parametrize("begun", [False, True], ids=["a task", "begun"])
+def test_a_failure_leaves_nothing_visible(
+    tmp_path: Path, where: str, number: list[int], error: type[Exception], begun: bool
+) -> None:
     async def main() -> None:
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs) as drive:
             header = make_header(SIZE)
             frames = make_frames(header)
             shard = await drive.create(header)
-            setattr(jobs.faults, where, number)
+            setattr(jobs.faults, where, list(number))
             with pytest.raises(error):
-                await shard.write(frames)
+                await (shard.begin(frames) if begun else shard.write(frames))
                 await shard.publish(make_footer())
             await shard.abort()
             assert await drive.open(header.blob.blob_id, 0) is None
@@ -211,6 +214,64 @@ def test_cancelled_in_the_middle_of_a_write(tmp_path: Path) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await shard.abort()
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+            assert drive.writable
+
+    run(main())
+
+
+def test_cancelled_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on, and the descriptor stays open for it."""
+    monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            shard = await drive.create(make_header(SIZE))
+            jobs.faults.gate = threading.Event()
+            begun = shard.begin(make_frames(make_header(SIZE)))
+            await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
+            begun.cancel()
+            await shard.abort()
+            os.fstat(shard.fd)
+            jobs.faults.gate.set()
+            await drive._io.idle()
+            while shard._open:
+                await asyncio.sleep(0.01)
+            await drive._io.idle()
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+            assert drive.writable
+
+    run(main())
+
+
+def test_a_drive_that_hangs_in_a_write_that_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits is told; the file is closed and removed when the disk answers."""
+    monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs, settings=DriveSettings(floor_bytes=MIB, stalled_s=0.2)) as drive:
+            header = make_header(SIZE)
+            shard = await drive.create(header)
+            jobs.faults.gate = threading.Event()
+            with pytest.raises(DriveStalled):
+                await shard.begin(make_frames(header))
+            assert drive.stalled
+            await shard.abort()
+            os.fstat(shard.fd)
+            with pytest.raises(RuntimeError):
+                shard.begin(b"x")
+            other = LargeShardFile(drive._store.large, header, tmp_path / "d/tmp/other", os.dup(shard.fd))
+            with pytest.raises(DriveStalled):
+                await other.begin(make_frames(header))
+            jobs.faults.gate.set()
+            while drive.stalled or shard._open or other._open:
+                await asyncio.sleep(0.01)
+            await drive._io.idle()
+            for closed in (shard, other):
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(closed.fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
             assert drive.writable
 
