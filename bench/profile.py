@@ -105,9 +105,12 @@ def spy(pid: int, form: str, target: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def layer_of(stack: str) -> str:
-    """Of one sample, `outer (file:line);...;inner (file:line)`."""
+def layer_of(stack: str) -> str | None:
+    """Of one sample, `outer (file:line);...;inner (file:line)`. None for a thread of a pool that waits for work: py-spy takes one for running
+    now and then."""
     frames = stack.split(";")
+    if frames[-1].startswith("_worker (concurrent/futures/thread.py"):
+        return None
     for frame in reversed(frames):
         if "(anvil/node/child.py" in frame:
             return "event loop"  # uvloop, and the kernel below it
@@ -123,7 +126,9 @@ def layers(raw: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in raw.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
-        found[layer_of(stack)] += int(count)
+        layer = layer_of(stack)
+        if layer is not None:
+            found[layer] += int(count)
     return found
 
 

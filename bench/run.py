@@ -37,6 +37,7 @@ BENCHES = (
     "bench.macro.client",
     "bench.macro.s3 small",
     "bench.macro.s3 large",
+    "bench.macro.processor",
     "bench.macro.s3 list",
     "bench.macro.s3 memory",
     "bench.macro.s3 http2",

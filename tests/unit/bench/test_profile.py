@@ -27,11 +27,13 @@ def test_the_innermost_frame_of_ours_says_whose_it_is(inner: str, layer: str) ->
     assert layer_of(";".join(filter(None, (CHILD, inner)))) == layer
 
 
-def test_what_no_frame_of_ours_is_below_is_a_thread() -> None:
-    assert layer_of("Thread.run (threading.py:982);_worker (concurrent/futures/thread.py:81)") == "threads"
+def test_a_thread_of_a_pool_counts_while_it_works() -> None:
+    pool = "Thread.run (threading.py:982);_worker (concurrent/futures/thread.py:81)"
+    assert layer_of(f"{pool};run (concurrent/futures/thread.py:58);sha256 (hashlib.py:1)") == "threads"
+    assert layer_of(pool) is None
 
 
 def test_samples_are_summed(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
-    raw.write_text(f"{CHILD} 3\n{CHILD};x (asyncio/y.py:1) 4\na (anvil/meta/link.py:2) 5\n")
+    raw.write_text(f"{CHILD} 3\n{CHILD};x (asyncio/y.py:1) 4\na (anvil/meta/link.py:2) 5\n_worker (concurrent/futures/thread.py:81) 6\n")
     assert layers(raw) == {"event loop": 7, "meta": 5}
