@@ -106,8 +106,8 @@ def spy(pid: int, form: str, target: Path) -> subprocess.Popen[bytes]:
 
 
 def layer_of(stack: str) -> str | None:
-    """Of one sample, `outer (file:line);...;inner (file:line)`. None for a thread of a pool that waits for work: py-spy takes one for running
-    now and then."""
+    """Of one sample, `outer (file:line);...;inner (file:line)`. None for a thread of a pool that waits for work, which py-spy takes for
+    running now and then."""
     frames = stack.split(";")
     if frames[-1].startswith("_worker (concurrent/futures/thread.py"):
         return None

@@ -15,6 +15,8 @@ Remedies:
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class AnvilError(Exception):
     """Base of all domain errors. `message` is safe to show to a client; `fields` are extra facts for the reply."""
@@ -25,6 +27,11 @@ class AnvilError(Exception):
         self.message = message or self.default
         self.fields = fields
         super().__init__(self.message)
+
+    def again(self) -> Self:
+        """The same error, to be raised. An exception that was raised holds the frames it went through, and what these hold: kept by one of
+        them it is a cycle, and stripe buffers in it are gone until the garbage collector happens by."""
+        return type(self)(self.message, **self.fields)
 
 
 class NotFound(AnvilError):

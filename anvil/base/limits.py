@@ -49,6 +49,9 @@ DAMAGE_REMEMBERED: Final = 4096  # damaged shards a worker has reported and will
 MANIFEST_PARTS_CACHED: Final = 40_000  # part rows of completed uploads a worker remembers (they never change)
 MANIFEST_FRESH_S: Final = 600.0  # ... but which blobs they are in: blobs that are exchanged stay as long as garbage does
 BUFFER_WAIT_S: Final = 10.0  # how long a request waits for stripe buffers before it is told to slow down
+BUFFER_COLLECT_S: Final = (
+    5.0  # the garbage collector is asked for buffers once in that time, where there are no others: some 30 ms
+)
 BUFFER_WAITERS_MAX: Final = 2048  # requests waiting for them in one worker; two per request in flight
 NATIVE_JOBS_MAX: Final = 8192  # jobs of one thread pool in flight; their buffers are bounded by the buffer pool
 INLINE_JOB_BYTES_MAX: Final = 64 * KIB  # native jobs up to this size run on the event loop's thread (about 50 us)
@@ -159,7 +162,7 @@ GRPC_RETRY_DELAY_S: Final = 1  # what UNAVAILABLE asks clients to wait
 
 # -- authentication ----------------------------------------------------------------------------------------------------
 SIGNING_KEYS_MAX: Final = 4096  # cached per worker, about 300 bytes each; a missing one costs four HMACs (5 us)
-SIGNERS_REMEMBERED: Final = 4096  # parsed credentials of Authorization headers, of at most SIGNER_BYTES_REMEMBERED: 4 MiB
+SIGNERS_REMEMBERED: Final = 4096  # parsed credentials of Authorization headers, of at most SIGNER_BYTES_REMEMBERED: 7 MiB
 SIGNER_BYTES_REMEMBERED: Final = 512
 AMZ_TIMES_REMEMBERED: Final = 256  # request times as seconds: all of a second are alike
 POLICY_SETS_MAX: Final = 4096  # compiled rights cached per worker, one per app in use

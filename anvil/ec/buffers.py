@@ -11,13 +11,14 @@ can leave everybody holding some and waiting for more, until the limit.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
 
 from anvil._ec.buffers import BufferPool, StripeBuffer
 from anvil.base.errors import SlowDown
-from anvil.base.limits import BUFFER_POOL_BYTES_MAX, BUFFER_WAIT_S, BUFFER_WAITERS_MAX
+from anvil.base.limits import BUFFER_COLLECT_S, BUFFER_POOL_BYTES_MAX, BUFFER_WAIT_S, BUFFER_WAITERS_MAX
 from anvil.base.underway import waited
 
 
@@ -41,6 +42,7 @@ class Buffers:
         self._wait_s = wait_s
         self._waiters: deque[_Waiter] = deque()
         self._wake_due = False
+        self._collect_at = 0.0
 
     @property
     def used(self) -> int:
@@ -75,6 +77,8 @@ class Buffers:
             return buffers
         if len(self._waiters) >= BUFFER_WAITERS_MAX:
             raise SlowDown
+        if self._collect_garbage() and not self._waiters and (buffers := self._try(sizes)) is not None:
+            return buffers
         waiter = _Waiter(sizes, self._loop.create_future())
         since = perf_counter()
         self._waiters.append(waiter)
@@ -100,6 +104,15 @@ class Buffers:
     def trim(self) -> None:
         """Give idle memory back to the system."""
         self._pool.trim()
+
+    def _collect_garbage(self) -> bool:
+        """What an exception kept in a cycle is memory that nobody uses and the collector, which counts objects, is in no hurry to find."""
+        now = self._loop.time()
+        if now < self._collect_at:
+            return False
+        self._collect_at = now + BUFFER_COLLECT_S
+        gc.collect()
+        return True
 
     def _try(self, sizes: Sequence[int]) -> list[StripeBuffer] | None:
         if self._pool.used + sum(map(BufferPool.capacity, sizes)) > self._pool.bytes_max:

@@ -5,7 +5,8 @@ is collected, whatever became of who waited for it; its buffers stay pinned unti
 (`anvil/_ec/pool.pyx`, `anvil/_ec/digest.pyx`), the jobs.
 
 When to use what: a job of up to INLINE_JOB_BYTES_MAX runs inline (`run_small`), since a trip to a thread and back costs more than
-that much work; a longer one goes to a thread (`run`). Jobs on a file descriptor use `run_to_end`.
+that much work; a longer one goes to a thread (`run`). Jobs on a file descriptor use `run_to_end`, or `begin`
+with an `over` that keeps it open.
 """
 
 from __future__ import annotations

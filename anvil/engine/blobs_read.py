@@ -88,12 +88,15 @@ class ObjectReader:
         frames: list[memoryview | None] = [None] * scheme.width
         frame_len, missing = geometry.frame_len(0), scheme.k
         for index, drive in enumerate(self._context.placement().belongs(blob.blob_id, scheme.width)):
-            frame = drive.at_hand(blob.blob_id, index) if drive is not None else None
-            if frame is not None and len(frame) == frame_len:
-                frames[index] = frame
-                missing -= 1
-                if not missing:
-                    break
+            if drive is None or not drive.local or not drive.readable:
+                continue
+            frame = drive.at_hand(blob.blob_id, index)
+            if frame is None or len(frame) != frame_len:
+                return None  # perhaps damaged, or missing: `read` finds out, and says so
+            frames[index] = frame
+            missing -= 1
+            if not missing:
+                break
         else:
             return None
         out = memoryview(bytearray(size))

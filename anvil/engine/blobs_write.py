@@ -126,7 +126,7 @@ class _OneBlob:
         return self._drives[index]
 
     def _failed(self, index: int, error: AnvilError) -> None:
-        self._errors.append(error)
+        self._errors.append(error.again())
         self._drives[index] = None
 
     def _require_quorum(self, durable: Sequence[bool]) -> int:
@@ -134,7 +134,7 @@ class _OneBlob:
         if sum(durable) < self._blob.scheme.quorum:
             # Full, busy, shutting down: where all of them say the same, the client hears it too.
             alike = self._errors and len({type(error) for error in self._errors}) == 1
-            raise self._errors[0] if alike and not isinstance(self._errors[0], DriveFailed) else WriteQuorumLost()
+            raise self._errors[0].again() if alike and not isinstance(self._errors[0], DriveFailed) else WriteQuorumLost()
         return sum(1 << index for index, good in enumerate(durable) if not good)
 
     def _written(self, results: dict[Algorithm, bytes], checksum: Checksum | None, missing: int) -> Written:
@@ -197,7 +197,7 @@ class _OneBlob:
         self._late = {index: task for index, task in tasks.items() if not task.done()}
         for task in tasks.values():
             if task.done() and not isinstance(task.exception(), Unavailable):
-                task.result()  # what is no failure of a drive is raised, once nobody writes behind its back
+                _raise_again(task)  # what is no failure of a drive is raised, once nobody writes behind its back
         return [index in tasks and _succeeded(tasks[index]) for index in range(self._blob.scheme.width)]
 
     # -- one stripe, whole shards into segments ------------------------------------------------------------------------
@@ -326,12 +326,13 @@ class _OneBlob:
     async def _landed(self) -> None:
         """Wait for the oldest stripe in flight. It leaves the queue only when it has ended, so that `_abandon` sees it."""
         await asyncio.wait([self._flying[0]])
-        self._flying.popleft().result()
+        _raise_again(self._flying.popleft())
 
     async def _abandon(self, shards: list[LargeShard | None]) -> None:
         """Remove half-written shards, once no native job touches them any more."""
         if self._flying:
             await asyncio.wait(self._flying)
+        self._flying.clear()  # they hold their exceptions, whose frames hold this object
         await _abort(shards)
 
     async def _flush(
@@ -344,7 +345,7 @@ class _OneBlob:
             waited("code", since)
             if not before.done():
                 await asyncio.wait([before])
-            before.result()
+            _raise_again(before)
             await self._append_all(encode, shards)
             self._give_up(shards)
             if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
@@ -360,7 +361,7 @@ class _OneBlob:
         try:
             if not before.done():
                 await asyncio.wait([before])
-            before.result()
+            _raise_again(before)
             shard = shards[0]
             assert shard is not None  # else the quorum is lost, which `before` has raised
             since = perf_counter()
@@ -394,6 +395,8 @@ class _OneBlob:
             if index not in self._given_up:
                 await self._lost(index, shard, shards, error)
             return False
+        finally:
+            del append  # it holds its exception, which holds this frame
 
     async def _lost(self, index: int, shard: LargeShard, shards: list[LargeShard | None], error: Unavailable) -> None:
         self._failed(index, error)
@@ -438,6 +441,14 @@ class _OneBlob:
 
 def _succeeded(task: asyncio.Future[bool]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None and task.result()
+
+
+def _raise_again(ended: asyncio.Future[Any]) -> None:
+    """What it raised, without the frames that went through: some of those hold it, and the buffers of the upload (`AnvilError.again`)."""
+    error = ended.exception()
+    if isinstance(error, AnvilError):
+        raise error.again()
+    ended.result()
 
 
 async def _fill(body: Body, view: memoryview) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from anvil.base.errors import AnvilError, EntityTooLarge, IncompleteBody
 from anvil.base.types import Buffer
 from anvil.base.underway import waited
-from anvil.net.inbound import again, read_bounded
+from anvil.net.inbound import read_bounded
 from anvil.net.progress import Progress
 from anvil.net.stream import Headers, RequestHead
 from anvil.wire.http1 import BODYLESS, Head
@@ -124,7 +124,7 @@ class Http2Stream:
     def _check(self) -> None:
         """Raises if the body will never be whole. (One of another length than announced ends in a reset by libnghttp2.)"""
         if self.error is not None:
-            raise again(self.error)  # each time another: an exception holds the frames it came through
+            raise self.error.again()  # each time another: an exception holds the frames it came through
         if self._exchange.closed and not self._exchange.ended:
             raise IncompleteBody("The client gave up the request before its body was complete.")
 

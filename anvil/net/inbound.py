@@ -17,12 +17,6 @@ from anvil.base.underway import waited
 from anvil.wire.http1_chunked import TransferDecoder
 
 
-def again(error: AnvilError) -> AnvilError:
-    """The same error, to be raised. An exception that was raised holds the frames it went through, and they hold this body and the
-    stripe buffers of the upload: kept here it would be a cycle, and the buffers gone until the garbage collector happens by."""
-    return type(error)(error.message, **error.fields)
-
-
 async def read_bounded(readinto: Callable[[memoryview], Awaitable[int]], limit: int) -> bytes:
     """A body whose length is not known, whole. Raises EntityTooLarge beyond `limit`, and what `readinto` raises."""
     parts: list[bytes] = []
@@ -140,15 +134,15 @@ class Inbound:
     def fail(self, error: AnvilError) -> None:
         """No more bytes will come: whoever reads, now or later, gets `error`."""
         if self.error is None:
-            self.error = again(error)
+            self.error = error.again()
         self.target = None
         if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_exception(again(error))
+            self.waiter.set_exception(error.again())
 
     def check(self) -> None:
         """Raises what `fail` was given, if it was."""
         if self.error is not None:
-            raise again(self.error)
+            raise self.error.again()
 
     def _aim(self) -> None:
         """Decide where the next bytes go, or wake the reader."""

@@ -246,21 +246,25 @@ class LargeShardFile:
                 written = io.begin_write(self, offset, [head, frames], sync=flush)
             written.add_done_callback(partial(self._written, told))
         except AnvilError as error:  # the drive hangs already, or the executor takes no more jobs
-            io.background(self._refuse(told, error))
+            self._unwanted = True
+            io.background(self._refuse(told, error.again()))
         return told
 
     def _written(self, told: asyncio.Future[bool], written: asyncio.Future[None]) -> None:
         error = written.exception()
         if error is not None:
+            self._unwanted = True
             self._owner.io.background(self._refuse(told, error))
         elif not told.done():
             told.set_result(True)
 
     async def _refuse(self, told: asyncio.Future[bool], error: BaseException) -> None:
-        """A write that was begun came to nothing, and the shard with it."""
+        """A write that was begun came to nothing, and the shard with it. Whoever waits is told when that is cleaned up, or as soon as the
+        drive hangs."""
         owner = self._owner
-        self._unwanted = True
-        owner.io.waiting.add(told)  # what follows needs the drive as well
+        owner.io.waiting.add(told)
+        if owner.io.waiting.stalled and not told.done():
+            told.set_exception(owner.io.waiting.error())
         try:
             if isinstance(error, OSError):
                 await owner.failed(error)

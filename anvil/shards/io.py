@@ -1,10 +1,10 @@
 """The seam between this package and the native IO jobs: protocols, waiting that survives cancellation, classing of OS errors.
 
 Owns: how a job is awaited. Invariant: an `Io` call that writes returns, or raises, only when the job no longer touches its file or its
-buffers, whatever became of the caller. One that reads may be left behind, by DriveStalled or a cancellation: the job then keeps its
-buffers, and its descriptor stays open, until it ends. Nothing that may have to wait for a disk runs on the event loop. Not here: the jobs
-themselves (`anvil/_ec/fileio.pyi`), the executor (`anvil/ec/executor.py`), when a drive counts as stalled (waiting.py); tests put fault
-injection into this seam.
+buffers, whatever became of the caller. One that reads, and a write that was begun, may be left behind, by DriveStalled or a cancellation:
+the job then keeps its buffers, and its descriptor stays open, until it ends. Nothing that may have to wait for a disk runs on the event
+loop. Not here: the jobs themselves (`anvil/_ec/fileio.pyi`), the executor (`anvil/ec/executor.py`), when a drive counts as stalled
+(waiting.py); tests put fault injection into this seam.
 """
 
 from __future__ import annotations
@@ -150,6 +150,8 @@ class Io:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(DRIVE_CALL_THREADS, thread_name_prefix="drive")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._writing = 0  # jobs of `begin_write` and `begin_write_from` under way
+        self._landed: asyncio.Future[None] | None = None  # when none is left
 
     # -- jobs
 
@@ -160,7 +162,7 @@ class Io:
         finally:
             self.waiting.end(number)
 
-    def _begin(self, job: Any, lease: Lease | None) -> asyncio.Future[None]:
+    def _begin(self, job: Any, lease: Lease | None, *, writes: bool = False) -> asyncio.Future[None]:
         """A job that nobody has to wait for: who does is released by DriveStalled or a cancellation. `lease` is kept until it ends."""
         executor, waiting = self.executor, self.waiting
 
@@ -168,6 +170,11 @@ class Io:
             waiting.end(number)
             if lease is not None:
                 lease.release()
+            if writes:
+                self._written()
+
+        if writes:
+            self._writing += 1
 
         number = waiting.begin(partial(executor.abandon, job))
         if lease is not None:
@@ -177,6 +184,11 @@ class Io:
         except BaseException:
             over()
             raise
+
+    def _written(self) -> None:
+        self._writing -= 1
+        if not self._writing and self._landed is not None and not self._landed.done():
+            self._landed.set_result(None)
 
     async def _run_or_give_up(self, job: Any, lease: Lease | None, patience_s: float | None) -> None:
         """`_begin`, and wait `patience_s` at the most."""
@@ -196,11 +208,11 @@ class Io:
     def begin_write(self, lease: Lease, offset: int, buffers: Sequence[Buffer], *, sync: bool) -> asyncio.Future[None]:
         """Begun on return; the job keeps its buffers. The future raises OSError, or DriveStalled: then the job goes on, and `lease` is
         released when it ends. Raises SlowDown, ShuttingDown."""
-        return self._begin(self.jobs.write(lease.fd, offset, buffers, sync), lease)
+        return self._begin(self.jobs.write(lease.fd, offset, buffers, sync), lease, writes=True)
 
     def begin_write_from(self, lease: Lease, offset: int, source: Source, head: Buffer, *, sync: bool) -> asyncio.Future[None]:
         """As `begin_write`, of what `source` gives behind `head`."""
-        return self._begin(self.jobs.write_from(lease.fd, offset, source, head, sync), lease)
+        return self._begin(self.jobs.write_from(lease.fd, offset, source, head, sync), lease, writes=True)
 
     async def reserve(self, fd: int, length: int) -> None:
         """Room for `length` bytes, or OSError (ENOSPC). It can take long: some file systems write zeros."""
@@ -351,9 +363,15 @@ class Io:
         return task
 
     async def idle(self) -> None:
-        """Wait for the tasks that run, but for the caller."""
-        while others := self._tasks - {asyncio.current_task()}:
-            await asyncio.wait(others)
+        """Wait for the writes that were begun and the tasks that run, but for the caller."""
+        while True:
+            if others := self._tasks - {asyncio.current_task()}:
+                await asyncio.wait(others)
+            elif self._writing:
+                self._landed = self._loop.create_future()
+                await self._landed
+            else:
+                return
 
     def close(self) -> None:
         """Threads end when what they run has ended."""

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 
@@ -20,10 +21,18 @@ FILE_BYTES = 5 << 29  # of that; what the processes need is taken from it
 BLOCK_BYTES = 16 << 20
 
 
+def available() -> int:
+    """Bytes of memory that this process may take, of the machine or of its control group."""
+    group = Path("/sys/fs/cgroup")
+    limit = (group / "memory.max").read_text().strip() if (group / "memory.max").exists() else "max"
+    free = psutil.virtual_memory().available
+    return free if limit == "max" else min(free, int(limit) - int((group / "memory.current").read_text()))
+
+
 @contextmanager
 def held() -> Iterator[None]:
     """Available memory but LEFT_BYTES is kept meanwhile, and most of that is in the page cache."""
-    blocks = (psutil.virtual_memory().available - LEFT_BYTES) // BLOCK_BYTES
+    blocks = (available() - LEFT_BYTES) // BLOCK_BYTES
     if blocks <= 0:
         yield
         return

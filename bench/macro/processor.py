@@ -1,7 +1,7 @@
 """Processor time per GiB of a large upload: what a node's workers take, beside what its parts take that nobody could leave out.
 
 The parts, each alone in this process, on 16 stripes of 1 MiB in turn, as 16 uploads at a time fill them: receiving (a blocking socket),
-MD5 of 16 streams in lanes, sealing with coding and checksums in one pass, and writing the frames to the drives' tmpfs. Processor time is
+MD5 of 16 streams in lanes, sealing with coding and checksums in one pass, and writing the frames to files. Processor time is
 user's and system's together; what the kernel does for the sender is the client's on either side.
 
 Each figure is printed as one JSON line. Run: python -m bench.macro.processor.

@@ -48,10 +48,13 @@ class PlainJob:
         return self.count
 
 
+THREADS = 2
+
+
 class ThreadExecutor:
     """The executor's surface over a thread pool."""
 
-    def __init__(self, threads: int = 2) -> None:
+    def __init__(self, threads: int = THREADS) -> None:
         self._pool = ThreadPoolExecutor(threads)
         self._waiting: dict[PlainJob, asyncio.Future[None]] = {}
         self.ran = 0

@@ -162,31 +162,41 @@ def spoil(path: Path, rng: random.Random) -> None:
 
 
 @pytest.mark.parametrize("drives", [1, 3])
-@pytest.mark.parametrize("at", [40, 2000])
-def test_a_damaged_small_object_is_never_at_hand(postgres: Postgres, tmp_path: Path, drives: int, at: int) -> None:
-    """`at`: a byte of the record, in its header or its payload."""
+@pytest.mark.parametrize("at", [40, 2000, None], ids=["header", "payload", "missing"])
+def test_a_small_object_that_lost_a_shard_is_never_at_hand(
+    postgres: Postgres, tmp_path: Path, drives: int, at: int | None
+) -> None:
+    """Not even where another copy is: it is found, and said, by the read that follows. `at`: a byte of the record that is damaged."""
 
     async def scenario(bench: Bench) -> None:
         data = data_of(4096)
         await bench.put("k", data)
-        await bench.get("k")
         info = await bench.engine.open(bench.bucket, "k")
-        assert bench.engine.at_hand(bench.bucket, info, 100, 50) == data[100:150]
         content = info.extents[0].content
         assert content is not None
-        first = bench.context.placement().order(content.blob.blob_id)[0]
+        blob_id = content.blob.blob_id
+        places = bench.context.placement().belongs(blob_id, content.blob.scheme.width)
+        for index, drive in enumerate(places):
+            assert isinstance(drive, LocalDrive)
+            assert await drive.open(blob_id, index) is not None  # so that the segment of each is open
+        assert bench.engine.at_hand(bench.bucket, info, 100, 50) == data[100:150]
+        first = places[0]
         assert isinstance(first, LocalDrive)
-        [path] = (first.path / "segments").glob("*.seg")
-        damaged = bytearray(path.read_bytes())
-        damaged[4096 + at] ^= 1  # behind the header of the segment
-        path.write_bytes(damaged)
+        if at is None:
+            await first.remove(blob_id, 0)
+        else:
+            [path] = (first.path / "segments").glob("*.seg")
+            damaged = bytearray(path.read_bytes())
+            damaged[4096 + at] ^= 1  # behind the header of the segment
+            path.write_bytes(damaged)
         assert bench.engine.at_hand(bench.bucket, info, 0, len(data)) is None
         if drives == 1:
             with pytest.raises(DataLost):
                 await bench.get("k")
         else:
             assert await bench.get("k") == data, "of the other copy"
-        assert [(kind, index) for kind, _, index in bench.events.damages] == [("corrupt", 0)]
+        kind = "missing" if at is None else "corrupt"
+        assert [(kind, index) for kind, _, index in bench.events.damages] == [(kind, 0)]
 
     on_bench(postgres, tmp_path, scenario, drives=drives)
 

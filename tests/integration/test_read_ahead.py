@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,15 +129,6 @@ def test_a_download_that_is_dropped_leaves_nothing_behind(postgres: Postgres, tm
         assert file._leases == 0
 
     on_bench(postgres, tmp_path, scenario, drives=1)
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """What only the garbage collector would free counts as not freed: a worker whose buffers are all gone collects nothing."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def test_reads_that_fail_give_their_buffers_back(postgres: Postgres, tmp_path: Path, no_collector: None) -> None:

@@ -258,6 +258,8 @@ async def late(url: str, folder: Path) -> None:
             )
             heal()
             await until("all that was begun has ended", lambda: not len(bench.context.owned))
+            for drive in bench.drives:
+                await drive._io.idle()
         assert not stalled(bench)
         assert [len([place async for place in drive.scan()]) for drive in bench.drives] == held
         assert not any((folder / "drive1" / "tmp").iterdir())

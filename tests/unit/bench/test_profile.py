@@ -35,5 +35,7 @@ def test_a_thread_of_a_pool_counts_while_it_works() -> None:
 
 def test_samples_are_summed(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
-    raw.write_text(f"{CHILD} 3\n{CHILD};x (asyncio/y.py:1) 4\na (anvil/meta/link.py:2) 5\n_worker (concurrent/futures/thread.py:81) 6\n")
+    raw.write_text(
+        f"{CHILD} 3\n{CHILD};x (asyncio/y.py:1) 4\na (anvil/meta/link.py:2) 5\n_worker (concurrent/futures/thread.py:81) 6\n"
+    )
     assert layers(raw) == {"event loop": 7, "meta": 5}

@@ -272,6 +272,25 @@ def test_too_long_a_wait_is_slow_down() -> None:
     run(scenario)
 
 
+def test_buffers_that_only_the_collector_can_free_are_not_waited_for(no_collector: None) -> None:
+    async def scenario() -> None:
+        buffers = Buffers(asyncio.get_running_loop(), bytes_max=MIB, wait_s=0.02)
+
+        async def forget() -> None:
+            cycle: list[object] = [await buffers.acquire(MIB)]
+            cycle.append(cycle)
+
+        await forget()
+        assert buffers.used == MIB
+        kept = await buffers.acquire(MIB)
+        del kept
+        await forget()
+        with pytest.raises(SlowDown):
+            await buffers.acquire(MIB)  # so soon after the last time the collector is not asked again
+
+    run(scenario)
+
+
 def test_the_queue_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anvil.ec.buffers.BUFFER_WAITERS_MAX", 2)
 

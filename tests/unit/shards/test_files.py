@@ -17,7 +17,7 @@ from anvil.shards import identity
 from anvil.shards.files import FolderSync, LargeShardFile, blob_path, blobs_in, parse_blob_name
 from anvil.shards.io import Io
 from anvil.shards.settings import DriveSettings
-from tests.contract.plain_io import FaultyJobs
+from tests.contract.plain_io import THREADS, FaultyJobs
 from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
 
@@ -236,9 +236,6 @@ def test_cancelled_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.M
             os.fstat(shard.fd)
             jobs.faults.gate.set()
             await drive._io.idle()
-            while shard._open:
-                await asyncio.sleep(0.01)
-            await drive._io.idle()
             assert list((tmp_path / "d/tmp").iterdir()) == []
             assert drive.writable
 
@@ -274,6 +271,60 @@ def test_a_drive_that_hangs_in_a_write_that_was_begun(tmp_path: Path, monkeypatc
                     os.fstat(closed.fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
             assert drive.writable
+
+    run(main())
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["a task", "begun"])
+def test_a_write_to_a_drive_that_hangs_already_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """With every thread of the drive hanging, so that not even a file can be closed."""
+    monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs, settings=DriveSettings(floor_bytes=MIB, stalled_s=0.2)) as drive:
+            header, frames = make_header(SIZE), make_frames(make_header(SIZE))
+            hanging = [await drive.create(header) for _ in range(THREADS)]
+            late = await drive.create(header)
+            jobs.faults.gate = threading.Event()
+            for told in [shard.begin(frames) for shard in hanging]:
+                with pytest.raises(DriveStalled):
+                    await told
+            try:
+                with pytest.raises(DriveStalled):
+                    await asyncio.wait_for(late.begin(frames) if begun else late.write(frames), 10)
+                with pytest.raises(RuntimeError):
+                    late.begin(frames)
+            finally:
+                jobs.faults.gate.set()
+            while drive.stalled:
+                await asyncio.sleep(0.01)
+            await drive._io.idle()
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+
+    run(main())
+
+
+def test_a_drive_is_left_only_when_what_was_begun_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs) as drive:
+            shard = await drive.create(make_header(SIZE))
+            jobs.faults.gate = threading.Event()
+            begun = shard.begin(make_frames(make_header(SIZE)))
+            await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
+            begun.cancel()
+            await shard.abort()
+            asyncio.get_running_loop().call_later(0.3, jobs.faults.gate.set)
+            await drive.close()
+            assert jobs.faults.gate.is_set()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(shard.fd)
+            assert list((tmp_path / "d/tmp").iterdir()) == []
 
     run(main())
 
