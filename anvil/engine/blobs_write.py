@@ -183,16 +183,30 @@ class _OneBlob:
     async def _settle_begun(self, tasks: Mapping[int, asyncio.Future[bool]]) -> list[bool]:
         since = perf_counter()
         loop = asyncio.get_running_loop()
-        deadline: float | None = None
-        pending: set[asyncio.Future[bool]] = set(tasks.values())
-        while pending:
-            left = None if deadline is None else deadline - loop.time()
-            if left is not None and left <= 0:
-                break
-            _, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            good = sum(map(_succeeded, tasks.values()))
-            if deadline is None and good >= self._blob.scheme.quorum:
-                deadline = loop.time() + STRAGGLER_S
+        over: asyncio.Future[None] = loop.create_future()
+        left, good = len(tasks), 0
+        timer: asyncio.TimerHandle | None = None
+
+        def end() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        def ended(task: asyncio.Future[bool]) -> None:
+            nonlocal left, good, timer
+            left, good = left - 1, good + _succeeded(task)
+            if left == 0:
+                end()
+            elif timer is None and good >= self._blob.scheme.quorum:
+                timer = loop.call_later(STRAGGLER_S, end)
+
+        for task in tasks.values():
+            task.add_done_callback(ended)
+        try:
+            if tasks:
+                await over
+        finally:
+            if timer is not None:
+                timer.cancel()
         waited("drives", since)
         self._late = {index: task for index, task in tasks.items() if not task.done()}
         for task in tasks.values():

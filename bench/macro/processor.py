@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 from anvil._ec import digest
@@ -100,15 +101,19 @@ def coding(scheme: Scheme) -> float:
 
 
 def writing(scheme: Scheme, folder: Path) -> float:
-    """To a file for each shard of each object, in the order in which stripes come, made anew and flushed as a drive flushes them."""
+    """To a new file for each shard of each object, in the order in which stripes come, flushed as a drive flushes them."""
     frame_len = CHECKSUM_BYTES + unit_len(scheme.k, STRIPE)
     frames = [memoryview(bytearray(os.urandom(frame_len))) for _ in range(STREAMS * scheme.width)]
-    paths = [folder / f"{scheme} {number}" for number in range(len(frames))]
+    rounds = count()
     every = -(-DRIVE_FLUSH_BYTES // frame_len)
 
     def work() -> None:
+        number = next(rounds)
         with ExitStack() as opened:
-            files = [opened.enter_context(path.open("wb", buffering=0)) for path in paths]
+            files = [
+                opened.enter_context((folder / f"{scheme} {number} {shard}").open("wb", buffering=0))
+                for shard in range(len(frames))
+            ]
             for stripe in range(1, OBJECT // STRIPE + 1):
                 for file, frame in zip(files, frames, strict=True):
                     file.write(frame)
@@ -134,7 +139,8 @@ def uploading(scheme: Scheme, folder: Path) -> float:
 
 
 def main() -> None:
-    # Nothing is removed before the end: some file systems make the next file after that pay for it.
+    # Nothing is removed before the end: some file systems make the next file after that pay for it, and memory that it frees may be lost to
+    # the host (memory.py). 20 GiB come together.
     with tempfile.TemporaryDirectory(prefix="anvil-bench-") as folder, held():
         for name, scheme in (("one drive", Scheme(1, 0)), ("six drives", Scheme(4, 2))):
             node_s = uploading(scheme, Path(folder))

@@ -19,7 +19,7 @@ from anvil.ec.executor import NativeExecutor
 from anvil.engine.ports import LargeShard
 from anvil.model.shard import ShardFooter, ShardHeader
 from anvil.net.server import serve
-from anvil.peers.service import port_limits, shard_host
+from anvil.peers.service import Removals, port_limits, shard_host
 from anvil.shards.drive import LocalDrive
 from anvil.shards.nativeio import NativeJobs
 from anvil.shards.settings import DriveSettings
@@ -68,7 +68,7 @@ async def main(node_id: bytes, folder: Path, port: int) -> None:
         settings=DriveSettings(floor_bytes=0),
     )
     drives = {drive.drive_id: drive, DROPS: DroppingDrive(DROPS)}
-    host = shard_host(node_id, SECRET, lambda: drives, Buffers(asyncio.get_running_loop()), lambda: True)
+    host = shard_host(node_id, SECRET, lambda: drives, Buffers(asyncio.get_running_loop()), Removals())
     server = await serve(nothing, [("127.0.0.1", port)], grpc=host, limits=port_limits())
     print(server.addresses[0][1], drive.drive_id.hex(), DROPS.hex(), flush=True)
     await asyncio.Event().wait()

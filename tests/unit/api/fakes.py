@@ -23,6 +23,7 @@ from anvil.base.errors import (
     NoSuchBucket,
     NoSuchKey,
 )
+from anvil.base.types import Buffer
 from anvil.model.identity import ANONYMOUS, Action, App, Bucket, BucketState, Policy, Principal, Tenant
 from anvil.net.stream import Headers, RequestHead
 from tests.unit.api.fake_engine import NOW_US, FakeEngine
@@ -65,7 +66,7 @@ class FakeStream:
         data, self._body = bytes(self._body), self._body[:0]
         return data
 
-    async def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    async def respond(self, status: int, headers: Headers, body: Buffer = b"") -> None:
         self.start(status, headers, None)
         if self.head.method == "HEAD" or status in (204, 304):
             assert body == b""
