@@ -22,6 +22,7 @@ from pathlib import Path
 
 from anvil._ec import digest
 from anvil._ec.codec import Codec
+from anvil._ec.digest_reference import MD5_START
 from anvil._ec.stripe import BlobKey, EncodeJob
 from anvil.base.limits import DRIVE_FLUSH_BYTES
 from anvil.model.scheme import CHECKSUM_BYTES, Scheme, unit_len
@@ -29,6 +30,7 @@ from bench.figures import figure
 from bench.macro import load
 from bench.macro.memory import held
 from bench.macro.s3 import MIB, ROUNDS, Signer, address, node, require
+from bench.micro.digests import LANES
 from bench.profile import seconds
 
 STRIPE = MIB
@@ -36,7 +38,6 @@ STREAMS = 16
 TURNS = 64  # times over the stripes of all streams
 OBJECT = 64 * MIB
 OBJECTS = 16
-MD5_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 GIB = 1 << 30
 
 
@@ -82,9 +83,11 @@ def receiving() -> float:
 
 def digesting() -> float:
     kernel, data = digest.md5_kernels()[0], stripes()
+    lanes = LANES[kernel]
 
     def work() -> None:
-        digest.md5_advance(kernel, [MD5_START] * STREAMS, data)
+        for first in range(0, STREAMS, lanes):
+            digest.md5_advance(kernel, [MD5_START] * lanes, data[first : first + lanes])
 
     return per_gib(work, STREAMS * STRIPE)
 

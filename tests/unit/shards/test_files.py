@@ -14,6 +14,7 @@ import pytest
 from anvil.base.errors import BadRecord, DriveFailed, DriveStalled, StorageFull
 from anvil.base.limits import MIB
 from anvil.shards import identity
+from anvil.shards.drive import LocalDrive
 from anvil.shards.files import FolderSync, LargeShardFile, blob_path, blobs_in, parse_blob_name
 from anvil.shards.io import Io
 from anvil.shards.settings import DriveSettings
@@ -220,6 +221,16 @@ def test_cancelled_in_the_middle_of_a_write(tmp_path: Path) -> None:
     run(main())
 
 
+async def given_up_in_a_write(drive: LocalDrive, jobs: FaultyJobs) -> LargeShardFile:
+    """A large shard that nobody waits for any more, while a write to it is held at the gate."""
+    shard = await drive.create(make_header(SIZE))
+    begun = shard.begin(make_frames(make_header(SIZE)))
+    await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
+    begun.cancel()
+    await shard.abort()
+    return shard
+
+
 def test_cancelled_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on, and the descriptor stays open for it."""
     monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
@@ -227,12 +238,8 @@ def test_cancelled_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.M
     async def main() -> None:
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs) as drive:
-            shard = await drive.create(make_header(SIZE))
             jobs.faults.gate = threading.Event()
-            begun = shard.begin(make_frames(make_header(SIZE)))
-            await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
-            begun.cancel()
-            await shard.abort()
+            shard = await given_up_in_a_write(drive, jobs)
             os.fstat(shard.fd)
             jobs.faults.gate.set()
             await drive._io.idle()
@@ -313,12 +320,8 @@ def test_a_drive_is_left_only_when_what_was_begun_has_ended(tmp_path: Path, monk
     async def main() -> None:
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs) as drive:
-            shard = await drive.create(make_header(SIZE))
             jobs.faults.gate = threading.Event()
-            begun = shard.begin(make_frames(make_header(SIZE)))
-            await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
-            begun.cancel()
-            await shard.abort()
+            shard = await given_up_in_a_write(drive, jobs)
             asyncio.get_running_loop().call_later(0.3, jobs.faults.gate.set)
             await drive.close()
             assert jobs.faults.gate.is_set()
