@@ -1,13 +1,19 @@
 /* The C thread pool: runs jobs that never need the GIL, and tells an event loop through an eventfd when some are done.
  *
  * A job is a C struct embedded in a Python object that keeps its buffers alive; the pool never touches Python. Completed jobs
- * are chained on a list; the eventfd is written only when that list goes from empty to non-empty. One lock guards both lists.
+ * are chained on a list; the eventfd is written only when that list goes from empty to non-empty. One lock guards all lists.
+ *
+ * A thread at rest waits on a semaphore of its own, since to post one never waits. (To signal a condition variable may: glibc's first lets
+ * those it woke before come round, and the event loop stood still meanwhile for a third of an upload to six drives.) The last one to have
+ * come to rest is the first to be woken: what it needs may still be in a cache.
  */
 #ifndef ANVIL_POOL_H
 #define ANVIL_POOL_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -21,15 +27,22 @@ typedef struct anvil_job {
     struct anvil_job *next;
 } anvil_job;
 
+typedef struct anvil_pool_thread {
+    struct anvil_pool *pool;
+    struct anvil_pool_thread *next_idle;
+    sem_t wake; /* posted by whoever takes it off the list of idle threads */
+    pthread_t id;
+} anvil_pool_thread;
+
 typedef struct anvil_pool {
     pthread_mutex_t lock;
-    pthread_cond_t wake;
+    anvil_pool_thread *idle;          /* at rest, the last one first */
     anvil_job *head, *tail;           /* waiting, first in first out */
     anvil_job *done_head, *done_tail; /* completed, not yet collected */
     int event_fd;
     int closing;
     int threads;
-    pthread_t *thread;
+    anvil_pool_thread *thread;
 } anvil_pool;
 
 /* A thread that has just been given work must not push the event loop off its processor, which is about to give out more: the class
@@ -39,13 +52,32 @@ static inline void anvil_pool_as_batch(void) {
     (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &none);
 }
 
+/* Makes an eventfd readable. Not under a lock: who is woken takes that first. (It may have seen meanwhile what there is to see, and then
+ * comes once for nothing.) */
+static inline void anvil_tell(int event_fd) {
+    uint64_t one = 1;
+    ssize_t n = write(event_fd, &one, sizeof one);
+    (void)n; /* an eventfd with EFD_NONBLOCK refuses only at 2^64-1 */
+}
+
+/* Under the lock, which is given back meanwhile. */
+static void anvil_pool_rest(anvil_pool *p, anvil_pool_thread *self) {
+    self->next_idle = p->idle;
+    p->idle = self;
+    pthread_mutex_unlock(&p->lock);
+    while (sem_wait(&self->wake) != 0 && errno == EINTR)
+        ;
+    pthread_mutex_lock(&p->lock);
+}
+
 static void *anvil_pool_main(void *arg) {
-    anvil_pool *p = (anvil_pool *)arg;
+    anvil_pool_thread *self = (anvil_pool_thread *)arg;
+    anvil_pool *p = self->pool;
     anvil_pool_as_batch();
     pthread_mutex_lock(&p->lock);
     for (;;) {
         while (!p->head && !p->closing)
-            pthread_cond_wait(&p->wake, &p->lock);
+            anvil_pool_rest(p, self);
         if (!p->head)
             break; /* closing, and everything has run */
         anvil_job *job = p->head;
@@ -63,9 +95,9 @@ static void *anvil_pool_main(void *arg) {
             p->done_tail->next = job;
         p->done_tail = job;
         if (was_empty) {
-            uint64_t one = 1;
-            ssize_t n = write(p->event_fd, &one, sizeof one);
-            (void)n; /* an eventfd with EFD_NONBLOCK refuses only at 2^64-1 */
+            pthread_mutex_unlock(&p->lock);
+            anvil_tell(p->event_fd);
+            pthread_mutex_lock(&p->lock);
         }
     }
     pthread_mutex_unlock(&p->lock);
@@ -75,21 +107,25 @@ static void *anvil_pool_main(void *arg) {
 /* Returns 0, or an errno; on failure nothing is left running. */
 static int anvil_pool_open(anvil_pool *p, int threads) {
     p->head = p->tail = p->done_head = p->done_tail = NULL;
+    p->idle = NULL;
     p->closing = 0;
     p->threads = 0;
     p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (p->event_fd < 0)
         return -1;
-    p->thread = (pthread_t *)calloc((size_t)threads, sizeof *p->thread);
+    p->thread = (anvil_pool_thread *)calloc((size_t)threads, sizeof *p->thread);
     if (!p->thread) {
         close(p->event_fd);
         return -1;
     }
     pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->wake, NULL);
     for (int i = 0; i < threads; i++) {
-        if (pthread_create(&p->thread[i], NULL, anvil_pool_main, p) != 0)
+        p->thread[i].pool = p;
+        sem_init(&p->thread[i].wake, 0, 0);
+        if (pthread_create(&p->thread[i].id, NULL, anvil_pool_main, &p->thread[i]) != 0) {
+            sem_destroy(&p->thread[i].wake);
             break;
+        }
         p->threads++;
     }
     return p->threads ? 0 : -1;
@@ -103,8 +139,12 @@ static void anvil_pool_submit(anvil_pool *p, anvil_job *job) {
     else
         p->head = job;
     p->tail = job;
+    anvil_pool_thread *woken = p->idle;
+    if (woken)
+        p->idle = woken->next_idle;
     pthread_mutex_unlock(&p->lock);
-    pthread_cond_signal(&p->wake); /* not before: who wakes up would find the lock held, and sleep again */
+    if (woken)
+        sem_post(&woken->wake); /* not before: it would find the lock held, and sleep again */
 }
 
 /* Takes the whole list of completed jobs, oldest first, and clears the event. */
@@ -123,16 +163,18 @@ static anvil_job *anvil_pool_collect(anvil_pool *p) {
 static void anvil_pool_stop(anvil_pool *p) {
     pthread_mutex_lock(&p->lock);
     p->closing = 1;
-    pthread_cond_broadcast(&p->wake);
+    for (; p->idle; p->idle = p->idle->next_idle)
+        sem_post(&p->idle->wake);
     pthread_mutex_unlock(&p->lock);
     for (int i = 0; i < p->threads; i++)
-        pthread_join(p->thread[i], NULL);
+        pthread_join(p->thread[i].id, NULL);
 }
 
 static void anvil_pool_free(anvil_pool *p) {
+    for (int i = 0; i < p->threads; i++)
+        sem_destroy(&p->thread[i].wake);
     free(p->thread);
     pthread_mutex_destroy(&p->lock);
-    pthread_cond_destroy(&p->wake);
     close(p->event_fd);
 }
 

@@ -86,7 +86,8 @@ static int fill_lanes(anvil_lanes *l, anvil_digest_job *active[], int count) {
     return count;
 }
 
-static void finish(anvil_lanes *l, anvil_digest_job *work) {
+/* Whether the loop is to be told. */
+static int finish(anvil_lanes *l, anvil_digest_job *work) {
     anvil_digests *stream = work->stream;
     stream->job_head = work->next_of_stream;
     if (stream->job_head)
@@ -97,15 +98,13 @@ static void finish(anvil_lanes *l, anvil_digest_job *work) {
     }
     anvil_job *job = work->job;
     job->next = NULL;
-    if (l->done_head)
-        l->done_tail->next = job;
-    else {
+    int was_empty = l->done_head == NULL;
+    if (was_empty)
         l->done_head = job;
-        uint64_t one = 1;
-        ssize_t n = write(l->event_fd, &one, sizeof one);
-        (void)n; /* an eventfd with EFD_NONBLOCK refuses only at 2^64-1 */
-    }
+    else
+        l->done_tail->next = job;
     l->done_tail = job;
+    return was_empty;
 }
 
 enum {
@@ -167,14 +166,19 @@ static void *lanes_main(void *arg) {
         pthread_mutex_unlock(&l->lock);
         run_slice(l->kernel, active, count);
         pthread_mutex_lock(&l->lock);
-        int kept = 0;
+        int kept = 0, tell = 0;
         for (int i = 0; i < count; i++) {
             if (active[i]->done == active[i]->length)
-                finish(l, active[i]); /* from here on the job belongs to whoever collects it */
+                tell |= finish(l, active[i]); /* from here on the job belongs to whoever collects it */
             else
                 active[kept++] = active[i];
         }
         count = kept;
+        if (tell) {
+            pthread_mutex_unlock(&l->lock);
+            anvil_tell(l->event_fd);
+            pthread_mutex_lock(&l->lock);
+        }
     }
     pthread_mutex_unlock(&l->lock);
     return NULL;
