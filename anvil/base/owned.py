@@ -70,6 +70,14 @@ class OwnedTasks:
                 await asyncio.wait(pending)
 
 
-def _tell(over: asyncio.Future[None], ended: asyncio.Task[Any]) -> None:
+async def ended(work: asyncio.Future[Any]) -> None:
+    """Wait until `work` has ended, however it did. Cancelling the caller leaves it alone: `asyncio.wait` of one, for a third."""
+    if not work.done():
+        over: asyncio.Future[None] = work.get_loop().create_future()
+        work.add_done_callback(partial(_tell, over))
+        await over
+
+
+def _tell(over: asyncio.Future[None], ended: asyncio.Future[Any]) -> None:
     if not over.done():
         over.set_result(None)

@@ -28,6 +28,7 @@ from anvil.base.limits import (
     STRIPE_BYTES,
     STRIPES_IN_FLIGHT,
 )
+from anvil.base.owned import ended
 from anvil.base.underway import waited
 from anvil.engine.context import Context
 from anvil.engine.ports import Body, Drive, LargeShard
@@ -191,7 +192,7 @@ class _OneBlob:
             if not over.done():
                 over.set_result(None)
 
-        def ended(task: asyncio.Future[bool]) -> None:
+        def one_ended(task: asyncio.Future[bool]) -> None:
             nonlocal left, good, timer
             left, good = left - 1, good + _succeeded(task)
             if left == 0:
@@ -200,7 +201,7 @@ class _OneBlob:
                 timer = loop.call_later(STRAGGLER_S, end)
 
         for task in tasks.values():
-            task.add_done_callback(ended)
+            task.add_done_callback(one_ended)
         try:
             if tasks:
                 await over
@@ -339,7 +340,7 @@ class _OneBlob:
 
     async def _landed(self) -> None:
         """Wait for the oldest stripe in flight. It leaves the queue only when it has ended, so that `_abandon` sees it."""
-        await asyncio.wait([self._flying[0]])
+        await ended(self._flying[0])
         _raise_again(self._flying.popleft())
 
     async def _abandon(self, shards: list[LargeShard | None]) -> None:
@@ -357,8 +358,7 @@ class _OneBlob:
         try:
             await self._context.native.run(encode)
             waited("code", since)
-            if not before.done():
-                await asyncio.wait([before])
+            await ended(before)
             _raise_again(before)
             await self._append_all(encode, shards)
             self._give_up(shards)
@@ -373,8 +373,7 @@ class _OneBlob:
         """`_flush` where there is one shard, which needs no coding: it is sealed while it is written."""
         digesting = self._context.lanes.begin(digest)
         try:
-            if not before.done():
-                await asyncio.wait([before])
+            await ended(before)
             _raise_again(before)
             shard = shards[0]
             assert shard is not None  # else the quorum is lost, which `before` has raised
@@ -457,12 +456,12 @@ def _succeeded(task: asyncio.Future[bool]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None and task.result()
 
 
-def _raise_again(ended: asyncio.Future[Any]) -> None:
+def _raise_again(work: asyncio.Future[Any]) -> None:
     """What it raised, without the frames that went through: some of those hold it, and the buffers of the upload (`AnvilError.again`)."""
-    error = ended.exception()
+    error = work.exception()
     if isinstance(error, AnvilError):
         raise error.again()
-    ended.result()
+    work.result()
 
 
 async def _fill(body: Body, view: memoryview) -> None:

@@ -31,6 +31,7 @@ from anvil.base.limits import (
     PEER_REMOVAL_S,
     PEER_SCAN_PLACES,
 )
+from anvil.base.owned import ended
 from anvil.base.types import Buffer
 from anvil.engine.context import Buffers
 from anvil.engine.ports import Drive, LargeShard
@@ -318,13 +319,13 @@ async def _receive(shard: LargeShard, left: int, requests: Requests, out: _Out) 
 async def _over(writing: asyncio.Task[None] | None) -> None:
     """Until it is. Whoever waits may be cancelled, what is written may not."""
     if writing is not None:
-        await asyncio.wait([writing])
+        await ended(writing)
         writing.result()
 
 
 async def _take_back(shard: LargeShard, writing: asyncio.Task[None] | None) -> None:
     if writing is not None:
-        await asyncio.wait([writing])
+        await ended(writing)
         if not writing.cancelled() and (error := writing.exception()) is not None:
             log.debug("a shard of another node is taken back: %s", error)
     await shard.abort()

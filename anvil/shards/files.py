@@ -21,6 +21,7 @@ from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Source
 from anvil.base.errors import AnvilError, BadRecord, DriveStalled
 from anvil.base.limits import DRIVE_FLUSH_BYTES, FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
+from anvil.base.owned import ended
 from anvil.base.types import Buffer
 from anvil.model.records import BlobId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader
@@ -130,7 +131,7 @@ class FolderSync:
 
     async def _turn(self, folder: Path, before: asyncio.Task[None] | None) -> None:
         if before is not None:
-            await asyncio.wait([before])
+            await ended(before)
         self._running[folder] = self._waiting.pop(folder)
         try:
             if before is not None:
@@ -139,10 +140,6 @@ class FolderSync:
             await self._io.sync_folder(str(folder), self._guard)
         finally:
             del self._running[folder]
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    await asyncio.wait([task])
 
 
 def _look(task: asyncio.Task[None]) -> None:
@@ -309,7 +306,7 @@ class LargeShardFile:
         if self._open and not self._busy:
             closing = self._owner.io.background(self._close())
             with suppress(DriveStalled):
-                await self._owner.io.detached(_ended(closing))
+                await self._owner.io.detached(ended(closing))
 
     def _check_free(self) -> None:
         if self._busy or self._unwanted or not self._open:

@@ -22,6 +22,7 @@ from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Sink, Source
 from anvil.base.errors import AnvilError, DriveFailed, DriveStalled, StorageFull
 from anvil.base.limits import DRIVE_CALL_THREADS, READ_INLINE_BYTES_MAX
+from anvil.base.owned import ended
 from anvil.base.types import Buffer
 from anvil.shards.waiting import Waiting
 
@@ -297,7 +298,7 @@ class Io:
         try:
             while not future.done():
                 try:
-                    await asyncio.wait([future])
+                    await ended(future)
                 except asyncio.CancelledError as error:
                     cancelled = error
         finally:
@@ -339,7 +340,7 @@ class Io:
                 cancelled = error
                 task.cancel()
             except DriveStalled as error:
-                task.add_done_callback(lambda ended: self._waste(ended, wasted))
+                task.add_done_callback(lambda over: self._waste(over, wasted))
                 raise cancelled or error from None
             finally:
                 self.waiting.discard(waiter)
@@ -351,9 +352,9 @@ class Io:
                 cancelled = None  # its traceback holds this frame, and with it the caller's buffers
         return task.result()
 
-    def _waste(self, ended: asyncio.Task[T], wasted: Callable[[T], Coroutine[Any, Any, None]] | None) -> None:
-        if not ended.cancelled() and ended.exception() is None and wasted is not None:
-            self.background(wasted(ended.result()))
+    def _waste(self, over: asyncio.Task[T], wasted: Callable[[T], Coroutine[Any, Any, None]] | None) -> None:
+        if not over.cancelled() and over.exception() is None and wasted is not None:
+            self.background(wasted(over.result()))
 
     def background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` without waiting for it; `close` does."""

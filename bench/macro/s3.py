@@ -36,6 +36,7 @@ from tests.support.certificates import Pair, make_pair
 from tests.support.node import AnvilNode
 
 ROUNDS = 3
+UPLOAD_TURNS = 6
 MIB = 1 << 20
 SMALL = 4096
 
@@ -193,28 +194,22 @@ def large_objects() -> None:
 
     body = os.urandom(64 * MIB)
     one, many, scalar = [], [], []
-    alone = 4 * ROUNDS  # uploads, in as many short turns: see above
     with tmpfs() as (folder, kind):
-        ballast = Ballast(folder, ROUNDS * (alone + 32) * len(body))
+        ballast = Ballast(folder, UPLOAD_TURNS * (4 + 16) * len(body))
         with node(drives=str(folder / "drive")) as running:
             host, port = address(running)
             request = Signer(running)
-            for turn in range(ROUNDS):
-                for _ in range(ROUNDS):
-                    scalar.append(md5_rate(body))
-                    heads = [request("PUT", f"/bench/one/{n}", length=len(body)) for n in range(alone // ROUNDS)]
-                    outcome = require(load.upload(host, port, heads, memoryview(body), 1, ballast.give))
-                    one.append(outcome.count * len(body) / outcome.seconds)
-                heads = [request("PUT", f"/bench/many/{turn}/{n}", length=len(body)) for n in range(32)]
-                outcome = require(load.upload(host, port, heads, memoryview(body), 16, ballast.give))
-                many.append(outcome.count * len(body) / outcome.seconds)
-    base = statistics.median(scalar)
-    figure("scalar MD5", base / 1e9, "GB/s")
-    figure(f"PUT 64 MiB, 1 stream, drives on {kind}", statistics.median(one) / 1e9, "GB/s")
-    ratio = statistics.median(upload / md5 for upload, md5 in zip(one, scalar, strict=True))
-    figure("PUT 64 MiB, 1 stream, beside scalar MD5", ratio, "ratio")
-    figure(f"PUT 64 MiB, 16 streams, drives on {kind}", statistics.median(many) / 1e9, "GB/s")
-    figure("PUT 64 MiB, 16 streams, beside scalar MD5", statistics.median(many) / base, "ratio")
+            for turn in range(UPLOAD_TURNS):  # short, too
+                scalar.append(md5_rate(body))
+                for rates, streams, count in ((one, 1, 4), (many, 16, 16)):
+                    heads = [request("PUT", f"/bench/{streams}/{turn}/{n}", length=len(body)) for n in range(count)]
+                    outcome = require(load.upload(host, port, heads, memoryview(body), streams, ballast.give))
+                    rates.append(outcome.count * len(body) / outcome.seconds)
+    figure("scalar MD5", statistics.median(scalar) / 1e9, "GB/s")
+    for rates, streams in ((one, "1 stream"), (many, "16 streams")):
+        figure(f"PUT 64 MiB, {streams}, drives on {kind}", statistics.median(rates) / 1e9, "GB/s")
+        ratio = statistics.median(rate / md5 for rate, md5 in zip(rates, scalar, strict=True))
+        figure(f"PUT 64 MiB, {streams}, beside scalar MD5", ratio, "ratio")
 
 
 FILL = """

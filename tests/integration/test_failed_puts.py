@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
 from anvil.base.errors import SlowDown, Unavailable
 from anvil.meta.migrate import Database
 from tests.postgres_fixture import Postgres
-from tests.support.engine import Bench, engine_bench
+from tests.support.engine import SMALL_DRIVE, Bench, engine_bench
 
 SIZE = 8 << 20
 
@@ -54,12 +55,12 @@ def test_uploads_that_fail_give_their_buffers_back(
 
     def prepare(bench: Bench) -> None:
         for drive in bench.drives:
-            drive._full = how == "full"
             if how != "full":
                 drive._io.jobs = FailingJobs(drive._io.jobs, how, full)  # type: ignore[assignment]
 
     async def main() -> None:
-        async with engine_bench(url, tmp_path, drives=drives) as bench:
+        settings = msgspec.structs.replace(SMALL_DRIVE, floor_bytes=1 << 60) if how == "full" else SMALL_DRIVE
+        async with engine_bench(url, tmp_path, drives=drives, settings=settings) as bench:
             buffers: Any = bench.context.buffers
             prepare(bench)
             for round_ in range(3):
@@ -69,7 +70,6 @@ def test_uploads_that_fail_give_their_buffers_back(
                     await asyncio.sleep(0.01)
                 for drive in bench.drives:
                     await drive._io.idle()
-                    drive._full = how == "full"
                 await asyncio.sleep(0.05)  # tasks that ended are let go of when the loop comes round
                 assert buffers.used == 0, f"round {round_}"
 
