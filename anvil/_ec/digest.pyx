@@ -227,7 +227,7 @@ cdef class DigestLanes:
         self.lanes = _md5_kernel.lanes
 
     def fileno(self):
-        """The eventfd: readable when `collect` has something to return."""
+        """The eventfd: readable when `collect` has something to return (and, seldom, once more)."""
         return self.state.event_fd
 
     def submit(self, DigestJob job not None):

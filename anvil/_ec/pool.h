@@ -104,33 +104,6 @@ static void *anvil_pool_main(void *arg) {
     return NULL;
 }
 
-/* Returns 0, or an errno; on failure nothing is left running. */
-static int anvil_pool_open(anvil_pool *p, int threads) {
-    p->head = p->tail = p->done_head = p->done_tail = NULL;
-    p->idle = NULL;
-    p->closing = 0;
-    p->threads = 0;
-    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (p->event_fd < 0)
-        return -1;
-    p->thread = (anvil_pool_thread *)calloc((size_t)threads, sizeof *p->thread);
-    if (!p->thread) {
-        close(p->event_fd);
-        return -1;
-    }
-    pthread_mutex_init(&p->lock, NULL);
-    for (int i = 0; i < threads; i++) {
-        p->thread[i].pool = p;
-        sem_init(&p->thread[i].wake, 0, 0);
-        if (pthread_create(&p->thread[i].id, NULL, anvil_pool_main, &p->thread[i]) != 0) {
-            sem_destroy(&p->thread[i].wake);
-            break;
-        }
-        p->threads++;
-    }
-    return p->threads ? 0 : -1;
-}
-
 static void anvil_pool_submit(anvil_pool *p, anvil_job *job) {
     job->next = NULL;
     pthread_mutex_lock(&p->lock);
@@ -176,6 +149,37 @@ static void anvil_pool_free(anvil_pool *p) {
     free(p->thread);
     pthread_mutex_destroy(&p->lock);
     close(p->event_fd);
+}
+
+/* Returns 0, or -1 with nothing left over. */
+static int anvil_pool_open(anvil_pool *p, int threads) {
+    p->head = p->tail = p->done_head = p->done_tail = NULL;
+    p->idle = NULL;
+    p->closing = 0;
+    p->threads = 0;
+    p->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (p->event_fd < 0)
+        return -1;
+    p->thread = (anvil_pool_thread *)calloc((size_t)threads, sizeof *p->thread);
+    if (!p->thread) {
+        close(p->event_fd);
+        return -1;
+    }
+    pthread_mutex_init(&p->lock, NULL);
+    for (int i = 0; i < threads; i++) {
+        p->thread[i].pool = p;
+        sem_init(&p->thread[i].wake, 0, 0);
+        if (pthread_create(&p->thread[i].id, NULL, anvil_pool_main, &p->thread[i]) != 0) {
+            sem_destroy(&p->thread[i].wake);
+            break;
+        }
+        p->threads++;
+    }
+    if (p->threads == threads)
+        return 0;
+    anvil_pool_stop(p);
+    anvil_pool_free(p);
+    return -1;
 }
 
 #endif

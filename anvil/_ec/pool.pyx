@@ -37,7 +37,7 @@ cdef class Pool:
         self.in_flight = 0
 
     def fileno(self):
-        """The eventfd: readable when `collect` has something to return."""
+        """The eventfd: readable when `collect` has something to return (and, seldom, once more)."""
         return self.pool.event_fd
 
     def submit(self, Job job not None):

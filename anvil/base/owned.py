@@ -43,16 +43,16 @@ class OwnedTasks:
             await over
         except asyncio.CancelledError:
             if abandoned is not None:
-                task.add_done_callback(lambda ended: self._abandon(ended, abandoned))
+                task.add_done_callback(lambda done: self._abandon(done, abandoned))
             raise
         try:
             return task.result()
         finally:
             del task  # its exception, which holds this frame
 
-    def _abandon(self, ended: asyncio.Task[T], abandoned: Callable[[T], Coroutine[Any, Any, None]]) -> None:
-        if not ended.cancelled() and ended.exception() is None:
-            self.start(abandoned(ended.result()))
+    def _abandon(self, task: asyncio.Task[T], abandoned: Callable[[T], Coroutine[Any, Any, None]]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.start(abandoned(task.result()))
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -78,6 +78,6 @@ async def ended(work: asyncio.Future[Any]) -> None:
         await over
 
 
-def _tell(over: asyncio.Future[None], ended: asyncio.Future[Any]) -> None:
+def _tell(over: asyncio.Future[None], work: asyncio.Future[Any]) -> None:
     if not over.done():
         over.set_result(None)

@@ -2,8 +2,7 @@
 
 The parts, each alone in this process, on 16 stripes of 1 MiB in turn, as 16 uploads at a time fill them: receiving (a blocking socket),
 MD5 of 16 streams in lanes, sealing with coding and checksums in one pass, and writing the frames to files. Processor time is
-user's and system's together; what the kernel does for the sender is the client's on either side. Each keeps both processors busy, as
-client and node do: beside an idle one, a processor of most machines does the same work in less time, and has the memory to itself.
+user's and system's together; what the kernel does for the sender is the client's on either side.
 
 A turn is 16 uploads and then each of the parts; the ratio is of one turn, since a minute later the same machine may be another. Each figure
 (the median of ROUNDS turns) is printed as one JSON line. Run: python -m bench.macro.processor.
@@ -18,8 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -41,8 +39,7 @@ STRIPE = MIB
 STREAMS = 16
 ROUNDS = 5
 TURNS = 64  # times over the stripes of all streams
-PROCESSORS = 2
-REPEATS = 16  # of what takes milliseconds
+REPEATS = 48  # of what takes milliseconds
 OBJECT = 64 * MIB
 OBJECTS = 16
 GIB = 1 << 30
@@ -53,79 +50,71 @@ def stripes() -> list[memoryview]:
 
 
 class Part(NamedTuple):
-    works: list[Callable[[], None]]  # done at the same time, each by a thread
-    nbytes: int  # of bodies, by each of them
+    work: Callable[[], None]
+    nbytes: int  # of bodies, per call
 
     def cost(self) -> float:
-        """Seconds of processor time per GiB."""
-
-        def timed(work: Callable[[], None]) -> float:
-            began = time.thread_time()
-            work()
-            return time.thread_time() - began
-
-        with ThreadPoolExecutor(len(self.works)) as threads:
-            return sum(threads.map(timed, self.works)) / (len(self.works) * self.nbytes) * GIB
+        """Seconds of this thread's processor time per GiB."""
+        began = time.thread_time()
+        self.work()
+        return (time.thread_time() - began) / self.nbytes * GIB
 
 
-@contextmanager
-def receiving() -> Iterator[Part]:
+def receiving() -> Part:
     """Over a connection for each stream; threads send, this one receives."""
     targets, data = stripes(), os.urandom(8 * STRIPE)
 
     def send(client: socket.socket) -> None:
-        with client, suppress(OSError):  # the other end is closed when enough was received
-            while True:
+        with client:
+            for _ in range(TURNS * STRIPE // len(data)):
                 client.sendall(data)
 
-    def receive() -> None:
-        for _ in range(TURNS):
-            for taker, view in zip(takers, targets, strict=True):
-                taker.recv_into(view, STRIPE, socket.MSG_WAITALL)
+    def work() -> None:
+        with ThreadPoolExecutor(STREAMS) as senders, socket.create_server(("127.0.0.1", 0)) as server, ExitStack() as opened:
+            clients = [socket.create_connection(server.getsockname()) for _ in targets]
+            takers = [opened.enter_context(server.accept()[0]) for _ in targets]
+            sending = [senders.submit(send, client) for client in clients]
+            for _ in range(TURNS):
+                for taker, view in zip(takers, targets, strict=True):
+                    assert taker.recv_into(view, STRIPE, socket.MSG_WAITALL) == STRIPE
+            for sent in sending:
+                sent.result()
 
-    with ExitStack() as opened:
-        senders = opened.enter_context(ThreadPoolExecutor(STREAMS))
-        server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
-        clients = [socket.create_connection(server.getsockname()) for _ in targets]
-        takers = [opened.enter_context(server.accept()[0]) for _ in targets]
-        for client in clients:
-            senders.submit(send, client)
-        yield Part([receive], TURNS * STREAMS * STRIPE)  # the senders have the other processor
+    return Part(work, TURNS * STREAMS * STRIPE)
 
 
 def digesting() -> Part:
-    kernel = digest.md5_kernels()[0]
+    kernel, data = digest.md5_kernels()[0], stripes()
     lanes = LANES[kernel]
 
-    def work(data: list[memoryview]) -> None:
+    def work() -> None:
         for _ in range(REPEATS):
             for first in range(0, STREAMS, lanes):
                 digest.md5_advance(kernel, [MD5_START] * lanes, data[first : first + lanes])
 
-    return Part([partial(work, stripes()) for _ in range(PROCESSORS)], REPEATS * STREAMS * STRIPE)
+    return Part(work, REPEATS * STREAMS * STRIPE)
 
 
 def coding(scheme: Scheme) -> Part:
-    codec, key = Codec(scheme.k, scheme.m), BlobKey(bytes(32), bytes(16))
+    codec, key, plain = Codec(scheme.k, scheme.m), BlobKey(bytes(32), bytes(16)), stripes()
+    frames = [bytearray(scheme.width * (CHECKSUM_BYTES + unit_len(scheme.k, STRIPE))) for _ in plain]
 
-    def work(plain: list[memoryview], frames: list[bytearray]) -> None:
+    def work() -> None:
         for _ in range(REPEATS):
             for number in range(STREAMS):
                 EncodeJob(codec, key, number, False, plain[number], STRIPE, frames[number]).run()
 
-    def frames() -> list[bytearray]:
-        return [bytearray(scheme.width * (CHECKSUM_BYTES + unit_len(scheme.k, STRIPE))) for _ in range(STREAMS)]
-
-    return Part([partial(work, stripes(), frames()) for _ in range(PROCESSORS)], REPEATS * STREAMS * STRIPE)
+    return Part(work, REPEATS * STREAMS * STRIPE)
 
 
 def writing(scheme: Scheme, folder: Path) -> Part:
     """To a new file for each shard of each object, in the order in which stripes come, flushed as a drive flushes them."""
     frame_len = CHECKSUM_BYTES + unit_len(scheme.k, STRIPE)
+    frames = [memoryview(bytearray(os.urandom(frame_len))) for _ in range(STREAMS * scheme.width)]
     rounds = count()
     every = -(-DRIVE_FLUSH_BYTES // frame_len)
 
-    def work(frames: list[memoryview]) -> None:
+    def work() -> None:
         number = next(rounds)
         with ExitStack() as opened:
             files = [
@@ -138,10 +127,7 @@ def writing(scheme: Scheme, folder: Path) -> Part:
                     if stripe % every == 0 or stripe == OBJECT // STRIPE:
                         os.fdatasync(file.fileno())
 
-    def frames() -> list[memoryview]:
-        return [memoryview(bytearray(os.urandom(frame_len))) for _ in range(STREAMS // PROCESSORS * scheme.width)]
-
-    return Part([partial(work, frames()) for _ in range(PROCESSORS)], STREAMS // PROCESSORS * OBJECT)
+    return Part(work, STREAMS * OBJECT)
 
 
 @contextmanager
@@ -165,9 +151,9 @@ def uploading(scheme: Scheme, folder: Path) -> Iterator[Callable[[], float]]:
 
 def measure(name: str, scheme: Scheme, folder: Path) -> None:
     whole, ratios = [], []
-    with uploading(scheme, folder) as upload, receiving() as received:
+    with uploading(scheme, folder) as upload:
         parts = {
-            "receiving": received,
+            "receiving": receiving(),
             "MD5": digesting(),
             "sealing and coding": coding(scheme),
             "writing": writing(scheme, folder),
