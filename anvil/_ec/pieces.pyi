@@ -1,5 +1,8 @@
 from anvil.base.types import Buffer
 
+PIECE_BYTES: int
+"""The most that is taken from a drive or given to it at a time (and the tag behind the last of it)."""
+
 class Sink:
     """Takes the bytes of a shard in order, a piece at a time. One drive feeds it, once."""
 

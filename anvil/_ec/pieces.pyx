@@ -8,6 +8,8 @@ from once. Not here: files (`ReadInto` and `WriteFrom` in `fileio.pyx`), what is
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdlib cimport free, malloc
 
+PIECE_BYTES = ANVIL_PIECE
+
 
 cdef class Sink:
     """Takes the bytes of a shard in order."""

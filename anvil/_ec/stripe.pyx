@@ -271,7 +271,7 @@ cdef class EncodeJob(Job):
         self.state.plain = <const unsigned char *> source.buf
         self.state.length = length
         self.state.out = <unsigned char *> target.buf
-        self.codec, self.key, self.out = codec, key, out
+        self.codec, self.key, self.out = codec, key, memoryview(out).cast("B")
         self.job.arg = &self.state
         self.job.run = anvil_encode_run
         self.job.status = ANVIL_NOT_RUN
@@ -283,7 +283,7 @@ cdef class EncodeJob(Job):
         """Shard `index`'s frame: a view into `out`, which it keeps alive."""
         if not 0 <= index < self.state.codec.k + self.state.codec.m:
             raise IndexError(f"no shard {index}")
-        return memoryview(self.out).cast("B")[index * self.frame_len : (index + 1) * self.frame_len]
+        return self.out[index * self.frame_len : (index + 1) * self.frame_len]
 
     def check(self):
         finished(self.job.status, self.state.codec.k)

@@ -6,7 +6,7 @@ is collected, whatever became of who waited for it; its buffers stay pinned unti
 
 When to use what: a job of up to INLINE_JOB_BYTES_MAX runs inline (`run_small`), since a trip to a thread and back costs more than
 that much work; a longer one goes to a thread (`run`). Jobs on a file descriptor use `run_to_end`, or `begin`
-with an `over` that keeps it open.
+with an `over`, or `start`, that keeps it open.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from anvil._ec.pool import Job, Pool
 from anvil.base.errors import ShuttingDown, SlowDown
 from anvil.base.limits import NATIVE_JOBS_MAX
+from anvil.base.types import Told
 
 J = TypeVar("J", bound=Job)
 J_contra = TypeVar("J_contra", bound=Job, contravariant=True)
@@ -42,36 +43,42 @@ class JobRunner(Generic[J]):
         self._jobs_max = jobs_max
         self._waiting: dict[Job, asyncio.Future[None]] = {}
         self._over: dict[Job, Callable[[], None]] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._told: dict[Job, Told] = {}
+        self._idle: asyncio.Future[None] = loop.create_future()  # once closing, when nothing is in flight
         self._closing = False
         loop.add_reader(queue.fileno(), self._collect)
 
     @property
     def in_flight(self) -> int:
         """Jobs submitted and not collected yet, those of cancelled waiters included."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._told)
 
     async def run(self, job: J) -> None:
         """Run the job on a thread, then raise what its `check` raises. Cancelling leaves the job to finish by itself.
 
         Raises SlowDown (too many jobs in flight), ShuttingDown (closed).
         """
-        await self._submit(job)
+        await self._wait_for(job)
 
     def begin(self, job: J, over: Callable[[], None] | None = None) -> asyncio.Future[None]:
         """`run` in two steps: the job is queued on return, its end is the future's. Raises as `run`. `over` is called when the job has
         really ended, whatever became of the future."""
-        future = self._submit(job)
+        future = self._wait_for(job)
         if over is not None:
             self._over[job] = over
         return future
+
+    def start(self, job: J, told: Told) -> None:
+        """`begin` without a future, whose way through the event loop costs as much as the rest: `told` is called when the job has ended.
+        Raises as `run`."""
+        self._submit(job)
+        self._told[job] = told
 
     async def run_to_end(self, job: J) -> None:
         """As `run`, but a cancellation is delivered only when the job has ended: for jobs that use something their caller is
         going to take away, such as a file descriptor."""
         try:
-            await self._submit(job)
+            await self._wait_for(job)
         except asyncio.CancelledError:
             # Cancelling has cancelled the future as well: wait on others. How the job ended does not matter any more.
             while job in self._waiting:
@@ -97,36 +104,48 @@ class JobRunner(Generic[J]):
         if self._closing:
             return
         self._closing = True
-        await self._idle.wait()
+        if self.in_flight:
+            await self._idle
         self._loop.remove_reader(self._queue.fileno())
         self._queue.close()
 
-    def _submit(self, job: J) -> asyncio.Future[None]:
+    def _submit(self, job: J) -> None:
         if self._closing:
             raise ShuttingDown
-        if len(self._waiting) >= self._jobs_max:
+        if len(self._waiting) + len(self._told) >= self._jobs_max:
             raise SlowDown
         self._queue.submit(job)
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._waiting[job] = future
-        self._idle.clear()
+
+    def _wait_for(self, job: J) -> asyncio.Future[None]:
+        self._submit(job)
+        future = self._waiting[job] = self._loop.create_future()
         return future
 
     def _collect(self) -> None:
         for job in self._queue.collect():
+            if self._told and (told := self._told.pop(job, None)) is not None:
+                told(_failure(job))
+                continue
             future = self._waiting.pop(job)
             if self._over and (over := self._over.pop(job, None)) is not None:
                 over()
             if future.done():
                 continue  # cancelled: nobody is left to be told how it went
-            try:
-                job.check()
-            except Exception as error:
-                future.set_exception(error.with_traceback(None))  # else it would hold this frame, which holds the future
-            else:
+            error = _failure(job)
+            if error is None:
                 future.set_result(None)
-        if not self._waiting:
-            self._idle.set()
+            else:
+                future.set_exception(error)
+        if self._closing and not self.in_flight and not self._idle.done():
+            self._idle.set_result(None)
+
+
+def _failure(job: Job) -> Exception | None:
+    try:
+        job.check()
+    except Exception as error:
+        return error.with_traceback(None)  # else it would hold a frame, which holds the job
+    return None
 
 
 class NativeExecutor(JobRunner[Job]):

@@ -1,9 +1,10 @@
 """Writing one blob: bytes from a body into the row, into segments, or into shard files, and the digests of it all.
 
-Owns: the choice of form by size, the pipeline of stripes, quorum and stragglers. Invariant: when a `write` returns, at least the
-scheme's quorum of shards is durable under their names, every digest covers exactly the bytes stored, and `verify` has accepted
-them; when it raises, nothing it wrote will be referenced and what could be removed was. Nothing is visible to readers before the
-caller commits. Not here: the commit (`engine/objects.py`, `engine/multipart.py`), what a shard is on disk (`shards`).
+Owns: the choice of form by size, the pipeline of stripes, what becomes of drives that failed or are late. Invariant: when a `write`
+returns, at least the scheme's quorum of shards is durable under their names, every digest covers exactly the bytes stored, and `verify`
+has accepted them; when it raises, nothing it wrote will be referenced and what could be removed was. Nothing is visible to readers before
+the caller commits. Not here: the commit (`engine/objects.py`, `engine/multipart.py`), waiting for a quorum (quorum.py), what a shard is on
+disk (`shards`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from time import perf_counter
 from typing import Any
 
 import msgspec
 
 from anvil._ec.digest import DigestJob, Digests
+from anvil._ec.pieces import Source
 from anvil._ec.stripe import BlobKey, EncodeJob, SealFrame
 from anvil.base.errors import AnvilError, DriveFailed, DriveStalled, IncompleteBody, Unavailable, WriteQuorumLost
 from anvil.base.limits import (
@@ -29,9 +30,11 @@ from anvil.base.limits import (
     STRIPES_IN_FLIGHT,
 )
 from anvil.base.owned import ended
+from anvil.base.types import Buffer
 from anvil.base.underway import waited
 from anvil.engine.context import Context
 from anvil.engine.ports import Body, Drive, LargeShard
+from anvil.engine.quorum import Step
 from anvil.engine.types import PutSpec
 from anvil.model.identity import Bucket
 from anvil.model.records import Algorithm, BlobRef, Checksum, Content, Owner, SessionId
@@ -104,7 +107,7 @@ class _OneBlob:
         self._errors: list[AnvilError] = []
         self._flying: deque[asyncio.Task[None]] = deque()
         self._given_up: set[int] = set()  # indexes whose drive was too slow with a large shard
-        self._late: dict[int, asyncio.Future[bool]] = {}  # stragglers of the last step
+        self._last = Step(0)  # what was begun last, and who is late with it
 
     def _header(self, index: int) -> ShardHeader:
         return ShardHeader(
@@ -154,19 +157,13 @@ class _OneBlob:
     async def _undo(self) -> None:
         """Remove the shards, stragglers' as soon as they have landed. Best effort: what cannot be removed is the sweep's, and nobody
         waits for a drive that takes its time."""
-        removing = []
-        for index in range(len(self._drives)):
-            late = self._late.get(index)
-            if late is not None and not late.done():
-                late.add_done_callback(partial(self._landed_late, index))
-            else:
-                removing.append(self._context.owned.start(self._remove(index)))
+        self._last.landed = self._start_removal
+        removing = [self._start_removal(index) for index in range(len(self._drives)) if index not in self._last.left]
         if removing:
             await asyncio.wait(removing, timeout=STRAGGLER_S)
 
-    def _landed_late(self, index: int, task: asyncio.Future[bool]) -> None:
-        if _succeeded(task):
-            self._context.owned.start(self._remove(index))
+    def _start_removal(self, index: int) -> asyncio.Task[None]:
+        return self._context.owned.start(self._remove(index))
 
     async def _remove(self, index: int) -> None:
         drive = self._drives[index]
@@ -177,43 +174,12 @@ class _OneBlob:
                 return
 
     async def _settle(self, works: Mapping[int, Coroutine[Any, Any, bool]]) -> list[bool]:
-        """Do the work of each index, all at once, and wait for all; but once the quorum has done it, at most STRAGGLER_S longer. A
-        straggler counts as failed; it goes on by itself, and is kept in `_late`."""
-        return await self._settle_begun({index: self._context.owned.start(work) for index, work in works.items()})
-
-    async def _settle_begun(self, tasks: Mapping[int, asyncio.Future[bool]]) -> list[bool]:
-        since = perf_counter()
-        loop = asyncio.get_running_loop()
-        over: asyncio.Future[None] = loop.create_future()
-        left, good = len(tasks), 0
-        timer: asyncio.TimerHandle | None = None
-
-        def end() -> None:
-            if not over.done():
-                over.set_result(None)
-
-        def one_ended(task: asyncio.Future[bool]) -> None:
-            nonlocal left, good, timer
-            left, good = left - 1, good + _succeeded(task)
-            if left == 0:
-                end()
-            elif timer is None and good >= self._blob.scheme.quorum:
-                timer = loop.call_later(STRAGGLER_S, end)
-
-        for task in tasks.values():
-            task.add_done_callback(one_ended)
-        try:
-            if tasks:
-                await over
-        finally:
-            if timer is not None:
-                timer.cancel()
-        waited("drives", since)
-        self._late = {index: task for index, task in tasks.items() if not task.done()}
-        for task in tasks.values():
-            if task.done() and not isinstance(task.exception(), Unavailable):
-                _raise_again(task)  # what is no failure of a drive is raised, once nobody writes behind its back
-        return [index in tasks and _succeeded(tasks[index]) for index in range(self._blob.scheme.width)]
+        """Do the work of each index, all at once, and wait as `Step` does. A straggler counts as failed."""
+        step = self._last = Step(self._blob.scheme.quorum)
+        for index, work in works.items():
+            step.watch(index, self._context.owned.start(work))
+        await step.settled()
+        return [index in step.good for index in range(self._blob.scheme.width)]
 
     # -- one stripe, whole shards into segments ------------------------------------------------------------------------
 
@@ -320,21 +286,19 @@ class _OneBlob:
             if len(shards) == 1:
                 plain = memoryview(await context.buffers.acquire(length))
                 await _fill(body, plain)
-                flush = self._flush_only(
-                    DigestJob(digests, plain, length), SealFrame(self._key, stripe, last, plain, length), shards, before
-                )
+                coding: EncodeJob | SealFrame = SealFrame(self._key, stripe, last, plain, length)
             else:
                 plain_bytes = -(-length // 64) * 64  # so that the frames behind it are aligned too
                 frames_bytes = geometry.frame_len(stripe) * self._blob.scheme.width
                 buffer = memoryview(await context.buffers.acquire(plain_bytes + frames_bytes))
                 plain = buffer[:length]
                 await _fill(body, plain)
-                encode = EncodeJob(self._codec, self._key, stripe, last, plain, length, buffer[plain_bytes:])
-                flush = self._flush(DigestJob(digests, plain, length), encode, shards, before)
-                del buffer, encode
+                coding = EncodeJob(self._codec, self._key, stripe, last, plain, length, buffer[plain_bytes:])
+                del buffer
+            flush = self._flush(DigestJob(digests, plain, length), coding, shards, before)
             before = context.owned.start(flush)
             self._flying.append(before)
-            del plain, flush  # the task alone keeps the memory now
+            del plain, coding, flush  # the task alone keeps the memory now
         while self._flying:
             await self._landed()
 
@@ -351,65 +315,36 @@ class _OneBlob:
         await _abort(shards)
 
     async def _flush(
-        self, digest: DigestJob, encode: EncodeJob, shards: list[LargeShard | None], before: asyncio.Task[None]
+        self, digest: DigestJob, coding: EncodeJob | SealFrame, shards: list[LargeShard | None], before: asyncio.Task[None]
     ) -> None:
+        """One stripe. A single shard needs no coding: it is sealed while it is written."""
         digesting = self._context.lanes.begin(digest)
-        since = perf_counter()
         try:
-            await self._context.native.run(encode)
-            waited("code", since)
+            if isinstance(coding, EncodeJob):
+                since = perf_counter()
+                await self._context.native.run(coding)
+                waited("code", since)
             await ended(before)
             _raise_again(before)
-            await self._append_all(encode, shards)
-            self._give_up(shards)
-            if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
-                self._require_quorum([shard is not None for shard in shards])
+            await self._append(coding, shards)
         finally:
             await digesting
 
-    async def _flush_only(
-        self, digest: DigestJob, frame: SealFrame, shards: list[LargeShard | None], before: asyncio.Task[None]
-    ) -> None:
-        """`_flush` where there is one shard, which needs no coding: it is sealed while it is written."""
-        digesting = self._context.lanes.begin(digest)
-        try:
-            await ended(before)
-            _raise_again(before)
-            shard = shards[0]
-            assert shard is not None  # else the quorum is lost, which `before` has raised
-            since = perf_counter()
-            begun = shard.begin(frame)
-            await self._append(0, shard, shards, shard.write_from(frame) if begun is None else begun)
-            waited("drives", since)
-            self._require_quorum([shards[0] is not None])
-        finally:
-            await digesting
-
-    async def _append_all(self, encode: EncodeJob, shards: list[LargeShard | None]) -> None:
+    async def _append(self, coding: EncodeJob | SealFrame, shards: list[LargeShard | None]) -> None:
         """Each shard's frame, on all drives at once."""
-        here = {index: shard for index, shard in enumerate(shards) if shard is not None}
-        writes: dict[int, asyncio.Future[bool]] = {}
-        for index, shard in here.items():
-            frame = encode.frame(index)
-            begun = shard.begin(frame)
-            writes[index] = (
-                self._context.owned.start(self._append(index, shard, shards, shard.write(frame))) if begun is None else begun
-            )
-        await self._settle_begun(writes)
-        for index, write in writes.items():
-            if write.done() and isinstance(error := write.exception(), Unavailable):
-                await self._lost(index, here[index], shards, error)
-
-    async def _append(self, index: int, shard: LargeShard, shards: list[LargeShard | None], append: Awaitable[object]) -> bool:
-        try:
-            await append
-            return True
-        except Unavailable as error:
-            if index not in self._given_up:
+        step = self._last = Step(self._blob.scheme.quorum)
+        for index, shard in enumerate(shards):
+            if shard is not None:
+                frame = coding.frame(index) if isinstance(coding, EncodeJob) else coding
+                if not shard.begin(frame, step.begin(index)):
+                    step.watch(index, self._context.owned.start(_write(shard, frame)))
+        await step.settled()
+        for index, error in step.errors.items():
+            if (shard := shards[index]) is not None and isinstance(error, Unavailable):
                 await self._lost(index, shard, shards, error)
-            return False
-        finally:
-            del append  # it holds its exception, which holds this frame
+        self._give_up(shards)
+        if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
+            self._require_quorum([shard is not None for shard in shards])
 
     async def _lost(self, index: int, shard: LargeShard, shards: list[LargeShard | None], error: Unavailable) -> None:
         self._failed(index, error)
@@ -419,7 +354,7 @@ class _OneBlob:
     def _give_up(self, shards: list[LargeShard | None]) -> None:
         """Do without the stragglers of this step from now on, as if their drives had failed. A frame that a native job still writes
         stays in memory until it ends, since the straggler holds it; the shard goes when that is over."""
-        for index in self._late:
+        for index in self._last.left:
             self._given_up.add(index)
             drive, shard = self._drives[index], shards[index]
             shards[index] = None
@@ -452,16 +387,17 @@ class _OneBlob:
             return False
 
 
-def _succeeded(task: asyncio.Future[bool]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None and task.result()
-
-
 def _raise_again(work: asyncio.Future[Any]) -> None:
     """What it raised, without the frames that went through: some of those hold it, and the buffers of the upload (`AnvilError.again`)."""
     error = work.exception()
     if isinstance(error, AnvilError):
         raise error.again()
     work.result()
+
+
+async def _write(shard: LargeShard, frame: Buffer | Source) -> bool:
+    await (shard.write_from(frame) if isinstance(frame, Source) else shard.write(frame))
+    return True
 
 
 async def _fill(body: Body, view: memoryview) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import Protocol
 
 from anvil._ec.pieces import Sink, Source
-from anvil.base.types import Buffer
+from anvil.base.types import Buffer, Told
 from anvil.model.identity import Actor, App, Bucket, BucketRights, Policy
 from anvil.model.records import (
     BlobId,
@@ -247,9 +247,9 @@ class LargeShard(Protocol):
         """Append frames (checksum + unit). The buffer must not change until this returns. Raises StorageFull, DriveFailed."""
         ...
 
-    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool] | None:
-        """`write` or `write_from`, begun on return, without a task: the result is True, or raises what they raise. Cancelling it changes
-        nothing: the frames stay in use until they are written. None where it takes a task: use those."""
+    def begin(self, frames: Buffer | Source, told: Told) -> bool:
+        """`write` or `write_from`, begun on return, without a task: `told` is called once, later, with None or what they raise. The frames
+        stay in use until they are written. False where it takes a task: use those."""
         ...
 
     async def write_from(self, source: Source) -> None:

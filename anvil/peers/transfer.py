@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from anvil._ec.pieces import Source
 from anvil.base.errors import AnvilError, DriveFailed, DriveStalled, SlowDown
 from anvil.base.limits import PEER_MESSAGE_BYTES, PEER_STREAMS_MAX
-from anvil.base.types import Buffer
+from anvil.base.types import Buffer, Told
 from anvil.model.records import DriveId
 from anvil.model.shard import ShardFooter, ShardHeader
 from anvil.peers.documents import Answers, document, encode_plain, read_document, seal
@@ -153,9 +153,9 @@ class RemoteShard(_Stream):
         finally:
             self._busy = False
 
-    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool] | None:
+    def begin(self, frames: Buffer | Source, told: Told) -> bool:
         """See the port: never here."""
-        return None
+        return False
 
     async def write_from(self, source: Source) -> None:
         """See the port."""

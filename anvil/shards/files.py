@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from anvil._ec.pieces import Source
 from anvil.base.errors import AnvilError, BadRecord, DriveStalled
 from anvil.base.limits import DRIVE_FLUSH_BYTES, FOOTER_BYTES_MAX, RECORD_HEADER_BYTES_MAX
 from anvil.base.owned import ended
-from anvil.base.types import Buffer
+from anvil.base.types import Buffer, Told
 from anvil.model.records import BlobId, SessionId
 from anvil.model.shard import ShardFooter, ShardHeader
 from anvil.shards.format import Record, decode_footer, decode_header, encode_footer, encode_header
@@ -220,6 +219,8 @@ class LargeShardFile:
         self._end = self._start + header.blob.geometry.shard_bytes
         self._unflushed = 0
         self._busy = False
+        self._told: Told | None = None  # who waits for the write that was begun
+        self._number = 0  # of that write, among the drive's
         self._unwanted = False
         self._published = False
         self._open = True
@@ -228,40 +229,52 @@ class LargeShardFile:
         """Append frames in order; one call at a time. Raises StorageFull, DriveFailed; after DriveStalled the shard is lost."""
         await self._alone(self._append(frames, memoryview(frames).nbytes))
 
-    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool]:
+    def begin(self, frames: Buffer | Source, told: Told) -> bool:
         """See the port: what `write` and `write_from` do, but by callbacks, since each task costs as much as the rest of it."""
         self._check_free()
         io = self._owner.io
-        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._told = told
         try:
             io.waiting.check()
             if isinstance(frames, Source):
                 offset, head, flush = self._advance(frames.length)
-                written = io.begin_write_from(self, offset, frames, head, sync=flush)
+                job = io.jobs.write_from(self._fd, offset, frames, head, flush)
             else:
                 offset, head, flush = self._advance(memoryview(frames).nbytes)
-                written = io.begin_write(self, offset, [head, frames], sync=flush)
-            written.add_done_callback(partial(self._written, told))
+                job = io.jobs.write(self._fd, offset, [head, frames] if head else [frames], flush)
+            self._number = io.start_write(job, self._begun_over, self._tell)
+            self._busy = True
         except AnvilError as error:  # the drive hangs already, or the executor takes no more jobs
-            self._unwanted = True
-            io.background(self._refuse(told, error.again()))
-        return told
+            self._tell(error.again())
+        return True
 
-    def _written(self, told: asyncio.Future[bool], written: asyncio.Future[None]) -> None:
-        error = written.exception()
-        if error is not None:
-            self._unwanted = True
-            self._owner.io.background(self._refuse(told, error))
-        elif not told.done():
-            told.set_result(True)
+    def _begun_over(self, error: BaseException | None) -> None:
+        """Also where nobody waits for it any more."""
+        self._owner.io.end_write(self._number)
+        self._busy = False
+        if self._unwanted:
+            self._owner.io.background(self._close())
+        self._tell(error)
 
-    async def _refuse(self, told: asyncio.Future[bool], error: BaseException) -> None:
-        """A write that was begun came to nothing, and the shard with it. Whoever waits is told when that is cleaned up, or as soon as the
-        drive hangs."""
+    def _tell(self, error: BaseException | None) -> None:
+        """Whoever waits: once."""
+        told, self._told = self._told, None
+        if told is None:
+            return
+        if error is None:
+            told(None)
+            return
+        self._unwanted = True
+        known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        known.add_done_callback(lambda known: told(known.exception()))
+        self._owner.io.background(self._refuse(known, error))
+
+    async def _refuse(self, known: asyncio.Future[None], error: BaseException) -> None:
+        """A write that was begun came to nothing, and the shard with it: `known` when that is cleaned up, or as soon as the drive hangs."""
         owner = self._owner
-        owner.io.waiting.add(told)
-        if owner.io.waiting.stalled and not told.done():
-            told.set_exception(owner.io.waiting.error())
+        owner.io.waiting.add(known)
+        if owner.io.waiting.stalled:
+            known.set_exception(owner.io.waiting.error())
         try:
             if isinstance(error, OSError):
                 await owner.failed(error)
@@ -269,25 +282,13 @@ class LargeShardFile:
             if not self._busy:
                 await self._close()
         finally:
-            owner.io.waiting.discard(told)
-            if not told.done():
-                told.set_exception(error)
-            if not told.cancelled():
-                told.exception()  # perhaps nobody waits any more
+            owner.io.waiting.discard(known)
+            if not known.done():
+                known.set_exception(error)
 
     @property
     def fd(self) -> int:
         return self._fd
-
-    def hold(self) -> None:
-        """A job writes to the descriptor (`io.Lease`)."""
-        self._busy = True
-
-    def release(self) -> None:
-        """It has ended, also where nobody waited for that."""
-        self._busy = False
-        if self._unwanted:
-            self._owner.io.background(self._close())
 
     async def write_from(self, source: Source) -> None:
         """Append the frames that `source` gives, as `write` does."""

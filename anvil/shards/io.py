@@ -23,8 +23,8 @@ from anvil._ec.pieces import Sink, Source
 from anvil.base.errors import AnvilError, DriveFailed, DriveStalled, StorageFull
 from anvil.base.limits import DRIVE_CALL_THREADS, READ_INLINE_BYTES_MAX
 from anvil.base.owned import ended
-from anvil.base.types import Buffer
-from anvil.shards.waiting import Waiting
+from anvil.base.types import Buffer, Told
+from anvil.shards.waiting import GiveUp, Waiting
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,11 +63,12 @@ class Lease(Protocol):
 
 class Executor(Protocol):
     """Runs the jobs of an `IoJobs` made for it: `run_to_end` on a C thread, ending only when the job has, even if cancelled;
-    `run_small` here and now. Both raise what `check` raises. `begin`, `abandon`: see `anvil/ec/executor.py`."""
+    `run_small` here and now. Both raise what `check` raises. `begin`, `start`, `abandon`: see `anvil/ec/executor.py`."""
 
     async def run_to_end(self, job: Any) -> object: ...
     def run_small(self, job: Any) -> object: ...
     def begin(self, job: Any, over: Callable[[], None] | None = None) -> asyncio.Future[None]: ...
+    def start(self, job: Any, told: Told) -> None: ...
     def abandon(self, job: Any, error: Exception) -> None: ...
 
 
@@ -151,7 +152,7 @@ class Io:
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(DRIVE_CALL_THREADS, thread_name_prefix="drive")
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._writing = 0  # jobs of `begin_write` and `begin_write_from` under way
+        self._writing = 0  # jobs of `start_write` under way
         self._landed: asyncio.Future[None] | None = None  # when none is left
 
     # -- jobs
@@ -163,7 +164,7 @@ class Io:
         finally:
             self.waiting.end(number)
 
-    def _begin(self, job: Any, lease: Lease | None, *, writes: bool = False) -> asyncio.Future[None]:
+    def _begin(self, job: Any, lease: Lease | None) -> asyncio.Future[None]:
         """A job that nobody has to wait for: who does is released by DriveStalled or a cancellation. `lease` is kept until it ends."""
         executor, waiting = self.executor, self.waiting
 
@@ -171,11 +172,6 @@ class Io:
             waiting.end(number)
             if lease is not None:
                 lease.release()
-            if writes:
-                self._written()
-
-        if writes:
-            self._writing += 1
 
         number = waiting.begin(partial(executor.abandon, job))
         if lease is not None:
@@ -186,7 +182,20 @@ class Io:
             over()
             raise
 
-    def _written(self) -> None:
+    def start_write(self, job: Job, over: Told, give_up: GiveUp) -> int:
+        """A write that nobody has to wait for: `over` is told when it has ended, `give_up` if the drive is found stalled before that.
+        What is returned is for `end_write`, which `over` calls. Raises SlowDown, ShuttingDown."""
+        number = self.waiting.begin(give_up)
+        self._writing += 1
+        try:
+            self.executor.start(job, over)
+        except BaseException:
+            self.end_write(number)
+            raise
+        return number
+
+    def end_write(self, number: int) -> None:
+        self.waiting.end(number)
         self._writing -= 1
         if not self._writing and self._landed is not None and not self._landed.done():
             self._landed.set_result(None)
@@ -205,15 +214,6 @@ class Io:
 
     async def write(self, fd: int, offset: int, buffers: Sequence[Buffer], *, sync: bool, guard: Guard | None = None) -> None:
         await self._run(self.jobs.write(fd, offset, buffers, sync, guard))
-
-    def begin_write(self, lease: Lease, offset: int, buffers: Sequence[Buffer], *, sync: bool) -> asyncio.Future[None]:
-        """Begun on return; the job keeps its buffers. The future raises OSError, or DriveStalled: then the job goes on, and `lease` is
-        released when it ends. Raises SlowDown, ShuttingDown."""
-        return self._begin(self.jobs.write(lease.fd, offset, buffers, sync), lease, writes=True)
-
-    def begin_write_from(self, lease: Lease, offset: int, source: Source, head: Buffer, *, sync: bool) -> asyncio.Future[None]:
-        """As `begin_write`, of what `source` gives behind `head`."""
-        return self._begin(self.jobs.write_from(lease.fd, offset, source, head, sync), lease, writes=True)
 
     async def reserve(self, fd: int, length: int) -> None:
         """Room for `length` bytes, or OSError (ENOSPC). It can take long: some file systems write zeros."""

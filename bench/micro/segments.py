@@ -19,6 +19,7 @@ from pathlib import Path
 
 from anvil._ec.pool import Job
 from anvil.base.limits import DRIVE_THREADS, MIB, SEGMENT_BYTES
+from anvil.base.types import Told
 from anvil.ec.executor import NativeExecutor
 from anvil.model.records import Attributes, BlobRef
 from anvil.model.scheme import Scheme
@@ -50,6 +51,9 @@ class Inline:
         if over is not None:
             over()
         return ended
+
+    def start(self, job: Job, told: Told) -> None:
+        self.begin(job).add_done_callback(lambda ended: told(ended.exception()))
 
     def abandon(self, job: Job, error: Exception) -> None:
         """It has ended before anybody could give it up."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from anvil._ec.pieces import Sink, Source
 from anvil.base.errors import BadRecord, DriveFailed, DriveStalled
-from anvil.base.types import Buffer
+from anvil.base.types import Buffer, Told
 from anvil.model.layout import partition as partition_of
 from anvil.model.records import BlobId, BlobRef
 from anvil.model.scheme import Scheme
@@ -195,13 +195,11 @@ class MemoryLargeShard:
         await self._meet("write")
         self._payload += frames
 
-    def begin(self, frames: Buffer | Source) -> asyncio.Future[bool]:
-        async def write() -> bool:
-            await (self.write_from(frames) if isinstance(frames, Source) else self.write(frames))
-            return True
-
+    def begin(self, frames: Buffer | Source, told: Told) -> bool:
         self._still_open()
-        return asyncio.get_running_loop().create_task(write())
+        write = self.write_from(frames) if isinstance(frames, Source) else self.write(frames)
+        asyncio.get_running_loop().create_task(write).add_done_callback(lambda task: told(task.exception()))
+        return True
 
     async def write_from(self, source: Source) -> None:
         frames = bytearray(source.length)

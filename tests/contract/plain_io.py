@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Sink, Source
-from anvil.base.types import Buffer
+from anvil.base.types import Buffer, Told
 from anvil.shards.identity import identity_place
 from anvil.shards.io import preadv_nowait
 
@@ -98,6 +98,9 @@ class ThreadExecutor:
 
         task.add_done_callback(ended)
         return future
+
+    def start(self, job: PlainJob, told: Told) -> None:
+        asyncio.ensure_future(self.run_to_end(job)).add_done_callback(lambda task: told(task.exception()))
 
     def abandon(self, job: PlainJob, error: Exception) -> None:
         future = self._waiting.get(job)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
+from anvil._ec.pieces import Source
+from anvil.base.types import Buffer
+from anvil.engine.ports import LargeShard
 from anvil.model.records import Algorithm, Attributes, BlobRef, Checksum
 from anvil.model.scheme import Scheme
 from anvil.model.shard import ShardFooter, ShardHeader
@@ -31,3 +35,27 @@ def make_footer(etag: str = "0123456789abcdef0123456789abcdef") -> ShardFooter:
         attributes=Attributes(content_type="text/plain", user={"colour": "blue"}),
         checksum=Checksum(Algorithm.CRC32C, b"\x01\x02\x03\x04"),
     )
+
+
+def begun(shard: LargeShard, frames: Buffer | Source) -> asyncio.Future[None] | None:
+    """`LargeShard.begin`, with what it tells as a future that takes no second answer; None where it takes a task."""
+    answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def told(error: BaseException | None) -> None:
+        assert returned, "told before `begin` had returned"
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
+
+    returned = False
+    taken = shard.begin(frames, told)
+    returned = True
+    return answer if taken else None
+
+
+async def begun_and_over(shard: LargeShard, frames: Buffer | Source) -> None:
+    """Where a drive can: begin it, and wait."""
+    answer = begun(shard, frames)
+    assert answer is not None
+    await answer

@@ -21,7 +21,7 @@ from anvil.shards.drive import LocalDrive
 from anvil.shards.settings import DriveSettings
 from tests.contract.memory_drive import MemoryDrive
 from tests.contract.plain_io import FaultyJobs, ThreadExecutor
-from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
+from tests.contract.shard_samples import SESSION, begun, make_footer, make_frames, make_header
 from tests.support.peers import peers_of, served
 
 
@@ -280,14 +280,14 @@ def test_frames_written_without_a_task(on_drive: Any, sealed: bool) -> None:
             job.run()
             expected += job.frame(0)
             source = SealFrame(key, stripe, last, piece, length) if sealed else job.frame(0)
-            begun = shard.begin(source)
-            if begun is None:
+            answer = begun(shard, source)
+            if answer is None:
                 await (shard.write_from(source) if isinstance(source, SealFrame) else shard.write(source))
                 continue
             if drive.local and not isinstance(drive, MemoryDrive):
                 with pytest.raises(RuntimeError):
-                    shard.begin(source)
-            assert await begun is True
+                    begun(shard, source)
+            await answer
         await shard.publish(make_footer())
         assert await payload(drive, header) == expected
 

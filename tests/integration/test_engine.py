@@ -27,6 +27,7 @@ from anvil.base.errors import (
     WriteQuorumLost,
     WriterFenced,
 )
+from anvil.base.types import Told
 from anvil.engine.blobs_find import DamageOnce
 from anvil.engine.blobs_read import BlobReader
 from anvil.engine.types import CompletePart
@@ -430,12 +431,11 @@ def test_a_drive_that_is_busy_counts_like_one_that_failed(postgres: Postgres, tm
             self.abort = shard.abort
             self.number = number
 
-        def begin(self, frames: object) -> asyncio.Future[bool] | None:
+        def begin(self, frames: object, told: Told) -> bool:
             if self.number % 2:
-                return None
-            refused: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            refused.set_exception(SlowDown())
-            return refused
+                return False
+            asyncio.get_running_loop().call_soon(told, SlowDown())
+            return True
 
         async def write(self, frames: object) -> None:
             raise SlowDown

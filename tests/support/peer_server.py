@@ -43,8 +43,8 @@ class DroppedShard:
     async def write(self, frames: Buffer) -> None:
         return
 
-    def begin(self, frames: object) -> None:
-        return None
+    def begin(self, frames: object, told: object) -> bool:
+        return False
 
     async def write_from(self, source: object) -> None:
         return

@@ -235,3 +235,67 @@ def test_a_job_that_hangs_can_be_given_up(run: Run, tmp_path: Path) -> None:
         await executor.close()
 
     run(scenario)
+
+
+def test_whoever_started_a_job_is_told_how_it_ended(run: Run, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        executor = NativeExecutor(asyncio.get_running_loop(), 1)
+        loop = asyncio.get_running_loop()
+        good, bad = loop.create_future(), loop.create_future()
+        file = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+        executor.start(WriteJob(file, 0, [b"x"]), good.set_result)
+        executor.start(WriteJob(os.open(tmp_path / "f", os.O_RDONLY), 0, [b"x"]), bad.set_result)
+        assert executor.in_flight == 2
+        assert await good is None
+        error = await bad
+        assert isinstance(error, OSError)
+        assert error.errno == errno.EBADF
+        assert error.__traceback__ is None
+        assert executor.in_flight == 0
+        os.close(file)
+        await executor.close()
+
+    run(scenario)
+
+
+def test_closing_waits_for_what_was_started(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    async def scenario() -> None:
+        executor = NativeExecutor(asyncio.get_running_loop(), 1)
+        job, told = OpenJob(str(tmp_path / "pipe"), os.O_RDONLY), []
+        executor.start(job, told.append)
+        closing = asyncio.create_task(executor.close())
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        with pytest.raises(ShuttingDown):
+            executor.start(OpenJob(str(tmp_path / "pipe"), os.O_RDONLY), told.append)
+        os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
+        await closing
+        assert told == [None]
+        os.close(job.take())
+
+    run(scenario)
+
+
+def test_jobs_in_flight_are_bounded_however_they_were_begun(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        executor = JobRunner(loop, Pool(1), jobs_max=2)
+        first, second = (OpenJob(str(tmp_path / "pipe"), os.O_RDONLY) for _ in range(2))
+        waiting = executor.begin(first)
+        told = loop.create_future()
+        executor.start(second, told.set_result)
+        with pytest.raises(SlowDown):
+            executor.start(encode_job(b"x"), told.set_result)
+        with pytest.raises(SlowDown):
+            executor.begin(encode_job(b"x"))
+        for job in (first, second):
+            os.close(await asyncio.to_thread(os.open, tmp_path / "pipe", os.O_WRONLY))
+            await (waiting if job is first else told)
+            os.close(job.take())
+        await executor.close()
+
+    run(scenario)

@@ -13,7 +13,7 @@ import pytest
 from anvil._ec import stripe_reference as reference
 from anvil._ec.codec import Codec
 from anvil._ec.fileio import ReadInto, WriteFrom
-from anvil._ec.pieces import Sink, Source
+from anvil._ec.pieces import PIECE_BYTES, Sink, Source
 from anvil._ec.pool import Pool
 from anvil._ec.stripe import (
     BlobKey,
@@ -32,12 +32,11 @@ from anvil._ec.stripe import (
 BUCKET_KEY = bytes(range(32))
 BLOB = bytes(range(100, 116))
 KEY = BlobKey(BUCKET_KEY, BLOB)
-PIECE = 128 * 1024
 LENGTHS = [
     *(1, 15, 16, 17, 63, 64, 65, 239, 240, 241, 4096, 65_536),
-    *(PIECE + more for more in (-17, -16, -1, 0, 1, 15, 16, 17, 64)),
-    *(2 * PIECE + more for more in (-1, 0, 1, 16)),
-    *(3 * PIECE + 12_345, 1 << 20),
+    *(PIECE_BYTES + more for more in (-17, -16, -1, 0, 1, 15, 16, 17, 64)),
+    *(2 * PIECE_BYTES + more for more in (-1, 0, 1, 16)),
+    *(3 * PIECE_BYTES + 12_345, 1 << 20),
 ]
 
 
@@ -108,10 +107,10 @@ def test_the_reference_agrees(length: int) -> None:
     assert [drawn(SealFrame(KEY, 7, True, plain, length))] == reference.encode(1, 0, place, plain)
 
 
-@pytest.mark.parametrize("length", [1, 5000, PIECE, PIECE + 1, 2 * PIECE + 77])
+@pytest.mark.parametrize("length", [1, 5000, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES + 77])
 def test_every_kind_of_flip_is_caught(length: int) -> None:
     frame = bytearray(whole_frame(plaintext(length)))
-    places = {8, 8 + length // 2, 8 + length - 1, 8 + length, len(frame) - 1, min(8 + PIECE, len(frame) - 1)}
+    places = {8, 8 + length // 2, 8 + length - 1, 8 + length, len(frame) - 1, min(8 + PIECE_BYTES, len(frame) - 1)}
     for at in places:
         frame[at] ^= 0x20
         out = bytearray(b"\xee" * length)
@@ -134,7 +133,7 @@ def test_every_kind_of_flip_is_caught(length: int) -> None:
 
 
 def test_a_frame_of_another_place_is_caught() -> None:
-    length = PIECE + 99
+    length = PIECE_BYTES + 99
     frame = whole_frame(plaintext(length))
     broken: list[Callable[[bytearray], OpenFrame]] = [
         lambda out: OpenFrame(KEY, 8, True, length, out),
@@ -152,9 +151,9 @@ def test_a_frame_of_another_place_is_caught() -> None:
 
 
 def test_through_a_file(fd: int) -> None:
-    plain = plaintext(5 * PIECE + 4321)
+    plain = plaintext(5 * PIECE_BYTES + 4321)
     WriteFrom(fd, 100, SealFrame(KEY, 3, False, plain, len(plain)), b"header").run()
-    assert os.pread(fd, 1 << 20, 0) == bytes(100) + b"header" + whole_frame(plain, 3, False)
+    assert os.pread(fd, 2 * len(plain), 0) == bytes(100) + b"header" + whole_frame(plain, 3, False)
     out = bytearray(len(plain))
     sink = OpenFrame(KEY, 3, False, len(plain), out)
     job = ReadInto(fd, 106, sink)
@@ -163,9 +162,9 @@ def test_through_a_file(fd: int) -> None:
     assert (job.count, sink.wants, bytes(out)) == (len(plain) + 24, 0, plain)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 8, PIECE, PIECE + 8, 3 * PIECE + 20])
+@pytest.mark.parametrize("keep", [0, 7, 8, PIECE_BYTES, PIECE_BYTES + 8, 3 * PIECE_BYTES + 20])
 def test_a_file_that_ends_early(fd: int, keep: int) -> None:
-    plain = plaintext(3 * PIECE)
+    plain = plaintext(3 * PIECE_BYTES)
     WriteFrom(fd, 0, SealFrame(KEY, 0, True, plain, len(plain))).run()
     os.ftruncate(fd, keep)
     sink = OpenFrame(KEY, 0, True, len(plain), bytearray(len(plain)))
@@ -249,18 +248,18 @@ def test_buffers_stay_pinned(fd: int) -> None:
 
 def test_given_up_half_way() -> None:
     """Dropped in the middle of a frame: the key's state goes with it (what a sanitizer would see)."""
-    frame = whole_frame(plaintext(3 * PIECE))
+    frame = whole_frame(plaintext(3 * PIECE_BYTES))
     for _ in range(50):
-        sink = OpenFrame(KEY, 7, True, 3 * PIECE, bytearray(3 * PIECE))
+        sink = OpenFrame(KEY, 7, True, 3 * PIECE_BYTES, bytearray(3 * PIECE_BYTES))
         sink.feed(frame[: sink.wants])
         assert sink.wants
         del sink
 
 
 def test_many_at_once_on_threads(tmp_path: Path) -> None:
-    plains = [plaintext(PIECE * 2 + n) for n in range(40)]
+    plains = [plaintext(PIECE_BYTES * 2 + n) for n in range(40)]
     with open(tmp_path / "many", "w+b") as file:
-        step = 4 * PIECE
+        step = 4 * PIECE_BYTES
         pool = Pool(4)
         for n, plain in enumerate(plains):
             pool.submit(WriteFrom(file.fileno(), n * step, SealFrame(KEY, n, True, plain, len(plain))))

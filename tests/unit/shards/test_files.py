@@ -19,7 +19,7 @@ from anvil.shards.files import FolderSync, LargeShardFile, blob_path, blobs_in, 
 from anvil.shards.io import Io
 from anvil.shards.settings import DriveSettings
 from tests.contract.plain_io import THREADS, FaultyJobs
-from tests.contract.shard_samples import SESSION, make_footer, make_frames, make_header
+from tests.contract.shard_samples import SESSION, begun_and_over, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
 
 SIZE = 1 * MIB
@@ -84,7 +84,7 @@ def test_a_failure_leaves_nothing_visible(
             shard = await drive.create(header)
             setattr(jobs.faults, where, list(number))
             with pytest.raises(error):
-                await (shard.begin(frames) if begun else shard.write(frames))
+                await (begun_and_over(shard, frames) if begun else shard.write(frames))
                 await shard.publish(make_footer())
             await shard.abort()
             assert await drive.open(header.blob.blob_id, 0) is None
@@ -224,14 +224,13 @@ def test_cancelled_in_the_middle_of_a_write(tmp_path: Path) -> None:
 async def given_up_in_a_write(drive: LocalDrive, jobs: FaultyJobs) -> LargeShardFile:
     """A large shard that nobody waits for any more, while a write to it is held at the gate."""
     shard = await drive.create(make_header(SIZE))
-    begun = shard.begin(make_frames(make_header(SIZE)))
+    assert shard.begin(make_frames(make_header(SIZE)), lambda error: None)
     await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
-    begun.cancel()
     await shard.abort()
     return shard
 
 
-def test_cancelled_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aborted_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on, and the descriptor stays open for it."""
     monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
 
@@ -260,15 +259,15 @@ def test_a_drive_that_hangs_in_a_write_that_was_begun(tmp_path: Path, monkeypatc
             shard = await drive.create(header)
             jobs.faults.gate = threading.Event()
             with pytest.raises(DriveStalled):
-                await shard.begin(make_frames(header))
+                await begun_and_over(shard, make_frames(header))
             assert drive.stalled
             await shard.abort()
             os.fstat(shard.fd)
             with pytest.raises(RuntimeError):
-                shard.begin(b"x")
+                shard.begin(b"x", lambda error: None)
             other = LargeShardFile(drive._store.large, header, tmp_path / "d/tmp/other", os.dup(shard.fd))
             with pytest.raises(DriveStalled):
-                await other.begin(make_frames(header))
+                await begun_and_over(other, make_frames(header))
             jobs.faults.gate.set()
             while drive.stalled or shard._open or other._open:
                 await asyncio.sleep(0.01)
@@ -296,14 +295,14 @@ def test_a_write_to_a_drive_that_hangs_already_is_refused_at_once(
             hanging = [await drive.create(header) for _ in range(THREADS)]
             late = await drive.create(header)
             jobs.faults.gate = threading.Event()
-            for told in [shard.begin(frames) for shard in hanging]:
+            for writing in [asyncio.create_task(begun_and_over(shard, frames)) for shard in hanging]:
                 with pytest.raises(DriveStalled):
-                    await told
+                    await writing
             try:
                 with pytest.raises(DriveStalled):
-                    await asyncio.wait_for(late.begin(frames) if begun else late.write(frames), 10)
+                    await asyncio.wait_for(begun_and_over(late, frames) if begun else late.write(frames), 10)
                 with pytest.raises(RuntimeError):
-                    late.begin(frames)
+                    late.begin(frames, lambda error: None)
             finally:
                 jobs.faults.gate.set()
             while drive.stalled:
