@@ -364,7 +364,7 @@ class LargeShardFile:
         offset, head = self._offset, self._head if self._offset == 0 else b""
         self._offset += len(head) + length
         self._unflushed += length
-        flush = self._unflushed >= DRIVE_FLUSH_BYTES
+        flush = self._unflushed >= DRIVE_FLUSH_BYTES and self._offset < self._end  # `publish` flushes the last of it
         if flush:
             self._unflushed = 0
         return offset, head, flush
