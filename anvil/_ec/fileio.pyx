@@ -3,7 +3,8 @@
 
 Owns: repeating interrupted and short calls until all is done or the kernel says why not. Invariant: buffers stay pinned while
 the job object lives. The descriptor does not: its owner keeps it open until the job has been collected (`JobRunner.run_to_end`
-waits for that even when its caller is cancelled; `begin` tells its `over`). Not here: which files and names, what a failure means for a drive (`anvil/shards`).
+waits for that even when its caller is cancelled; `begin` tells its `over`, `start` its `told`). Not here: which files and names, what a
+failure means for a drive (`anvil/shards`).
 """
 
 import os

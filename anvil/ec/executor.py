@@ -1,6 +1,6 @@
 """Native jobs awaited from asyncio: the event loop's side of a pool of C threads.
 
-Owns: which future waits for which job, and the bound on jobs in flight. Invariant: a job that was submitted runs to its end and
+Owns: who waits for which job, and the bound on jobs in flight. Invariant: a job that was submitted runs to its end and
 is collected, whatever became of who waited for it; its buffers stay pinned until then. Not here: the threads
 (`anvil/_ec/pool.pyx`, `anvil/_ec/digest.pyx`), the jobs.
 

@@ -339,10 +339,11 @@ class _OneBlob:
                 if not shard.begin(frame, step.begin(index)):
                     step.watch(index, self._context.owned.start(_write(shard, frame)))
         await step.settled()
-        for index, error in step.errors.items():
+        self._give_up(shards)
+        errors, step.errors = step.errors, {}  # a straggler may fail while others are taken back
+        for index, error in errors.items():
             if (shard := shards[index]) is not None and isinstance(error, Unavailable):
                 await self._lost(index, shard, shards, error)
-        self._give_up(shards)
         if sum(shard is not None for shard in shards) < self._blob.scheme.quorum:
             self._require_quorum([shard is not None for shard in shards])
 

@@ -248,8 +248,9 @@ class LargeShard(Protocol):
         ...
 
     def begin(self, frames: Buffer | Source, told: Told) -> bool:
-        """`write` or `write_from`, begun on return, without a task: `told` is called once, later, with None or what they raise. The frames
-        stay in use until they are written. False where it takes a task: use those."""
+        """`write` or `write_from`, begun on return, without a task: `told` is called once, later, with None or what they raise; but a
+        call out of turn raises RuntimeError or ValueError here. The frames stay in use until they are written. False where it takes a task:
+        use those."""
         ...
 
     async def write_from(self, source: Source) -> None:

@@ -62,7 +62,8 @@ class Step:
         if task.cancelled():
             self._ended(index, asyncio.CancelledError())
         elif (error := task.exception()) is not None:
-            self._ended(index, error)
+            # Its frames hold what it wrote, and this object is kept until the next step, for which a client may take its time.
+            self._ended(index, error.again() if isinstance(error, AnvilError) else error)
         else:
             self._ended(index, None, task.result())
 

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ class LargeShards:
         label: str,
         *,
         clock_us: Callable[[], int],
-        failed: Callable[[OSError], Awaitable[None]],
+        failed: Callable[[OSError], Coroutine[Any, Any, None]],
         freed: Callable[[int], None],
         guard: Guard,
         step: Step = lambda name: None,
@@ -259,12 +259,15 @@ class LargeShardFile:
     def _tell(self, error: BaseException | None) -> None:
         """Whoever waits: once."""
         told, self._told = self._told, None
+        if error is not None:
+            self._unwanted = True
         if told is None:
+            if isinstance(error, OSError):  # nobody waits any more, but the drive is judged by it
+                self._owner.io.background(self._owner.failed(error))
             return
         if error is None:
             told(None)
             return
-        self._unwanted = True
         known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         known.add_done_callback(lambda known: told(known.exception()))
         self._owner.io.background(self._refuse(known, error))

@@ -1,10 +1,10 @@
 """The seam between this package and the native IO jobs: protocols, waiting that survives cancellation, classing of OS errors.
 
 Owns: how a job is awaited. Invariant: an `Io` call that writes returns, or raises, only when the job no longer touches its file or its
-buffers, whatever became of the caller. One that reads, and a write that was begun, may be left behind, by DriveStalled or a cancellation:
-the job then keeps its buffers, and its descriptor stays open, until it ends. Nothing that may have to wait for a disk runs on the event
-loop. Not here: the jobs themselves (`anvil/_ec/fileio.pyi`), the executor (`anvil/ec/executor.py`), when a drive counts as stalled
-(waiting.py); tests put fault injection into this seam.
+buffers, whatever became of the caller. One that reads may be left behind, by DriveStalled or a cancellation, and a write that was begun by
+DriveStalled: the job then keeps its buffers, and its descriptor stays open, until it ends. Nothing that may have to wait for a disk runs
+on the event loop. Not here: the jobs themselves (`anvil/_ec/fileio.pyi`), the executor (`anvil/ec/executor.py`), when a drive counts as
+stalled (waiting.py); tests put fault injection into this seam.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ and ports (drive.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from anvil._ec.fileio import Guard
 from anvil.base.errors import DriveFailed
@@ -170,7 +171,7 @@ class Store:
         label: str,
         *,
         clock_us: Callable[[], int],
-        failed: Callable[[OSError], Awaitable[None]],
+        failed: Callable[[OSError], Coroutine[Any, Any, None]],
         freed: Callable[[int], None],
         step: Step,
         segment_bytes: int = SEGMENT_BYTES,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from anvil._ec.fileio import Guard
 from anvil._ec.pieces import Sink, Source
+from anvil.base.errors import AnvilError
 from anvil.base.types import Buffer, Told
 from anvil.shards.identity import identity_place
 from anvil.shards.io import preadv_nowait
@@ -51,6 +52,10 @@ class PlainJob:
 THREADS = 2
 
 
+def _bare(error: BaseException | None) -> BaseException | None:
+    return None if error is None else error.with_traceback(None)
+
+
 class ThreadExecutor:
     """The executor's surface over a thread pool."""
 
@@ -58,6 +63,7 @@ class ThreadExecutor:
         self._pool = ThreadPoolExecutor(threads)
         self._waiting: dict[PlainJob, asyncio.Future[None]] = {}
         self.ran = 0
+        self.refusal: AnvilError | None = None  # what `start` raises
 
     async def run(self, job: PlainJob) -> None:
         self.ran += 1
@@ -100,7 +106,9 @@ class ThreadExecutor:
         return future
 
     def start(self, job: PlainJob, told: Told) -> None:
-        asyncio.ensure_future(self.run_to_end(job)).add_done_callback(lambda task: told(task.exception()))
+        if self.refusal is not None:
+            raise self.refusal
+        asyncio.ensure_future(self.run_to_end(job)).add_done_callback(lambda task: told(_bare(task.exception())))
 
     def abandon(self, job: PlainJob, error: Exception) -> None:
         future = self._waiting.get(job)

@@ -38,7 +38,7 @@ def make_footer(etag: str = "0123456789abcdef0123456789abcdef") -> ShardFooter:
 
 
 def begun(shard: LargeShard, frames: Buffer | Source) -> asyncio.Future[None] | None:
-    """`LargeShard.begin`, with what it tells as a future that takes no second answer; None where it takes a task."""
+    """`LargeShard.begin`, with what it tells as a future; None where it takes a task. A second answer raises where it is given."""
     answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def told(error: BaseException | None) -> None:

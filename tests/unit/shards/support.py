@@ -33,7 +33,15 @@ async def opened(path: Path, jobs: FaultyJobs | None = None, **options: Any) -> 
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 60))
+    """And nothing was raised where nobody could catch it, such as by who was told a second time."""
+    unseen: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: unseen.append(repr(context)))
+        await asyncio.wait_for(work, 60)
+
+    asyncio.run(main())
+    assert unseen == []
 
 
 def picture(folder: Path, to: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from anvil.base.errors import BadRecord, DriveFailed, DriveStalled, StorageFull
+from anvil.base.errors import BadRecord, DriveFailed, DriveStalled, SlowDown, StorageFull
 from anvil.base.limits import MIB
 from anvil.model.shard import ShardHeader
 from anvil.shards import identity
@@ -19,7 +19,7 @@ from anvil.shards.drive import LocalDrive
 from anvil.shards.files import FolderSync, LargeShardFile, blob_path, blobs_in, parse_blob_name
 from anvil.shards.io import Io
 from anvil.shards.settings import DriveSettings
-from tests.contract.plain_io import THREADS, FaultyJobs
+from tests.contract.plain_io import THREADS, FaultyJobs, ThreadExecutor
 from tests.contract.shard_samples import SESSION, begun_and_over, make_footer, make_frames, make_header
 from tests.unit.shards.support import get, opened, picture, put_large, run
 
@@ -227,13 +227,14 @@ def begin_of(header: ShardHeader) -> bytes:
     return make_frames(header)[:-1]
 
 
-async def given_up_in_a_write(drive: LocalDrive, jobs: FaultyJobs) -> LargeShardFile:
-    """A large shard that nobody waits for any more, while a write to it is held at the gate."""
+async def given_up_in_a_write(drive: LocalDrive, jobs: FaultyJobs) -> tuple[LargeShardFile, list[BaseException | None]]:
+    """A large shard that nobody wants any more, while a write to it is held at the gate; and what will be told."""
     shard = await drive.create(make_header(SIZE))
-    assert shard.begin(begin_of(make_header(SIZE)), lambda error: None)
+    told: list[BaseException | None] = []
+    assert shard.begin(begin_of(make_header(SIZE)), told.append)
     await asyncio.to_thread(jobs.faults.at_gate.wait, 20)
     await shard.abort()
-    return shard
+    return shard, told
 
 
 def test_aborted_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +245,12 @@ def test_aborted_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.Mon
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs) as drive:
             jobs.faults.gate = threading.Event()
-            shard = await given_up_in_a_write(drive, jobs)
+            shard, told = await given_up_in_a_write(drive, jobs)
             os.fstat(shard.fd)
+            assert told == []
             jobs.faults.gate.set()
             await drive._io.idle()
+            assert told == [None]
             assert list((tmp_path / "d/tmp").iterdir()) == []
             assert drive.writable
 
@@ -281,6 +284,45 @@ def test_a_drive_that_hangs_in_a_write_that_was_begun(tmp_path: Path, monkeypatc
             for closed in (shard, other):
                 with pytest.raises(OSError, match="Bad file descriptor"):
                     os.fstat(closed.fd)
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+            assert drive.writable
+
+    run(main())
+
+
+def test_an_error_that_comes_when_nobody_waits_any_more_is_the_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
+
+    async def main() -> None:
+        jobs = FaultyJobs()
+        async with opened(tmp_path / "d", jobs, settings=DriveSettings(floor_bytes=MIB, stalled_s=0.2)) as drive:
+            header = make_header(SIZE)
+            shard = await drive.create(header)
+            jobs.faults.gate, jobs.faults.sync_errnos = threading.Event(), [errno.EIO]
+            with pytest.raises(DriveStalled):
+                await begun_and_over(shard, begin_of(header))
+            jobs.faults.gate.set()
+            while drive.stalled or shard._open:
+                await asyncio.sleep(0.01)
+            await drive._io.idle()
+            assert not drive.writable
+            assert list((tmp_path / "d/tmp").iterdir()) == []
+
+    run(main())
+
+
+def test_a_write_that_the_executor_refuses_takes_the_shard_with_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(tmp_path / "d") as drive:
+            header = make_header(SIZE)
+            shard = await drive.create(header)
+            executor = drive._io.executor
+            assert isinstance(executor, ThreadExecutor)
+            executor.refusal = SlowDown()
+            with pytest.raises(SlowDown):
+                await begun_and_over(shard, make_frames(header))
+            with pytest.raises(RuntimeError):
+                shard.begin(b"x", lambda error: None)
             assert list((tmp_path / "d/tmp").iterdir()) == []
             assert drive.writable
 
@@ -326,10 +368,11 @@ def test_a_drive_is_left_only_when_what_was_begun_has_ended(tmp_path: Path, monk
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs) as drive:
             jobs.faults.gate = threading.Event()
-            shard = await given_up_in_a_write(drive, jobs)
+            shard, told = await given_up_in_a_write(drive, jobs)
             asyncio.get_running_loop().call_later(0.3, jobs.faults.gate.set)
             await drive.close()
             assert jobs.faults.gate.is_set()
+            assert told == [None]
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(shard.fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
@@ -411,7 +454,8 @@ def test_aborting_in_the_middle_of_a_flush_keeps_the_descriptor_until_it_ended(t
             await shard.abort()
             os.fstat(shard._fd)  # raises once it is closed
             jobs.faults.gate.set()
-            await asyncio.wait([publishing])
+            with pytest.raises(DriveFailed):
+                await publishing
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(shard._fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
@@ -489,6 +533,7 @@ def test_a_large_shard_is_flushed_on_the_way(tmp_path: Path, monkeypatch: pytest
                 await shard.write(frames[at : at + step])
             assert jobs.faults.syncs == 3
             await shard.publish(make_footer())
+            assert jobs.faults.syncs > 3
             assert await get(drive, header) == frames
 
     run(main())
