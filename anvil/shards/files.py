@@ -289,10 +289,6 @@ class LargeShardFile:
             if not known.done():
                 known.set_exception(error)
 
-    @property
-    def fd(self) -> int:
-        return self._fd
-
     async def write_from(self, source: Source) -> None:
         """Append the frames that `source` gives, as `write` does."""
         await self._alone(self._append(source, source.length))

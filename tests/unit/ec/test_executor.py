@@ -243,8 +243,9 @@ def test_whoever_started_a_job_is_told_how_it_ended(run: Run, tmp_path: Path) ->
         loop = asyncio.get_running_loop()
         good, bad = loop.create_future(), loop.create_future()
         file = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+        unwritable = os.open(tmp_path / "f", os.O_RDONLY)
         executor.start(WriteJob(file, 0, [b"x"]), good.set_result)
-        executor.start(WriteJob(os.open(tmp_path / "f", os.O_RDONLY), 0, [b"x"]), bad.set_result)
+        executor.start(WriteJob(unwritable, 0, [b"x"]), bad.set_result)
         assert executor.in_flight == 2
         assert await good is None
         error = await bad
@@ -253,6 +254,7 @@ def test_whoever_started_a_job_is_told_how_it_ended(run: Run, tmp_path: Path) ->
         assert error.__traceback__ is None
         assert executor.in_flight == 0
         os.close(file)
+        os.close(unwritable)
         await executor.close()
 
     run(scenario)

@@ -237,6 +237,16 @@ async def given_up_in_a_write(drive: LocalDrive, jobs: FaultyJobs) -> tuple[Larg
     return shard, told
 
 
+async def hanging_in_a_write(drive: LocalDrive, jobs: FaultyJobs) -> LargeShardFile:
+    """A large shard whose writer was told that the drive hangs, in a write that is held at the gate."""
+    shard = await drive.create(make_header(SIZE))
+    jobs.faults.gate = threading.Event()
+    with pytest.raises(DriveStalled):
+        await begun_and_over(shard, begin_of(make_header(SIZE)))
+    assert drive.stalled
+    return shard
+
+
 def test_aborted_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on, and the descriptor stays open for it."""
     monkeypatch.setattr("anvil.shards.files.DRIVE_FLUSH_BYTES", 1)
@@ -246,7 +256,7 @@ def test_aborted_after_a_write_was_begun(tmp_path: Path, monkeypatch: pytest.Mon
         async with opened(tmp_path / "d", jobs) as drive:
             jobs.faults.gate = threading.Event()
             shard, told = await given_up_in_a_write(drive, jobs)
-            os.fstat(shard.fd)
+            os.fstat(shard._fd)
             assert told == []
             jobs.faults.gate.set()
             await drive._io.idle()
@@ -264,17 +274,13 @@ def test_a_drive_that_hangs_in_a_write_that_was_begun(tmp_path: Path, monkeypatc
     async def main() -> None:
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs, settings=DriveSettings(floor_bytes=MIB, stalled_s=0.2)) as drive:
-            header = make_header(SIZE)
-            shard = await drive.create(header)
-            jobs.faults.gate = threading.Event()
-            with pytest.raises(DriveStalled):
-                await begun_and_over(shard, begin_of(header))
-            assert drive.stalled
+            shard, header = await hanging_in_a_write(drive, jobs), make_header(SIZE)
+            assert jobs.faults.gate is not None
             await shard.abort()
-            os.fstat(shard.fd)
+            os.fstat(shard._fd)
             with pytest.raises(RuntimeError):
                 shard.begin(b"x", lambda error: None)
-            other = LargeShardFile(drive._store.large, header, tmp_path / "d/tmp/other", os.dup(shard.fd))
+            other = LargeShardFile(drive._store.large, header, tmp_path / "d/tmp/other", os.dup(shard._fd))
             with pytest.raises(DriveStalled):
                 await begun_and_over(other, begin_of(header))
             jobs.faults.gate.set()
@@ -283,7 +289,7 @@ def test_a_drive_that_hangs_in_a_write_that_was_begun(tmp_path: Path, monkeypatc
             await drive._io.idle()
             for closed in (shard, other):
                 with pytest.raises(OSError, match="Bad file descriptor"):
-                    os.fstat(closed.fd)
+                    os.fstat(closed._fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
             assert drive.writable
 
@@ -296,11 +302,9 @@ def test_an_error_that_comes_when_nobody_waits_any_more_is_the_drives(tmp_path: 
     async def main() -> None:
         jobs = FaultyJobs()
         async with opened(tmp_path / "d", jobs, settings=DriveSettings(floor_bytes=MIB, stalled_s=0.2)) as drive:
-            header = make_header(SIZE)
-            shard = await drive.create(header)
-            jobs.faults.gate, jobs.faults.sync_errnos = threading.Event(), [errno.EIO]
-            with pytest.raises(DriveStalled):
-                await begun_and_over(shard, begin_of(header))
+            jobs.faults.sync_errnos = [errno.EIO]
+            shard = await hanging_in_a_write(drive, jobs)
+            assert jobs.faults.gate is not None
             jobs.faults.gate.set()
             while drive.stalled or shard._open:
                 await asyncio.sleep(0.01)
@@ -374,7 +378,7 @@ def test_a_drive_is_left_only_when_what_was_begun_has_ended(tmp_path: Path, monk
             assert jobs.faults.gate.is_set()
             assert told == [None]
             with pytest.raises(OSError, match="Bad file descriptor"):
-                os.fstat(shard.fd)
+                os.fstat(shard._fd)
             assert list((tmp_path / "d/tmp").iterdir()) == []
 
     run(main())
